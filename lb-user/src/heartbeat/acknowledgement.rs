@@ -1,11 +1,12 @@
 //! The acknowledgement of a signed heartbeat, with the nonce for the next ones.
 
-use lb_core::{BootId, Sequence};
+use lb_core::Sequence;
 use serde::{Deserialize, Serialize};
 
-use super::envelope::{self, Envelope, Kind};
+use super::Refusal;
+use super::envelope::{self, Kind};
 use super::nonce::Nonce;
-use super::{Refusal, wire};
+use super::wire::{self, WireSequence};
 use crate::keys::Key;
 
 /// The reply to one heartbeat. It is shorter than any heartbeat, so that a manager cannot be used to amplify
@@ -31,14 +32,12 @@ impl Acknowledgement {
     /// None: it consists of numbers.
     pub fn encode(&self, key: &Key) -> Result<Vec<u8>, Refusal> {
         let wire = Wire {
-            boot: self.heartbeat.boot.to_string(),
-            seq: self.heartbeat.number,
+            heartbeat: self.heartbeat.into(),
             nonce: self.nonce.to_string(),
             fresh: self.fresh,
             new_boot: self.new_boot,
         };
-        let body = serde_json::to_vec(&wire).map_err(|error| Refusal::of_parser(&error))?;
-        Ok(envelope::seal(Kind::Acknowledgement, key, &body))
+        envelope::encode(Kind::Acknowledgement, Some(key), &wire)
     }
 
     /// Checks the signature, then decodes.
@@ -47,25 +46,11 @@ impl Acknowledgement {
     ///
     /// Returns why it is not valid.
     pub fn decode(datagram: &[u8], key: &Key) -> Result<Self, Refusal> {
-        let envelope = Envelope::parse(Kind::Acknowledgement, datagram)?;
-        if envelope.key != key.id() {
-            return Err(Refusal::UnknownKey { key: envelope.key });
-        }
-        if !envelope.is_signed_by(key) {
-            return Err(Refusal::BadSignature { key: envelope.key });
-        }
-        let wire: Wire =
-            serde_json::from_slice(envelope.body).map_err(|error| Refusal::of_parser(&error))?;
+        let body = envelope::signed_body(Kind::Acknowledgement, datagram, Some(key))?;
+        let wire: Wire = serde_json::from_slice(body)?;
         Ok(Self {
-            heartbeat: Sequence {
-                boot: wire::number(&wire.boot)
-                    .map(BootId)
-                    .ok_or(Refusal::BadBoot)?,
-                number: wire.seq,
-            },
-            nonce: wire::number(&wire.nonce)
-                .map(Nonce)
-                .ok_or(Refusal::BadNonce)?,
+            heartbeat: wire.heartbeat.parse()?,
+            nonce: wire::nonce(&wire.nonce)?,
             fresh: wire.fresh,
             new_boot: wire.new_boot,
         })
@@ -74,8 +59,8 @@ impl Acknowledgement {
 
 #[derive(Serialize, Deserialize)]
 struct Wire {
-    boot: String,
-    seq: u64,
+    #[serde(flatten)]
+    heartbeat: WireSequence,
     nonce: String,
     fresh: bool,
     /// Absent in replies of older managers.

@@ -16,7 +16,7 @@ use super::limits::SourceLimits;
 use super::nonce::{Freshness, Nonces};
 use super::ping::{self, Ping, PingDatagram};
 use super::whose::{self, Mine};
-use super::{Decoded, Heartbeat, Refusal, SIZE_LIMIT, decode};
+use super::{Decoded, Heartbeat, Refusal, check_size, decode};
 use crate::keys::{Key, KeyId, KeyRing};
 
 /// How often a heartbeat with the newest nonce is acknowledged, so that the agent can measure its round-trip
@@ -160,10 +160,7 @@ impl Authenticator {
         if !self.limits.allows(from, now) {
             return Err(Refusal::RateLimited.into());
         }
-        if datagram.len() >= SIZE_LIMIT {
-            let bytes = datagram.len();
-            return Err(Refusal::Oversized { bytes }.into());
-        }
+        check_size(datagram)?;
         if let Some(ping) = ping::parse(datagram) {
             return Err(self.handle_ping(ping?));
         }

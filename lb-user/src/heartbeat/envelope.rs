@@ -3,6 +3,8 @@
 //! The JSON stays readable on the wire. The tag is the HMAC-SHA256 over the first word, the space,
 //! the key's id, a line feed and the JSON: everything but the tag itself and the space before it.
 
+use serde::Serialize;
+
 use super::Refusal;
 use crate::keys::{Key, KeyId, TAG_BYTES, hex, write_hex};
 
@@ -28,6 +30,17 @@ impl Kind {
             Self::Whose => b"memlb1-whose ",
             Self::Mine => b"memlb1-mine ",
         }
+    }
+
+    /// Returns the JSON of an unsigned datagram other than a heartbeat. It has a line feed after the first word.
+    pub fn unsigned_body(self, datagram: &[u8]) -> Option<&[u8]> {
+        let rest = datagram.strip_prefix(self.mark().trim_ascii_end())?;
+        rest.strip_prefix(b"\n")
+    }
+
+    /// Whether a datagram is of this kind, signed or not, valid or not.
+    pub fn is_of(self, datagram: &[u8]) -> bool {
+        self.unsigned_body(datagram).is_some() || datagram.starts_with(self.mark())
     }
 }
 
@@ -87,4 +100,28 @@ pub fn seal(kind: Kind, key: &Key, body: &[u8]) -> Vec<u8> {
     datagram.push(b'\n');
     datagram.extend_from_slice(body);
     datagram
+}
+
+/// Encodes a body of JSON, and signs it if there is a key.
+pub fn encode(kind: Kind, key: Option<&Key>, body: &impl Serialize) -> Result<Vec<u8>, Refusal> {
+    let body = serde_json::to_vec(body)?;
+    Ok(match key {
+        Some(key) => seal(kind, key, &body),
+        None => [kind.mark().trim_ascii_end(), b"\n", &body].concat(),
+    })
+}
+
+/// Returns the body of a datagram that this key signed.
+pub fn signed_body<'a>(
+    kind: Kind,
+    datagram: &'a [u8],
+    key: Option<&Key>,
+) -> Result<&'a [u8], Refusal> {
+    let envelope = Envelope::parse(kind, datagram)?;
+    let id = envelope.key;
+    match key {
+        Some(key) if envelope.is_signed_by(key) => Ok(envelope.body),
+        Some(key) if key.id() == id => Err(Refusal::BadSignature { key: id }),
+        _ => Err(Refusal::UnknownKey { key: id }),
+    }
 }

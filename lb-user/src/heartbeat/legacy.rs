@@ -33,8 +33,7 @@ pub struct LegacyHeartbeat {
 impl LegacyHeartbeat {
     /// Decodes the second datagram. The caller has checked its size.
     pub(super) fn decode(datagram: &[u8]) -> Result<Self, Refusal> {
-        let list: Vec<Entry> =
-            serde_json::from_slice(datagram).map_err(|error| Refusal::of_parser(&error))?;
+        let list: Vec<Entry> = serde_json::from_slice(datagram)?;
         let length = list.len();
         let [entry] = <[Entry; 1]>::try_from(list).map_err(|_| Refusal::LegacyLength { length })?;
         check_name(&entry.worker)?;

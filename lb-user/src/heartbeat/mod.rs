@@ -89,11 +89,7 @@ impl Decoded {
 ///
 /// Returns why the datagram is not a valid heartbeat.
 pub fn decode(datagram: &[u8], legacy: bool) -> Result<Decoded, Refusal> {
-    if datagram.len() >= SIZE_LIMIT {
-        return Err(Refusal::Oversized {
-            bytes: datagram.len(),
-        });
-    }
+    check_size(datagram)?;
     let first = datagram.iter().find(|byte| !byte.is_ascii_whitespace());
     match first {
         None => Err(Refusal::Empty),
@@ -105,6 +101,14 @@ pub fn decode(datagram: &[u8], legacy: bool) -> Result<Decoded, Refusal> {
             Some(_) => Err(Refusal::LegacyOff),
             None => Err(Refusal::NotJson),
         },
+    }
+}
+
+fn check_size(datagram: &[u8]) -> Result<(), Refusal> {
+    let bytes = datagram.len();
+    match bytes < SIZE_LIMIT {
+        true => Ok(()),
+        false => Err(Refusal::Oversized { bytes }),
     }
 }
 

@@ -1,16 +1,12 @@
 //! The ping with which an agent tests whether it reaches a manager, and the reply, the pong. A ping has no figures of
 //! a worker and changes nothing.
 
-use lb_core::{BootId, Sequence};
+use lb_core::Sequence;
 use serde::{Deserialize, Serialize};
 
 use super::envelope::{self, Envelope, Kind};
-use super::{Refusal, check_name, v1::VERSION, wire};
+use super::{Refusal, check_name, v1::VERSION, wire::WireSequence};
 use crate::keys::Key;
-
-/// The first lines of an unsigned ping and pong.
-const UNSIGNED_PING: &[u8] = b"memlb1-ping\n";
-const UNSIGNED_PONG: &[u8] = b"memlb1-pong\n";
 
 /// An agent's ping.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,7 +33,7 @@ pub(super) enum PingDatagram<'a> {
 
 /// Recognises a ping; nothing if the datagram is something else.
 pub(super) fn parse(datagram: &[u8]) -> Option<Result<PingDatagram<'_>, Refusal>> {
-    if let Some(body) = datagram.strip_prefix(UNSIGNED_PING) {
+    if let Some(body) = Kind::Ping.unsigned_body(datagram) {
         return Some(Ok(PingDatagram::Unsigned(body)));
     }
     datagram
@@ -58,20 +54,16 @@ impl Ping {
     /// Refuses an invalid name.
     pub fn encode(&self, key: Option<&Key>) -> Result<Vec<u8>, Refusal> {
         check_name(&self.worker)?;
-        let body = json(&WirePing {
+        let wire = WirePing {
             memlb: VERSION,
             worker: self.worker.clone(),
             sequence: self.sequence.into(),
-        })?;
-        Ok(match key {
-            Some(key) => envelope::seal(Kind::Ping, key, &body),
-            None => [UNSIGNED_PING, &body].concat(),
-        })
+        };
+        envelope::encode(Kind::Ping, key, &wire)
     }
 
     pub(super) fn decode(body: &[u8]) -> Result<Self, Refusal> {
-        let wire: WirePing =
-            serde_json::from_slice(body).map_err(|error| Refusal::of_parser(&error))?;
+        let wire: WirePing = serde_json::from_slice(body)?;
         if wire.memlb != VERSION {
             let version = wire.memlb;
             return Err(Refusal::OtherVersion { version });
@@ -85,14 +77,11 @@ impl Ping {
 
     /// Encodes the answer. `is_unknown` says that no service has such a worker.
     pub(super) fn answer(&self, key: Option<&Key>, is_unknown: bool) -> Result<Vec<u8>, Refusal> {
-        let body = json(&WirePong {
+        let wire = WirePong {
             sequence: self.sequence.into(),
             unknown: is_unknown,
-        })?;
-        Ok(match key {
-            Some(key) => envelope::seal(Kind::Pong, key, &body),
-            None => [UNSIGNED_PONG, &body].concat(),
-        })
+        };
+        envelope::encode(Kind::Pong, key, &wire)
     }
 }
 
@@ -103,7 +92,7 @@ impl Pong {
     ///
     /// Returns why it is not a pong, or that `key` did not sign it.
     pub fn decode(datagram: &[u8], key: Option<&Key>) -> Result<Self, Refusal> {
-        let (body, is_signed) = match datagram.strip_prefix(UNSIGNED_PONG) {
+        let (body, is_signed) = match Kind::Pong.unsigned_body(datagram) {
             Some(body) => (body, false),
             None => {
                 let envelope = Envelope::parse(Kind::Pong, datagram)?;
@@ -114,18 +103,13 @@ impl Pong {
                 (envelope.body, true)
             }
         };
-        let wire: WirePong =
-            serde_json::from_slice(body).map_err(|error| Refusal::of_parser(&error))?;
+        let wire: WirePong = serde_json::from_slice(body)?;
         Ok(Self {
             ping: wire.sequence.parse()?,
             is_signed,
             is_unknown: wire.unknown,
         })
     }
-}
-
-fn json(value: &impl Serialize) -> Result<Vec<u8>, Refusal> {
-    serde_json::to_vec(value).map_err(|error| Refusal::of_parser(&error))
 }
 
 #[derive(Serialize, Deserialize)]
@@ -142,30 +126,4 @@ struct WirePong {
     sequence: WireSequence,
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     unknown: bool,
-}
-
-#[derive(Serialize, Deserialize)]
-struct WireSequence {
-    boot: String,
-    seq: u64,
-}
-
-impl From<Sequence> for WireSequence {
-    fn from(sequence: Sequence) -> Self {
-        Self {
-            boot: sequence.boot.to_string(),
-            seq: sequence.number,
-        }
-    }
-}
-
-impl WireSequence {
-    fn parse(&self) -> Result<Sequence, Refusal> {
-        Ok(Sequence {
-            boot: wire::number(&self.boot)
-                .map(BootId)
-                .ok_or(Refusal::BadBoot)?,
-            number: self.seq,
-        })
-    }
 }

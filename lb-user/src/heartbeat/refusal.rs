@@ -101,9 +101,9 @@ refusals! {
     AbsurdFreeMemory = "absurd_free_memory", "\"freeMemory\" is not a believable number of MiB";
 }
 
-impl Refusal {
-    /// Classifies a parser's error: no JSON, or JSON with another structure.
-    pub(super) fn of_parser(error: &serde_json::Error) -> Self {
+/// Classifies a parser's error: no JSON, or JSON with another structure.
+impl From<serde_json::Error> for Refusal {
+    fn from(error: serde_json::Error) -> Self {
         if !error.is_data() {
             return Self::NotJson;
         }

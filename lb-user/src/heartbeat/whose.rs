@@ -2,18 +2,16 @@
 //!
 //! A manager that lost its table of connections asks the agents. docs/heartbeat.md specifies both datagrams.
 
-use std::{borrow::Cow, net::SocketAddr};
+use std::net::SocketAddr;
 
-use lb_core::{BootId, Endpoint, Sequence};
+use lb_core::{Endpoint, Sequence};
 use serde::{Deserialize, Serialize};
 
 use super::envelope::{self, Envelope, Kind};
-use super::{Refusal, SIZE_LIMIT, wire};
+use super::nonce::Nonce;
+use super::wire::{self, WireSequence};
+use super::{Refusal, SIZE_LIMIT, check_size};
 use crate::keys::{Key, KeyId};
-
-/// The first lines of an unsigned question and answer.
-const UNSIGNED_WHOSE: &[u8] = b"memlb1-whose\n";
-const UNSIGNED_MINE: &[u8] = b"memlb1-mine\n";
 
 /// The most clients of a question.
 pub const MAX_CLIENTS: usize = 45;
@@ -59,13 +57,12 @@ impl Whose {
 
     fn encode_all(&self, key: Option<&Key>) -> Result<Vec<u8>, Refusal> {
         let wire = WireWhose {
-            boot: Cow::Owned(self.heartbeat.boot.to_string()),
-            seq: self.heartbeat.number,
-            nonce: Cow::Owned(format!("{:016x}", self.nonce)),
-            service: Cow::Owned(self.service.to_string()),
+            heartbeat: self.heartbeat.into(),
+            nonce: Nonce(self.nonce).to_string(),
+            service: self.service.to_string(),
             clients: self.clients.clone(),
         };
-        seal(Kind::Whose, UNSIGNED_WHOSE, key, &wire)
+        envelope::encode(Kind::Whose, key, &wire)
     }
 
     /// Checks the signature, then decodes. With a key, only a signed question counts; without one, only an unsigned
@@ -75,28 +72,22 @@ impl Whose {
     ///
     /// Returns why it is not valid.
     pub fn decode(datagram: &[u8], key: Option<&Key>) -> Option<Result<Self, Refusal>> {
-        let is_question =
-            datagram.starts_with(UNSIGNED_WHOSE) || datagram.starts_with(Kind::Whose.mark());
-        is_question.then(|| Self::decode_question(datagram, key))
+        Kind::Whose
+            .is_of(datagram)
+            .then(|| Self::decode_question(datagram, key))
     }
 
     fn decode_question(datagram: &[u8], key: Option<&Key>) -> Result<Self, Refusal> {
         check_size(datagram)?;
-        let body = match (key, datagram.strip_prefix(UNSIGNED_WHOSE)) {
+        let body = match (key, Kind::Whose.unsigned_body(datagram)) {
             (None, Some(body)) => body,
             (Some(_), Some(_)) => return Err(Refusal::Unsigned),
-            (key, None) => signed_body(Kind::Whose, datagram, key)?,
+            (key, None) => envelope::signed_body(Kind::Whose, datagram, key)?,
         };
-        let wire: WireWhose<'_> =
-            serde_json::from_slice(body).map_err(|error| Refusal::of_parser(&error))?;
+        let wire: WireWhose = serde_json::from_slice(body)?;
         let question = Self {
-            heartbeat: Sequence {
-                boot: wire::number(&wire.boot)
-                    .map(BootId)
-                    .ok_or(Refusal::BadBoot)?,
-                number: wire.seq,
-            },
-            nonce: wire::number(&wire.nonce).ok_or(Refusal::BadNonce)?,
+            heartbeat: wire.heartbeat.parse()?,
+            nonce: wire::nonce(&wire.nonce)?.0,
             service: wire.service.parse().map_err(|_| Refusal::Malformed {
                 problem: "\"service\" is no endpoint".to_owned(),
             })?,
@@ -123,27 +114,25 @@ impl Mine {
     /// None: it consists of numbers.
     pub fn encode(&self, key: Option<&Key>) -> Result<Vec<u8>, Refusal> {
         let wire = WireMine {
-            nonce: Cow::Owned(format!("{:016x}", self.nonce)),
-            mine: Cow::Owned(format!("{:016x}", self.mine)),
+            nonce: Nonce(self.nonce).to_string(),
+            mine: format!("{:016x}", self.mine),
         };
-        seal(Kind::Mine, UNSIGNED_MINE, key, &wire)
+        envelope::encode(Kind::Mine, key, &wire)
     }
 
     /// Decodes the body of an answer.
     fn decode(body: &[u8]) -> Result<Self, Refusal> {
-        let wire: WireMine<'_> =
-            serde_json::from_slice(body).map_err(|error| Refusal::of_parser(&error))?;
-        let number = |text| wire::number(text).ok_or(Refusal::BadNonce);
+        let wire: WireMine = serde_json::from_slice(body)?;
         Ok(Self {
-            nonce: number(&wire.nonce)?,
-            mine: number(&wire.mine)?,
+            nonce: wire::nonce(&wire.nonce)?.0,
+            mine: wire::nonce(&wire.mine)?.0,
         })
     }
 }
 
 /// Whether a datagram is an answer, valid or not.
 pub fn is_mine(datagram: &[u8]) -> bool {
-    datagram.starts_with(UNSIGNED_MINE) || datagram.starts_with(Kind::Mine.mark())
+    Kind::Mine.is_of(datagram)
 }
 
 /// Checks and decodes an answer. `key` finds the keys; `None`: signatures are not verified. Returns the key that signed
@@ -153,7 +142,7 @@ pub(super) fn decode_mine<'a>(
     keys: Option<impl Fn(KeyId) -> Option<&'a Key>>,
 ) -> Result<(Mine, Option<&'a Key>), Refusal> {
     check_size(datagram)?;
-    if let Some(body) = datagram.strip_prefix(UNSIGNED_MINE) {
+    if let Some(body) = Kind::Mine.unsigned_body(datagram) {
         return Ok((Mine::decode(body)?, None));
     }
     let envelope = Envelope::parse(Kind::Mine, datagram)?;
@@ -162,66 +151,30 @@ pub(super) fn decode_mine<'a>(
     };
     let id = envelope.key;
     let key = keys(id).ok_or(Refusal::UnknownKey { key: id })?;
-    let body = signed_body(Kind::Mine, datagram, Some(key))?;
+    let body = envelope::signed_body(Kind::Mine, datagram, Some(key))?;
     Ok((Mine::decode(body)?, Some(key)))
 }
 
-fn check_size(datagram: &[u8]) -> Result<(), Refusal> {
-    let bytes = datagram.len();
-    match bytes < SIZE_LIMIT {
-        true => Ok(()),
-        false => Err(Refusal::Oversized { bytes }),
-    }
-}
-
-fn seal(
-    kind: Kind,
-    unsigned: &[u8],
-    key: Option<&Key>,
-    body: &impl Serialize,
-) -> Result<Vec<u8>, Refusal> {
-    let body = serde_json::to_vec(body).map_err(|error| Refusal::of_parser(&error))?;
-    Ok(match key {
-        Some(key) => envelope::seal(kind, key, &body),
-        None => [unsigned, &body].concat(),
-    })
-}
-
-/// Returns the body of a datagram that this key signed.
-fn signed_body<'a>(kind: Kind, datagram: &'a [u8], key: Option<&Key>) -> Result<&'a [u8], Refusal> {
-    let envelope = Envelope::parse(kind, datagram)?;
-    let id = envelope.key;
-    match key {
-        Some(key) if envelope.is_signed_by(key) => Ok(envelope.body),
-        Some(key) if key.id() == id => Err(Refusal::BadSignature { key: id }),
-        _ => Err(Refusal::UnknownKey { key: id }),
-    }
-}
-
 #[derive(Serialize, Deserialize)]
-struct WireWhose<'a> {
-    #[serde(borrow)]
-    boot: Cow<'a, str>,
-    seq: u64,
-    #[serde(borrow)]
-    nonce: Cow<'a, str>,
-    #[serde(borrow)]
-    service: Cow<'a, str>,
+struct WireWhose {
+    #[serde(flatten)]
+    heartbeat: WireSequence,
+    nonce: String,
+    service: String,
     clients: Vec<SocketAddr>,
 }
 
 #[derive(Serialize, Deserialize)]
-struct WireMine<'a> {
-    #[serde(borrow)]
-    nonce: Cow<'a, str>,
-    #[serde(borrow)]
-    mine: Cow<'a, str>,
+struct WireMine {
+    nonce: String,
+    mine: String,
 }
 
 #[cfg(test)]
 mod tests {
     use std::net::{Ipv4Addr, Ipv6Addr};
 
+    use lb_core::BootId;
     use zeroize::Zeroizing;
 
     use super::*;

@@ -3,12 +3,12 @@
 use std::borrow::Cow;
 use std::time::Duration;
 
-use lb_core::{BootId, Endpoint, WorkerState};
+use lb_core::{BootId, Endpoint, Sequence, WorkerState};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
 
 use super::nonce::Nonce;
 use super::v1::{Heartbeat, MemoryReport, VERSION};
-use super::{Refusal, SIZE_LIMIT, envelope};
+use super::{Refusal, check_size, envelope};
 use crate::keys::Key;
 
 impl Heartbeat {
@@ -28,11 +28,9 @@ impl Heartbeat {
     ///
     /// Refuses to send what a manager would refuse to accept.
     pub fn encode_signed(&self, key: &Key) -> Result<Vec<u8>, Refusal> {
-        check_size(envelope::seal(
-            envelope::Kind::Heartbeat,
-            key,
-            &self.encode()?,
-        ))
+        let datagram = envelope::seal(envelope::Kind::Heartbeat, key, &self.encode()?);
+        check_size(&datagram)?;
+        Ok(datagram)
     }
 
     /// Decodes a datagram. The caller has checked its size.
@@ -61,17 +59,8 @@ fn encode(heartbeat: &Heartbeat) -> Result<Vec<u8>, Refusal> {
             .map(|pause| u64::try_from(pause.as_millis()).unwrap_or(u64::MAX)),
         nonce: heartbeat.nonce.map(|nonce| Cow::Owned(nonce.to_string())),
     };
-    let datagram = serde_json::to_vec(&wire).map_err(|error| Refusal::of_parser(&error))?;
-    check_size(datagram)
-}
-
-/// Refuses a datagram that is too long.
-fn check_size(datagram: Vec<u8>) -> Result<Vec<u8>, Refusal> {
-    if datagram.len() >= SIZE_LIMIT {
-        return Err(Refusal::Oversized {
-            bytes: datagram.len(),
-        });
-    }
+    let datagram = serde_json::to_vec(&wire)?;
+    check_size(&datagram)?;
     Ok(datagram)
 }
 
@@ -83,13 +72,13 @@ fn decode(datagram: &[u8]) -> Result<Heartbeat, Refusal> {
             Ok(Versioned { memlb }) => refuse_version(memlb),
             Err(_) => None,
         }
-        .unwrap_or_else(|| Refusal::of_parser(&error))
+        .unwrap_or_else(|| Refusal::from(error))
     })?;
     if let Some(refusal) = refuse_version(wire.memlb) {
         return Err(refusal);
     }
     Ok(Heartbeat {
-        boot: number(&wire.boot).map(BootId).ok_or(Refusal::BadBoot)?,
+        boot: BootId(number(&wire.boot).ok_or(Refusal::BadBoot)?),
         worker: wire.worker.into_owned(),
         seq: wire.seq,
         interval: Duration::from_millis(wire.interval_ms),
@@ -100,10 +89,7 @@ fn decode(datagram: &[u8]) -> Result<Heartbeat, Refusal> {
         translates: wire.dsr.0,
         version: wire.version.into_owned(),
         pause: wire.pause_ms.map(Duration::from_millis),
-        nonce: match wire.nonce {
-            Some(text) => Some(number(&text).map(Nonce).ok_or(Refusal::BadNonce)?),
-            None => None,
-        },
+        nonce: wire.nonce.as_deref().map(nonce).transpose()?,
     })
 }
 
@@ -172,8 +158,37 @@ fn refuse_version(version: Option<u64>) -> Option<Refusal> {
     }
 }
 
+/// The number of a heartbeat, as other datagrams name it.
+#[derive(Serialize, Deserialize)]
+pub(super) struct WireSequence {
+    boot: String,
+    seq: u64,
+}
+
+impl From<Sequence> for WireSequence {
+    fn from(sequence: Sequence) -> Self {
+        Self {
+            boot: sequence.boot.to_string(),
+            seq: sequence.number,
+        }
+    }
+}
+
+impl WireSequence {
+    pub fn parse(&self) -> Result<Sequence, Refusal> {
+        Ok(Sequence {
+            boot: BootId(number(&self.boot).ok_or(Refusal::BadBoot)?),
+            number: self.seq,
+        })
+    }
+}
+
+pub(super) fn nonce(text: &str) -> Result<Nonce, Refusal> {
+    number(text).map(Nonce).ok_or(Refusal::BadNonce)
+}
+
 /// Reads a number written as exactly 16 hexadecimal digits.
-pub(super) fn number(text: &str) -> Option<u64> {
+fn number(text: &str) -> Option<u64> {
     // `from_str_radix` alone would accept a sign.
     let digits = text.len() == 16 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
     digits.then(|| u64::from_str_radix(text, 16).ok())?
