@@ -108,7 +108,7 @@ export class Chart {
       canvas.height = Math.round(height * scale);
     }
     const style = getComputedStyle(canvas);
-    const colour = (name) => style.getPropertyValue(name).trim();
+    const colour = (name) => colourOf(canvas, name);
     const pen = canvas.getContext("2d");
     pen.setTransform(scale, 0, 0, scale, 0, 0);
     pen.clearRect(0, 0, width, height);
@@ -200,7 +200,7 @@ export class Chart {
     pen.textBaseline = "bottom";
     const at = [fits ? x + 8 : x - 8, Math.max(y - 3, MARGIN.top + 12)];
     pen.save();
-    pen.strokeStyle = getComputedStyle(this.canvas).getPropertyValue("--surface").trim();
+    pen.strokeStyle = colourOf(this.canvas, "--surface");
     pen.lineWidth = 4;
     pen.strokeText(text, ...at);
     pen.restore();
@@ -267,6 +267,12 @@ export class Chart {
     const text = [...at, ...figures].join(" · ");
     if (this.readout.textContent !== text) this.readout.textContent = text;
   }
+}
+
+/** The colour of a variable, as the canvas shows it: the browser resolves light-dark() in properties only. */
+function colourOf(canvas, name) {
+  canvas.style.color = `var(${name})`;
+  return getComputedStyle(canvas).color;
 }
 
 /** Steps of a scale that suits bytes: about four, each a power of two. */
