@@ -148,29 +148,41 @@ pub fn play(mut cluster: Cluster, interrupt: &Interrupt) -> Result<bool> {
         "  {:<48}{:<9}{:>10}{:>13}{:>16}",
         "what happens", "page", "after", "longest gap", "without page"
     );
-    let mut as_expected = true;
-    for step in STEPS {
-        interrupt.check()?;
+    play_steps(STEPS, interrupt, |step| {
         print!("  {:<48}", step.what);
         io::stdout().flush()?;
-        let seen = step.play(&mut cluster, &probe)?;
-        println!("{seen}");
-        as_expected &= seen.difference.is_none();
-    }
-    conclude(as_expected);
-    Ok(as_expected)
+        step.play(&mut cluster, &probe)
+    })
 }
 
-/// Prints whether every step had the expected outcome.
-pub(super) fn conclude(as_expected: bool) {
-    println!(
-        "{}",
-        if as_expected {
-            "Every step had the expected outcome."
-        } else {
-            "Not every step had the expected outcome."
+/// What clients saw of one step.
+pub(super) struct Observation {
+    pub columns: String,
+    /// What was not as expected.
+    pub difference: Option<String>,
+}
+
+/// Plays steps, prints what clients see, and returns whether every step had the expected outcome.
+pub(super) fn play_steps<S>(
+    steps: &[S],
+    interrupt: &Interrupt,
+    mut play: impl FnMut(&S) -> Result<Observation>,
+) -> Result<bool> {
+    let mut as_expected = true;
+    for step in steps {
+        interrupt.check()?;
+        let seen = play(step)?;
+        as_expected &= seen.difference.is_none();
+        match seen.difference {
+            None => println!("{}  ok", seen.columns),
+            Some(difference) => println!("{}  WRONG: {difference}", seen.columns),
         }
-    );
+    }
+    match as_expected {
+        true => println!("Every step had the expected outcome."),
+        false => println!("Not every step had the expected outcome."),
+    }
+    Ok(as_expected)
 }
 
 impl Step {
@@ -191,12 +203,14 @@ impl Step {
         // Requests without an answer yet count, too.
         probe.wait_for_answers(steady, DEADLINE)?;
         let report = probe.report().since(since);
+        let after = match self.outcome {
+            Outcome::Stays => "stays".to_owned(),
+            _ => milliseconds(first.ended_at - started_at),
+        };
+        let outage = milliseconds(report.longest_outage());
+        let failed = format!("{} of {}", report.failures().count(), report.requests.len());
         Ok(Observation {
-            page: self.page,
-            after: (self.outcome != Outcome::Stays).then(|| first.ended_at - started_at),
-            outage: report.longest_outage(),
-            asked: report.requests.len(),
-            failed: report.failures().count(),
+            columns: format!("{:<9}{after:>10}{outage:>13}{failed:>16}", self.page),
             difference: self.difference(&report, first.ended_at),
         })
     }
@@ -221,30 +235,7 @@ impl Step {
     }
 }
 
-/// What the client saw of one step.
-struct Observation {
-    page: &'static str,
-    after: Option<Duration>,
-    outage: Duration,
-    asked: usize,
-    failed: usize,
-    difference: Option<String>,
-}
-
-impl std::fmt::Display for Observation {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let after = self.after.map_or("stays".into(), milliseconds);
-        let outage = milliseconds(self.outage);
-        let failed = format!("{} of {}", self.failed, self.asked);
-        write!(f, "{:<9}{after:>10}{outage:>13}{failed:>16}", self.page)?;
-        match &self.difference {
-            None => write!(f, "  ok"),
-            Some(difference) => write!(f, "  WRONG: {difference}"),
-        }
-    }
-}
-
-fn milliseconds(duration: Duration) -> String {
+pub(super) fn milliseconds(duration: Duration) -> String {
     format!("{} ms", duration.as_millis())
 }
 

@@ -1,7 +1,6 @@
 //! The story of a pair: who has the address after each step, and what clients saw of it.
 
 use std::{
-    fmt,
     io::{self, Write},
     thread,
     time::{Duration, Instant},
@@ -14,7 +13,10 @@ use memlb_tests::{
     pair::{Idle, Pair, StreamCounts, Streams, StreamsReport, Turnover, TurnoverReport, WEB_PORT},
 };
 
-use crate::{interrupt::Interrupt, lab::demo::conclude};
+use crate::{
+    interrupt::Interrupt,
+    lab::demo::{Observation, milliseconds, play_steps},
+};
 
 /// Connections that say nothing but for a check after each step.
 const IDLE: usize = 500;
@@ -127,17 +129,11 @@ pub fn play(mut pair: Pair, interrupt: &Interrupt) -> Result<bool> {
         "  {:<50}{:<10}{:>9}{:>13}{:>12}{:>13}",
         "what happens", "active", "after", "longest gap", "idle lost", "others lost"
     );
-    let mut as_expected = true;
-    for step in STEPS {
-        interrupt.check()?;
+    play_steps(STEPS, interrupt, |step| {
         print!("  {:<50}", step.what);
         io::stdout().flush()?;
-        let seen = step.play(&mut pair, &mut idle)?;
-        println!("{seen}");
-        as_expected &= seen.difference.is_none();
-    }
-    conclude(as_expected);
-    Ok(as_expected)
+        step.play(&mut pair, &mut idle)
+    })
 }
 
 impl Step {
@@ -163,13 +159,15 @@ impl Step {
             streams: streams.finish()?,
             event,
         };
+        let active = format!("manager{}", self.active + 1);
+        let (after, outage) = (milliseconds(after), milliseconds(outage));
+        let others = seen.turnover.failures().len() + seen.streams.broken.len();
         Ok(Observation {
-            active: self.active,
-            after,
+            columns: format!(
+                "{active:<10}{after:>9}{outage:>13}{:>12}{others:>13}",
+                seen.idle
+            ),
             difference: self.difference(&seen),
-            outage,
-            idle: seen.idle,
-            others: seen.turnover.failures().len() + seen.streams.broken.len(),
         })
     }
 
@@ -200,35 +198,6 @@ struct Seen {
     idle: usize,
     turnover: TurnoverReport,
     streams: StreamsReport,
-}
-
-struct Observation {
-    active: usize,
-    after: Duration,
-    outage: Duration,
-    idle: usize,
-    others: usize,
-    difference: Option<String>,
-}
-
-impl fmt::Display for Observation {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let active = format!("manager{}", self.active + 1);
-        let (after, outage) = (milliseconds(self.after), milliseconds(self.outage));
-        let Self { idle, others, .. } = self;
-        write!(
-            f,
-            "{active:<10}{after:>9}{outage:>13}{idle:>12}{others:>13}"
-        )?;
-        match &self.difference {
-            None => write!(f, "  ok"),
-            Some(difference) => write!(f, "  WRONG: {difference}"),
-        }
-    }
-}
-
-fn milliseconds(duration: Duration) -> String {
-    format!("{} ms", duration.as_millis())
 }
 
 /// Lets the other manager take over, and makes this one equal to it again, which moves nothing.
