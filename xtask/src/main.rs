@@ -42,6 +42,9 @@ enum Task {
     Test {
         /// Only the parts with one of these texts in their names, such as "network namespaces"
         parts: Vec<String>,
+        /// Also what takes an hour where machines are emulated: for the night
+        #[arg(long)]
+        all: bool,
     },
     /// Tests memlb on Debian's Linux 6.1 and 6.12 under emulation
     Kernels(kernels::Options),
@@ -80,7 +83,7 @@ fn start(task: Task) -> Result<ExitCode> {
             }
         }
         Task::Image => image::make().map(drop)?,
-        Task::Test { parts } => return test::all(parts),
+        Task::Test { parts, all } => return test::all(parts, all),
         Task::Kernels(options) => kernels::run(&options)?,
         Task::TryPackage(task) => test::try_package(&task)?,
         Task::Bench { arguments } => return Err(bench(&arguments)),
