@@ -45,11 +45,7 @@ fn start(cluster: &Cluster, name: &str, command: &mut Command) -> Process {
 
 /// When the `count`th event of that kind happened, by the manager's wall clock.
 fn time_of(cluster: &Cluster, kind: &str, count: u32) -> SystemTime {
-    let events = wait_for(SOON, &format!("event {count} of {kind}"), || {
-        let events = cluster.events_of(kind).ok()?;
-        (events.len() >= count as usize).then_some(events)
-    })
-    .unwrap();
+    let events = cluster.wait_for_events(kind, count as usize).unwrap();
     let time = events[count as usize - 1]["time"].as_str().unwrap();
     humantime::parse_rfc3339(time).unwrap()
 }

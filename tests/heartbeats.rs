@@ -125,7 +125,9 @@ fn counts_what_strangers_send_and_does_nothing_else() {
         })
         .unwrap();
     assert_eq!(cluster.page().unwrap(), "Worker1");
-    let events = cluster.events_of("heartbeat_refused").unwrap();
+    let events = cluster
+        .wait_for_events("heartbeat_refused", expected.len())
+        .unwrap();
     for (reason, _) in expected {
         let of_this_reason = events.iter().filter(|event| event["reason"] == reason);
         assert_eq!(of_this_reason.count(), 1, "{reason}");
@@ -152,7 +154,7 @@ fn hears_honest_workers_through_a_flood_of_garbage() {
     let status = cluster.status().unwrap();
     assert_eq!(status["services"][0]["selected"], "worker1");
     // The event log tells of it twice: that it is garbage, and that no more of it is looked at.
-    let events = cluster.events_of("heartbeat_refused").unwrap();
+    let events = cluster.wait_for_events("heartbeat_refused", 2).unwrap();
     let reasons: Vec<&str> = events
         .iter()
         .filter_map(|event| event["reason"].as_str())

@@ -179,7 +179,7 @@ fn the_policy_changes_under_load_without_an_effect_on_clients() {
     cluster.kill_manager().unwrap();
     assert_eq!(pages(&cluster, 30).values().sum::<usize>(), 30);
     cluster.start_manager().unwrap();
-    let adopted = cluster.events_of("selection_adopted").unwrap();
+    let adopted = cluster.wait_for_events("selection_adopted", 1).unwrap();
     assert_eq!(adopted.last().unwrap()["to"], "*");
     for connection in &mut all {
         assert_eq!(connection.get("/").unwrap().status, 200);

@@ -80,7 +80,7 @@ fn a_worker_that_answers_past_the_manager_is_reported_and_tried_again() {
         "{why}"
     );
     assert!(worker1["unanswered"].as_u64().unwrap() >= 3, "{worker1}");
-    let told = cluster.events_of("worker_ineligible").unwrap();
+    let told = cluster.wait_for_events("worker_ineligible", 1).unwrap();
     assert_eq!(told[0]["ineligibility"], "no_return_path", "{told:?}");
     let doctor = cluster.configured("doctor").output().unwrap();
     let found = String::from_utf8_lossy(&doctor.stdout);

@@ -344,7 +344,7 @@ fn api_is_silent(swarm: &mut Swarm) {
     swarm.daemons[0].process.signal(Signal::SIGCONT).unwrap();
     said.unwrap();
     assert_eq!(swarm.workers("up"), ALL);
-    assert!(!cluster.events_of("source_failed").unwrap().is_empty());
+    cluster.wait_for_events("source_failed", 1).unwrap();
     let good = |status: &Value| !problem(status);
     cluster
         .wait_for_status(LATE, "the API to be back", good)
@@ -368,11 +368,11 @@ fn refused(swarm: &Swarm) {
     let says = "its port 8090 is published by the routing mesh";
     wait_until(LATE, says, || swarm.absent().contains(says)).unwrap();
     assert_eq!(swarm.workers("up"), ALL);
-    let events = swarm.cluster.events_of("worker_not_admitted").unwrap();
-    assert!(
-        events.iter().any(|it| it["what"] == "service mesh"),
-        "{events:?}"
-    );
+    wait_until(SOON, "the event about the mesh", || {
+        let events = swarm.cluster.events_of("worker_not_admitted");
+        events.is_ok_and(|it| it.iter().any(|it| it["what"] == "service mesh"))
+    })
+    .unwrap();
     swarm.manage(&["service", "rm", "portless", "mesh"]);
     wait_until(SOON, "nothing to be left out", || swarm.absent() == "[]").unwrap();
 }

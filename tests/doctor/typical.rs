@@ -394,8 +394,7 @@ fn two_managers() {
             status["interfaces"][0]["preceded_by"][0].is_string()
         })
         .unwrap();
-    let noticed = cluster.events_of("other_manager_first").unwrap();
-    assert_eq!(noticed.len(), 1, "{noticed:?}");
+    let noticed = cluster.expect_events("other_manager_first", 1).unwrap();
     assert_eq!(noticed[0]["interface"], "eth1");
     // Its programs go on without it.
     let diagnosis = manager(&cluster);
@@ -407,10 +406,5 @@ fn two_managers() {
     unload.arg(format!("{}-second", cluster.paths.pin_path.display()));
     output(&mut unload).unwrap();
     manager(&cluster).expect_healthy();
-    wait_until(SOON, "the end to be noticed", || {
-        cluster
-            .events_of("other_manager_gone")
-            .is_ok_and(|it| it.len() == 1)
-    })
-    .unwrap();
+    cluster.expect_events("other_manager_gone", 1).unwrap();
 }

@@ -791,20 +791,11 @@ impl Bench {
     pub fn waited(&mut self, client: Key, duration: Duration) {
         let of_client = self.handshakes().into_iter();
         let of_client = of_client.filter(|handshake| handshake.client == client);
-        // Abandoned ones lie about until their places are needed, and by the kernel's coarse clock they may have begun
-        // at the same time. But they have waited.
-        let last = of_client
-            .map(|handshake| (handshake.created_ns, handshake.syn_ns))
-            .max();
+        // Abandoned ones lie about until their places are needed.
+        let last = of_client.map(|handshake| handshake.created_ns).max();
         self.change_handshakes(|handshake| {
-            let Some((created_ns, syn_ns)) = last.filter(|_| handshake.client == client) else {
-                return;
-            };
-            if handshake.created_ns == created_ns && handshake.syn_ns == syn_ns {
+            if handshake.client == client && Some(handshake.created_ns) == last {
                 handshake.syn_ns = before_now(duration);
-            } else if handshake.created_ns == created_ns {
-                // From now on it is the older one.
-                handshake.created_ns -= 1;
             }
         });
     }
@@ -834,6 +825,17 @@ impl Bench {
 fn now_ns() -> u64 {
     let now = clock_gettime(ClockId::CLOCK_MONOTONIC).unwrap();
     u64::try_from(Duration::from(now).as_nanos()).unwrap()
+}
+
+/// Waits until the programs' clock shows another time than `last`, and returns it.
+pub fn next_tick(last: u64) -> u64 {
+    loop {
+        let now = before_now(Duration::ZERO);
+        if now != last {
+            return now;
+        }
+        thread::yield_now();
+    }
 }
 
 /// CLOCK_MONOTONIC, as the programs read it, that long ago.

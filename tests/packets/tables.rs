@@ -8,7 +8,7 @@ use lb_common::{
     maps::{Flow, FlowKey, Handshake},
 };
 
-use crate::frame::Family;
+use crate::{entries, frame::Family};
 
 pub type Key = FlowKey<V6>;
 pub type Entry = Flow<V6>;
@@ -80,7 +80,7 @@ fn whole<A: Address>(
     family: Family,
 ) -> Vec<(SlotIndex, Opening)> {
     (0..)
-        .zip(table.iter().map(Result::unwrap))
+        .zip(entries::of(table))
         .filter(|(_, it)| it.is_valid())
         .map(|(index, it)| (SlotIndex(family, index), handshake(&it)))
         .collect()

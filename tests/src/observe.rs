@@ -138,15 +138,34 @@ impl Cluster {
         Ok(events)
     }
 
-    /// Waits for that many events of a kind. The manager writes them to its log some time after it has acted.
+    /// Waits for at least that many events of a kind, and returns them. The manager writes them to its log some time
+    /// after it has acted.
+    ///
+    /// # Errors
+    /// When there are fewer after five seconds.
+    pub fn wait_for_events(&self, kind: &str, count: usize) -> Result<Vec<Value>> {
+        wait_for(
+            Duration::from_secs(5),
+            &format!("{count} events {kind}"),
+            || {
+                let events = self.events_of(kind).ok()?;
+                (events.len() >= count).then_some(events)
+            },
+        )
+    }
+
+    /// The same for exactly that many events.
     ///
     /// # Errors
     /// When there are fewer after five seconds, or more.
-    pub fn expect_events(&self, kind: &str, count: usize) -> Result<()> {
-        let number = || self.events_of(kind).map_or(0, |events| events.len());
-        wait_until(Duration::from_secs(5), kind, || number() >= count)?;
-        ensure!(number() == count, "{} events {kind}, not {count}", number());
-        Ok(())
+    pub fn expect_events(&self, kind: &str, count: usize) -> Result<Vec<Value>> {
+        let events = self.wait_for_events(kind, count)?;
+        ensure!(
+            events.len() == count,
+            "{} events {kind}, not {count}",
+            events.len()
+        );
+        Ok(events)
     }
 
     /// Returns the path of a pinned map.
