@@ -90,17 +90,18 @@ fn only_a_workers_own_failure_breaks_requests_and_only_until_it_is_detected() {
         chaos.summary(&report, &history)
     );
     if env::var_os("MEMLB_CHAOS_STORY").is_some() {
-        chaos.record_failures(&report);
+        chaos.record_failures(&report, &history);
         println!("{}", chaos.actions());
     }
     let unexplained = chaos.unexplained_failures(&report, &history);
-    assert!(
-        unexplained.is_empty(),
-        "seed {seed}: {} unexplained, the first: {:?}\n{}",
-        unexplained.len(),
-        unexplained[0],
-        chaos.actions()
-    );
+    if !unexplained.is_empty() {
+        let (count, first) = (unexplained.len(), unexplained[0].clone());
+        chaos.record_failures(&report, &history);
+        panic!(
+            "seed {seed}: {count} unexplained, the first: {first:?}\n{}",
+            chaos.actions()
+        );
+    }
     let false_alarms = chaos.false_alarms(&history);
     assert!(
         false_alarms.is_empty(),
@@ -890,14 +891,30 @@ impl Chaos {
         )
     }
 
-    /// Adds the failed requests to the actions.
-    fn record_failures(&mut self, report: &Report) {
-        for request in report.failures() {
-            let at = (request.sent_at - self.started).as_secs_f64();
-            let took = request.ended_at - request.sent_at;
-            let line = format!("{at:7.3}   failed after {took:?}: {:?}", request.answer);
-            self.actions.push(line);
+    /// Adds the events and the failed requests, with their reasons, to the actions.
+    fn record_failures(&mut self, report: &Report, history: &EventHistory) {
+        let since_start = |at: Instant| at.saturating_duration_since(self.started).as_secs_f64();
+        let events = [
+            ("selected", &history.selected),
+            ("down", &history.down),
+            ("up", &history.up),
+        ];
+        let mut lines = Vec::new();
+        for (kind, events) in events {
+            for (at, name) in events {
+                lines.push(format!("{:7.3}     event: {kind} {name}", since_start(*at)));
+            }
         }
+        for request in report.failures() {
+            let at = since_start(request.sent_at);
+            let took = request.ended_at - request.sent_at;
+            let reason = self.reason(request, history);
+            let answer = &request.answer;
+            lines.push(format!(
+                "{at:7.3}   failed after {took:?}: {answer:?}, by {reason:?}"
+            ));
+        }
+        self.actions.extend(lines);
         self.actions.sort();
     }
 

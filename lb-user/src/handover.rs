@@ -97,7 +97,7 @@ fn write(path: &Path, content: &str) -> Result<()> {
         if let Some(directory) = path.parent() {
             fs::create_dir_all(directory)?;
         }
-        let draft = path.with_extension("draft");
+        let draft = path.with_added_extension("draft");
         fs::write(&draft, format!("{content}\n"))?;
         fs::rename(&draft, path)
     };

@@ -66,15 +66,29 @@ where
     pub fn load(path: &Path, what: &'static str, remedy: &str) -> Result<(Self, T)> {
         let content: T =
             read(path).with_context(|| format!("read {what} from {}: {remedy}", path.display()))?;
-        let (latest, wanted) = watch::channel((0, content.clone()));
+        Ok((Self::start(path, what, content.clone()), content))
+    }
+
+    /// Reads what an earlier manager observed. A file that cannot be read gives the default and a warning, which says
+    /// the `consequence`: the manager will observe the same again.
+    pub fn load_observations(path: &Path, what: &'static str, consequence: &str) -> Self {
+        let content = read(path).unwrap_or_else(|error| {
+            let path = path.display();
+            warn!("{what} cannot be read from {path}: {error:#}; {consequence}");
+            T::default()
+        });
+        Self::start(path, what, content)
+    }
+
+    fn start(path: &Path, what: &'static str, content: T) -> Self {
+        let (latest, wanted) = watch::channel((0, content));
         let (flushed, progress) = watch::channel(FlushProgress::default());
         let writing = tokio::spawn(write_latest(path.to_owned(), what, wanted, flushed));
-        let file = Self {
+        Self {
             latest,
             progress,
             writing,
-        };
-        Ok((file, content))
+        }
     }
 
     /// Starts to write this content.
@@ -239,7 +253,8 @@ fn write<T: Serialize>(path: &Path, content: T) -> Result<()> {
         content,
     })?;
     text.push(b'\n');
-    let draft = path.with_extension("draft");
+    // Another state file may differ in its extension alone, and be written at the same time.
+    let draft = path.with_added_extension("draft");
     let mut file = File::create(&draft).with_context(context)?;
     file.write_all(&text).with_context(context)?;
     file.sync_all().with_context(context)?;
@@ -277,14 +292,46 @@ mod tests {
     async fn reports_a_failed_write_and_retries_with_the_next_version() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("operator.json");
-        fs::create_dir(path.with_extension("draft")).unwrap();
+        fs::create_dir(path.with_added_extension("draft")).unwrap();
         let (file, _) = open(&path).unwrap();
         assert!(file.save(orders("worker1")).failure().await.is_some());
-        fs::remove_dir(path.with_extension("draft")).unwrap();
+        fs::remove_dir(path.with_added_extension("draft")).unwrap();
         let mut save = file.save(orders("worker2"));
         let is_written = |it: &FlushProgress| it.version >= save.version;
         save.progress.wait_for(is_written).await.unwrap();
         assert_eq!(open(&path).unwrap().1, orders("worker2"));
+    }
+
+    #[tokio::test]
+    async fn files_that_differ_in_their_extension_are_written_at_the_same_time() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = |extension: &str| directory.path().join("manager").with_extension(extension);
+        let texts = ["failing", "liveness"].map(|it| (path(it), "x".repeat(100_000) + it));
+        for _ in 0..20 {
+            let files = texts
+                .each_ref()
+                .map(|(path, _)| StateFile::load(path, "a text", "").unwrap().0);
+            let saves: Vec<_> = files
+                .iter()
+                .zip(&texts)
+                .map(|(file, (_, text))| file.save(text.clone()))
+                .collect();
+            for (save, (path, text)) in saves.into_iter().zip(&texts) {
+                assert_eq!(save.failure().await, None);
+                assert_eq!(&read::<String>(path).unwrap(), text);
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn goes_on_without_observations_that_cannot_be_read() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("manager.failing");
+        fs::write(&path, "{").unwrap();
+        let file = StateFile::load_observations(&path, "a text", "it is observed again");
+        assert_eq!(file.content(), String::new());
+        assert_eq!(file.save("text".to_owned()).failure().await, None);
+        assert_eq!(read::<String>(&path).unwrap(), "text");
     }
 
     #[test]

@@ -45,16 +45,16 @@ impl StateFiles {
             "the denied clients",
             "repair or remove the file; without it, no client is denied",
         )?;
-        let (liveness, _) = StateFile::load(
+        let liveness = StateFile::load_observations(
             &socket.with_extension("liveness"),
             "the silences of workers",
-            "remove the file; silent workers get down_after again to send a heartbeat",
-        )?;
-        let (ejections, _) = StateFile::load(
+            "silent workers get down_after again to send a heartbeat",
+        );
+        let ejections = StateFile::load_observations(
             &socket.with_extension("failing"),
             "the failing workers",
-            "remove the file; failing workers get new connections until some fail again",
-        )?;
+            "failing workers get new connections until some fail again",
+        );
         Ok(Self {
             overrides,
             membership,
