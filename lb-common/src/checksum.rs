@@ -3,22 +3,22 @@
 //! Sums are taken over words in memory order, which one's-complement addition permits (RFC 1071,
 //! section 2 B), so that a [`Difference`] is also what the kernel's `bpf_l4_csum_replace` expects.
 
-/// The one's-complement difference between old and new header words.
+/// The one's-complement difference between old and new header words. Carries add up in the upper half, so that only
+/// the use of a sum folds them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Difference(u32);
+pub struct Difference(u64);
 
 impl Difference {
     /// The difference of replacing the word `old` by `new`.
     #[inline(always)]
     pub fn of_u32(old: [u8; 4], new: [u8; 4]) -> Self {
-        Self(!u32::from_ne_bytes(old)).plus(Self(u32::from_ne_bytes(new)))
+        Self(u64::from(!u32::from_ne_bytes(old)) + u64::from(u32::from_ne_bytes(new)))
     }
 
     /// The difference of replacing the half-word `old` by `new`.
     #[inline(always)]
     pub fn of_u16(old: [u8; 2], new: [u8; 2]) -> Self {
-        let old = !u16::from_ne_bytes(old);
-        Self(u32::from(old) + u32::from(u16::from_ne_bytes(new)))
+        Self(u64::from(!u16::from_ne_bytes(old)) + u64::from(u16::from_ne_bytes(new)))
     }
 
     /// The difference of replacing the four words `old` by `new`.
@@ -38,25 +38,23 @@ impl Difference {
     /// One's-complement sum of two differences.
     #[inline(always)]
     pub fn plus(self, other: Self) -> Self {
-        let sum = u64::from(self.0) + u64::from(other.0);
-        let folded = (sum & 0xffff_ffff) + (sum >> 32);
-        Self(folded as u32)
+        Self(self.0 + other.0)
     }
 
     /// The raw 32-bit sum, as `bpf_l4_csum_replace` takes it with size 0.
     #[inline(always)]
     pub fn raw(self) -> u64 {
-        u64::from(self.0)
+        // The upper half of the sum of both orders of the halves is their sum with its carry.
+        self.0.wrapping_add(self.0.rotate_left(32)) >> 32
     }
 
     /// The checksum field `checksum` after the difference: HC' = ~(~HC + ~m + m') (RFC 1624, eqn. 3).
     #[inline(always)]
     pub fn apply(self, checksum: [u8; 2]) -> [u8; 2] {
-        let sum = u64::from(!u16::from_ne_bytes(checksum)) + u64::from(self.0);
-        let sum = (sum & 0xffff) + ((sum >> 16) & 0xffff) + (sum >> 32);
-        let sum = (sum & 0xffff) + (sum >> 16);
-        let sum = (sum & 0xffff) + (sum >> 16);
-        (!(sum as u16)).to_ne_bytes()
+        let sum = self.plus(Self(u64::from(!u16::from_ne_bytes(checksum))));
+        let sum = sum.raw() as u32;
+        let folded = sum.wrapping_add(sum.rotate_left(16)) >> 16;
+        (!(folded as u16)).to_ne_bytes()
     }
 }
 

@@ -99,12 +99,6 @@ impl Ipv4Header {
     pub fn identification(&mut self) -> &mut [u8; 2] {
         &mut self.identification
     }
-
-    /// The half-word that holds time to live and protocol, for checksum arithmetic.
-    #[inline(always)]
-    pub fn time_to_live_word(&self) -> [u8; 2] {
-        [self.time_to_live, self.protocol]
-    }
 }
 
 /// An IPv6 header without extension headers (RFC 8200, section 3).

@@ -1,11 +1,11 @@
 //! The maps, and the implementation of [`Tables`] over them.
 
-use core::{arch::asm, ffi::c_void, marker::PhantomData, mem};
+use core::{arch::asm, ffi::c_void, hint::cold_path, marker::PhantomData, mem};
 
 use aya_ebpf::{
     bindings::BPF_NOEXIST,
     btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, lpm_trie::Key},
-    helpers::generated::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns, bpf_loop},
+    helpers::generated::{bpf_get_prandom_u32, bpf_jiffies64, bpf_ktime_get_coarse_ns, bpf_loop},
     macros::btf_map,
 };
 use lb_common::{
@@ -17,7 +17,7 @@ use lb_common::{
         FlowRecord, Handshake, Mac, NAT_SOURCES, NO_ID, Neighbour, OwnerTags, PORT_WORDS,
         PORTS_PER_WORD, PeerLinks, PeerSwitch, Policy, PortPair, PortPool, PortWord,
         SERVICE_CHOICES, SLOTS_PER_BUCKET, SOURCE_FILTER_ENTRIES, Service, ServiceKey,
-        ServiceRefusals, Settings, TraceEvent, Traffic, port_bit, port_word,
+        ServiceRefusals, Settings, TraceEvent, Traffic, port_bit, port_word, ticks,
     },
     packet::Syn,
     steer::{
@@ -152,6 +152,12 @@ static PACKET_SCRATCH: PerCpuArray<PacketScratch<V4>, 1> = PerCpuArray::new();
 
 #[btf_map(name = "packet_scratch6")]
 static PACKET_SCRATCH6: PerCpuArray<PacketScratch<V6>, 1> = PerCpuArray::new();
+
+/// The time in ticks as last read, and above it the lower half of the kernel's jiffies at that time. The programs read
+/// the clock once a jiffy: each reading costs a packet more than a look-up in an array.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = ".bss.clock")]
+static mut CLOCK: u64 = 0;
 
 /// An address family with its maps.
 pub trait Family: Address {
@@ -299,6 +305,23 @@ impl<A: Family> Tables for Maps<A> {
     fn now_ns(&self) -> u64 {
         // SAFETY: the helper takes no argument. Linux 5.11, d05512618056.
         unsafe { bpf_ktime_get_coarse_ns() }
+    }
+
+    #[inline(always)]
+    fn now_ticks(&self) -> u32 {
+        // SAFETY: the helper takes no argument, and is two instructions of the program. Linux 5.6, 5576b991e9c1.
+        let jiffies = unsafe { bpf_jiffies64() } as u32;
+        let clock = &raw mut CLOCK;
+        // SAFETY: an aligned word, read and written whole.
+        let known = unsafe { clock.read_volatile() };
+        if (known >> 32) as u32 == jiffies {
+            return known as u32;
+        }
+        cold_path();
+        let now = ticks(self.now_ns());
+        // SAFETY: as above.
+        unsafe { clock.write_volatile(u64::from(jiffies) << 32 | u64::from(now)) };
+        now
     }
 
     #[inline(always)]

@@ -45,7 +45,7 @@ impl HookContext {
     /// The metadata from link and IP headers.
     #[inline(always)]
     pub fn link_and_ip_meta(self, ethernet: &EthernetHeader, ip: &impl IpHeader) -> PacketMeta {
-        let source_mac = Mac::from(ethernet.source);
+        let source_mac = Mac::read(&ethernet.source);
         PacketMeta {
             hook: self.hook,
             from_peer: false,
@@ -57,7 +57,7 @@ impl HookContext {
                 0 => source_mac,
                 tag => source_mac.tagged(tag),
             },
-            destination_mac: ethernet.destination.into(),
+            destination_mac: Mac::read(&ethernet.destination),
             time_to_live: ip.time_to_live(),
             flags: TcpFlags::NONE,
             sequence: 0,

@@ -35,6 +35,9 @@ use crate::{
 #[inline(always)]
 pub fn run(ctx: &TcContext, hook: Hook) -> i32 {
     let skb = ctx.skb.skb;
+    if hook == Hook::Egress && is_steered(skb) {
+        return TC_ACT_UNSPEC;
+    }
     // SAFETY: the kernel hands a valid context to the program.
     let verdict = match u16::from_be(unsafe { (*skb).protocol } as u16) {
         Ipv4Header::ETHERTYPE if is_unrelated::<V4>(packet_bytes(skb), hook) => Verdict::NotOurs,
@@ -54,11 +57,18 @@ pub fn run(ctx: &TcContext, hook: Hook) -> i32 {
     }
 }
 
+/// Whether a program of this host has forwarded the packet here.
+#[inline(always)]
+fn is_steered(skb: *mut __sk_buff) -> bool {
+    // SAFETY: the kernel passes a valid context; the verifier checks the fields.
+    unsafe { (*skb).tc_index == STEERED && (*skb).ingress_ifindex != 0 }
+}
+
 /// Result of [`fast_path`] other than an action.
 const USE_SLOW_PATH: i32 = i32::MIN;
 
 /// Steers packets of established TCP flows over IPv4. The steps are the same as in [`slow_path`], but without the
-/// scratch map between them. Traced packets take the slow path.
+/// scratch map between them. Traced and malformed packets take the slow path.
 #[inline(never)]
 fn fast_path(skb: *mut __sk_buff, hook: Hook) -> i32 {
     if trace::is_enabled() {
@@ -71,17 +81,13 @@ fn fast_path(skb: *mut __sk_buff, hook: Hook) -> i32 {
     else {
         return USE_SLOW_PATH;
     };
-    let Ok(context) = SkbContext::parse(skb, hook) else {
-        return TC_ACT_UNSPEC;
+    let Ok(context) = SkbContext::read(skb, hook) else {
+        return USE_SLOW_PATH;
     };
     let segment = frame.segment();
-    let offset = match segment.ip.locate(packet_bytes(skb), context.extent) {
-        Ok(located) => located.offset,
-        Err(verdict) => return context.pass_action(verdict),
+    let Some(offset) = segment.checked_offset(packet_bytes(skb), context.extent) else {
+        return USE_SLOW_PATH;
     };
-    if let Err(verdict) = segment.check((offset - ETHERNET_LEN) as u32, context.extent) {
-        return context.pass_action(verdict);
-    }
     let key = segment.tuple();
     let packet = context.hook_context.packet_meta(&segment);
     let mut decision = Decision::NONE;
@@ -335,8 +341,8 @@ fn hop_limit_change<A: Address>(packet: &PacketMeta, decision: &Decision<A>) -> 
 fn set_link_addresses<A>(ethernet: &mut EthernetHeader, decision: &Decision<A>) {
     match decision.exit {
         Exit::Client | Exit::ClientInFragments => {
-            ethernet.destination = decision.destination_mac.bytes();
-            ethernet.source = decision.source_mac.bytes();
+            decision.destination_mac.write(&mut ethernet.destination);
+            decision.source_mac.write(&mut ethernet.source);
         }
         // The link address of `lo`: the stack drops frames to another one.
         Exit::Loopback => ethernet.destination = [0; 6],
@@ -434,54 +440,57 @@ struct SkbContext {
 }
 
 impl SkbContext {
-    /// Reads the context. Returns the result for packets that the context excludes.
+    /// Reads the context. Counts packets that it excludes.
     #[inline(always)]
     fn parse(skb: *mut __sk_buff, hook: Hook) -> Result<Self, Parsed> {
+        Self::read(skb, hook).map_err(|(context, verdict)| context.pass(verdict))
+    }
+
+    /// Reads the context. Returns it with the verdict of packets that it excludes.
+    #[inline(always)]
+    fn read(skb: *mut __sk_buff, hook: Hook) -> Result<Self, (Self, Verdict)> {
         // SAFETY: the kernel passes a valid context; the verifier checks the fields.
-        let (length, interface, received_on, steered, kind, gso_size, gso_segments) = unsafe {
+        let (length, interface, received_on, kind, gso_size, tagged) = unsafe {
             (
                 (*skb).len,
                 (*skb).ifindex,
                 (*skb).ingress_ifindex,
-                (*skb).tc_index,
                 (*skb).pkt_type,
                 (*skb).gso_size,
-                (*skb).gso_segs,
+                (*skb).vlan_present != 0,
             )
         };
-        // SAFETY: as above.
-        let (tagged, tag, tag_protocol) =
-            unsafe { ((*skb).vlan_present, (*skb).vlan_tci, (*skb).vlan_proto) };
-        let is_forwarded = hook == Hook::Egress && received_on != 0;
-        if is_forwarded && steered == STEERED {
-            return Err(Parsed::Skipped);
-        }
-        let context = Self {
+        let mut context = Self {
             frame: Skb(skb),
             hook_context: HookContext {
                 hook,
                 in_driver: false,
                 interface,
-                packets: if gso_segments == 0 { 1 } else { gso_segments },
+                packets: 1,
                 bytes: length,
-                tag: if tagged == 0 {
-                    0
-                } else {
-                    Mac::tag_of(tag as u16)
-                },
+                tag: 0,
             },
             extent: Extent {
                 bytes: length,
                 coalesced: gso_size != 0,
             },
-            is_forwarded,
+            is_forwarded: hook == Hook::Egress && received_on != 0,
         };
-        if hook == Hook::Ingress && kind != PACKET_HOST {
-            return Err(context.pass(Verdict::NotForUs));
+        if context.extent.coalesced {
+            // SAFETY: as above.
+            context.hook_context.packets = unsafe { (*skb).gso_segs }.max(1);
         }
-        // The kernel keeps the outermost tag outside the frame.
-        if tagged != 0 && tag_protocol != u32::from(ETHERTYPE_VLAN.to_be()) {
-            return Err(context.pass(Verdict::NotIp));
+        if hook == Hook::Ingress && kind != PACKET_HOST {
+            return Err((context, Verdict::NotForUs));
+        }
+        if tagged {
+            // SAFETY: as above.
+            let (tag, protocol) = unsafe { ((*skb).vlan_tci, (*skb).vlan_proto) };
+            context.hook_context.tag = Mac::tag_of(tag as u16);
+            // The kernel keeps the outermost tag outside the frame.
+            if protocol != u32::from(ETHERTYPE_VLAN.to_be()) {
+                return Err((context, Verdict::NotIp));
+            }
         }
         Ok(context)
     }

@@ -66,7 +66,7 @@ pub fn run(ctx: &XdpContext) -> u32 {
 const USE_SLOW_PATH: u32 = u32::MAX;
 
 /// Steers packets of established TCP flows over IPv4. The steps are the same as in [`slow_path`], but without the
-/// scratch map between them. Traced packets take the slow path.
+/// scratch map between them. Traced and malformed packets take the slow path.
 #[inline(never)]
 fn fast_path(ctx: *mut xdp_md) -> u32 {
     if trace::is_enabled() {
@@ -81,12 +81,8 @@ fn fast_path(ctx: *mut xdp_md) -> u32 {
     };
     let segment = frame.segment();
     let (hook_context, extent) = parse_context(ctx);
-    let offset = match segment.ip.locate(packet_bytes(ctx), extent) {
-        Ok(located) => located.offset,
-        Err(verdict) => return pass_action(ctx, verdict),
-    };
-    if let Err(verdict) = segment.check((offset - ETHERNET_LEN) as u32, extent) {
-        return pass_action(ctx, verdict);
+    if segment.checked_offset(packet_bytes(ctx), extent).is_none() {
+        return USE_SLOW_PATH;
     }
     let key = segment.tuple();
     let packet = hook_context.packet_meta(&segment);
@@ -253,8 +249,8 @@ fn prepare<A: Family>(
             maps.count_connections(decision.backend, decision.new_connection.into());
             return Err(pass_action(ctx, Verdict::HandedOver));
         };
-        ethernet.destination = worker.bytes();
-        ethernet.source = manager.bytes();
+        worker.write(&mut ethernet.destination);
+        manager.write(&mut ethernet.source);
     }
     maps.account(decision, packet);
     trace_packet();

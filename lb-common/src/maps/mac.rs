@@ -15,6 +15,27 @@ impl Mac {
         let [a, b, c, d, e, f, ..] = self.0.to_le_bytes();
         [a, b, c, d, e, f]
     }
+
+    /// Reads an address from a header. Like [`Self::write`] it accesses a word and a half-word instead of six bytes.
+    #[inline(always)]
+    pub fn read(header: &[u8; 6]) -> Self {
+        let (Some(first), Some(last)) = (header.first_chunk(), header.last_chunk()) else {
+            return Self::NONE;
+        };
+        let (first, last) = (u32::from_le_bytes(*first), u16::from_le_bytes(*last));
+        Self(u64::from(first) | u64::from(last) << 32)
+    }
+
+    /// Writes the address into a header.
+    #[inline(always)]
+    pub fn write(self, header: &mut [u8; 6]) {
+        if let Some(first) = header.first_chunk_mut() {
+            *first = (self.0 as u32).to_le_bytes();
+        }
+        if let Some(last) = header.last_chunk_mut() {
+            *last = ((self.0 >> 32) as u16).to_le_bytes();
+        }
+    }
 }
 
 impl Mac {
@@ -60,7 +81,7 @@ impl Mac {
 
 impl From<[u8; 6]> for Mac {
     #[inline(always)]
-    fn from([a, b, c, d, e, f]: [u8; 6]) -> Self {
-        Self(u64::from_le_bytes([a, b, c, d, e, f, 0, 0]))
+    fn from(bytes: [u8; 6]) -> Self {
+        Self::read(&bytes)
     }
 }

@@ -195,9 +195,9 @@ impl IpHeader for Ipv4Header {
             .plus(Difference::of_u32(self.destination, destination));
         let mut header = addresses;
         if forwarded {
-            let before = self.time_to_live_word();
-            self.time_to_live = after_hop(self.time_to_live);
-            header = header.plus(Difference::of_u16(before, self.time_to_live_word()));
+            let before = self.time_to_live;
+            self.time_to_live = after_hop(before);
+            header = header.plus(Difference::of_u16([before, 0], [self.time_to_live, 0]));
         }
         self.checksum = header.apply(self.checksum);
         self.source = source;

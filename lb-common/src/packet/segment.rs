@@ -1,12 +1,12 @@
 //! A TCP segment or UDP datagram, from its link header on.
 
-use super::{Extent, IpHeader, Rewritten};
+use super::{Extent, FrameBytes, IpHeader, Rewritten};
 use crate::{
     address::{Address, V4},
     checksum::{Difference, udp_checksum},
     headers::{
-        EthernetHeader, Ipv4Header, PROTOCOL_TCP, PROTOCOL_UDP, QuotedPorts, TcpFlags, TcpHeader,
-        UdpHeader,
+        ETHERNET_LEN, EthernetHeader, Ipv4Header, PROTOCOL_TCP, PROTOCOL_UDP, QuotedPorts,
+        TcpFlags, TcpHeader, UdpHeader,
     },
     maps::FlowKey,
     verdict::Verdict,
@@ -87,6 +87,14 @@ impl<A: Address> Segment<'_, A> {
             return Err(Verdict::NotForUs);
         }
         Ok(())
+    }
+
+    /// Offset of the transport header in the frame, if the headers are valid and the packet is one to steer.
+    #[inline(always)]
+    pub fn checked_offset<'a>(&self, bytes: impl FrameBytes<'a>, extent: Extent) -> Option<usize> {
+        let offset = self.ip.locate(bytes, extent).ok()?.offset;
+        self.check((offset - ETHERNET_LEN) as u32, extent).ok()?;
+        Some(offset)
     }
 
     /// The packet's tuple.

@@ -34,6 +34,7 @@ pub(super) fn established<T: Tables>(
     tables: &T,
     packet: &PacketMeta,
     key: &FlowKey<T::Address>,
+    is_datagram: bool,
     mut flow: T::Entry<'_>,
     decision: &mut Decision<T::Address>,
 ) -> Option<Verdict> {
@@ -48,10 +49,9 @@ pub(super) fn established<T: Tables>(
         return Some(Verdict::WrongInterface);
     }
     let keeps = keeps_flows(backend);
-    let mut now = ticks(tables.now_ns());
+    let mut now = tables.now_ticks();
     // Check the exact idle times only after a possibly long silence.
-    let was_idle =
-        key.is_datagram() && now.wrapping_sub(flow.last_seen_ticks) > REVERSE_SYNC_PERIOD;
+    let was_idle = is_datagram && now.wrapping_sub(flow.last_seen_ticks) > REVERSE_SYNC_PERIOD;
     let may_be_over = if is_request {
         packet.flags.is_syn() || !keeps || was_idle
     } else {
@@ -90,15 +90,17 @@ pub(super) fn established<T: Tables>(
         // A peer carried the connection, which has gone on since its record.
         flow.sequence = packet.sequence;
     }
+    // A copy for the functions below, so that the compiler keeps the packet in registers.
+    let copy = || *packet;
     let moved =
-        plausible && is_request && has_moved(&flow, packet) && !is_from_peer(tables, packet);
+        plausible && is_request && has_moved(&flow, packet) && !is_from_peer(tables, &copy());
     if moved {
         flow.client_interface = packet.interface;
         flow.client_mac = packet.source_mac;
         flow.manager_mac = packet.destination_mac;
     }
     let is_due = now / REVERSE_SYNC_PERIOD != flow.last_seen_ticks / REVERSE_SYNC_PERIOD;
-    if (moved || is_due) && !sync_reverse_entry(tables, packet, key, &mut flow, now) {
+    if (moved || is_due) && !sync_reverse_entry(tables, &copy(), key, &mut flow, now) {
         abandon(tables, key, &mut flow);
         drop(flow);
         tables.remove_established(key);

@@ -29,7 +29,7 @@ use crate::{
     maps::{
         Asked, BY_ROUTE, Backend, Flow, FlowKey, FlowRecord, Handshake, IN_FRAGMENTS, LOOPBACK,
         Mac, OwnerTags, PeerLinks, PeerSwitch, Policy, PortPool, PortWord, Service, ServiceKey,
-        ServiceRefusals, Settings, Traffic, mode,
+        ServiceRefusals, Settings, Traffic, mode, ticks,
     },
     verdict::Verdict,
 };
@@ -238,6 +238,10 @@ pub trait Tables: ChoiceTables {
 
     /// CLOCK_MONOTONIC, in nanoseconds.
     fn now_ns(&self) -> u64;
+    /// The same in [`ticks`]; may be a few milliseconds late.
+    fn now_ticks(&self) -> u32 {
+        ticks(self.now_ns())
+    }
     fn settings(&self) -> Option<&Settings>;
     fn service(&self, key: &ServiceKey) -> Option<Service>;
     /// The only interface on which packets from this address may arrive; 0: none, for the manager's own addresses.
@@ -346,10 +350,12 @@ pub fn steer_established<T: Tables>(
     decision: &mut Decision<T::Address>,
 ) -> bool {
     *decision = Decision::NONE;
+    // Before the look-up, after which the compiler would read the key again.
+    let is_datagram = key.is_datagram();
     let Some(flow) = tables.established(key) else {
         return false;
     };
-    match established(tables, packet, key, flow, decision) {
+    match established(tables, packet, key, is_datagram, flow, decision) {
         Some(verdict) => {
             decision.verdict = verdict;
             true
