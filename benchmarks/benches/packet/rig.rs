@@ -393,7 +393,9 @@ fn pair(way: &Way, turn: u32) -> ((Flow, FlowKey), (Flow, FlowKey)) {
             ELSEWHERE,
         )
     };
-    let flow = |translated, direction| Flow {
+    // As if the client acknowledged whatever comes: else its replies would take another way after a second.
+    let client_seen = 1 << 30;
+    let flow = |translated, direction, last_seen_ticks| Flow {
         translated,
         client_mac: Mac::default(),
         manager_mac: Mac::default(),
@@ -404,17 +406,13 @@ fn pair(way: &Way, turn: u32) -> ((Flow, FlowKey), (Flow, FlowKey)) {
         counted: 1,
         superseded: 0,
         created_ticks: 0,
-        last_seen_ticks: 0,
+        last_seen_ticks,
         sequence: 0,
         bytes: 0,
     };
-    (
-        (flow(to_backend, direction::REQUEST), from_client),
-        (
-            flow(from_client.reversed(), direction::REPLY),
-            to_backend.reversed(),
-        ),
-    )
+    let request = flow(to_backend, direction::REQUEST, client_seen);
+    let reply = flow(from_client.reversed(), direction::REPLY, 0);
+    ((request, from_client), (reply, to_backend.reversed()))
 }
 
 /// The address of the service of that number.
