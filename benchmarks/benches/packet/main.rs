@@ -54,8 +54,8 @@ enum Limit {
 const ONE_FLOW: Size = Size::of_flows(1);
 const MANY_FLOWS: u32 = 1 << 16;
 
-/// So few that each finds the first port it tries free.
-const NEW_FLOWS: u32 = 1 << 13;
+/// So few that each finds the first port it tries free, and a free slot for its handshake.
+const NEW_FLOWS: u32 = 1 << 12;
 
 const WAYS: [Way; 7] = [
     Way {
