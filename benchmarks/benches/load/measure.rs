@@ -1,9 +1,12 @@
 //! One scenario through one balancer.
 
-use std::{sync::atomic::AtomicBool, time::Duration};
+use std::{sync::atomic::AtomicBool, thread, time::Duration};
 
-use anyhow::{Context, Result};
-use memlb_tests::load::{Ending, Flood, Load, Tally, hold_twice, open_at_rate, repeated_syns};
+use anyhow::{Context, Result, anyhow};
+use memlb_tests::{
+    load::{Ending, Flood, Load, Sources, Tally, hold_twice, open_at_rate, repeated_syns},
+    notice::say,
+};
 
 use crate::{
     laboratory::{Balancer, Laboratory},
@@ -45,12 +48,13 @@ impl Measured {
     pub fn measure(&mut self, laboratory: &Laboratory, stop: &AtomicBool) -> Result<()> {
         let topology = laboratory.topology();
         let client = &topology.client;
-        let load = |ending| Load {
+        let load_of = |sources, ending| Load {
             targets: &laboratory.targets,
-            sources: self.scenario.sources,
+            sources,
             ending,
             stop,
         };
+        let load = |ending| load_of(self.scenario.sources, ending);
         match self.scenario.kind {
             Kind::Rate {
                 per_second,
@@ -58,7 +62,23 @@ impl Measured {
                 ending,
             } => {
                 let opening = Duration::from_secs(seconds);
-                let tally = open_at_rate(client, load(ending), per_second, opening)?;
+                let attack = |rate| {
+                    let load = load_of(Sources::One, Ending::ClientResetAtOnce);
+                    open_at_rate(client, load, rate, opening)
+                };
+                let tally = thread::scope(|scope| {
+                    let attacker = self.scenario.attacker_per_second;
+                    let attacker = attacker.map(|rate| scope.spawn(move || attack(rate)));
+                    let tally = open_at_rate(client, load(ending), per_second, opening);
+                    if let Some(attacker) = attacker {
+                        let attack = attacker
+                            .join()
+                            .map_err(|_| anyhow!("the attacker panicked"))??;
+                        let rate = attack.attempts as f64 / opening.as_secs_f64();
+                        say(format_args!("the attacker opened {rate:.0} connections/s"));
+                    }
+                    tally
+                })?;
                 self.first.add(tally);
                 self.opening += opening;
             }

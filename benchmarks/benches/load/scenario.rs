@@ -13,6 +13,8 @@ pub struct Scenario {
     pub workers: usize,
     pub sources: Sources,
     pub kind: Kind,
+    /// Connections a second that one more address opens and resets at once meanwhile.
+    pub attacker_per_second: Option<u32>,
 }
 
 #[derive(Debug, Clone, Copy, Serialize)]
@@ -74,6 +76,17 @@ pub const SCENARIOS: &[Scenario] = &[
     flood("flood-20000", 20_000, false),
     flood("flood-60000", 60_000, false),
     flood("flood-20000-aimed", 20_000, true),
+    Scenario {
+        attacker_per_second: Some(6_000),
+        ..rate(
+            "one-resets-6000",
+            2,
+            Sources::EverNew,
+            300,
+            15,
+            Ending::ServerFin,
+        )
+    },
 ];
 
 const FEW: Sources = Sources::Few(200);
@@ -95,6 +108,7 @@ const fn rate(
             seconds,
             ending,
         },
+        attacker_per_second: None,
     }
 }
 
@@ -109,6 +123,7 @@ const fn at_once(
         workers,
         sources,
         kind: Kind::AtOnce { connections },
+        attacker_per_second: None,
     }
 }
 
@@ -122,6 +137,7 @@ const fn flood(name: &'static str, syns_per_second: u32, is_aimed: bool) -> Scen
             is_aimed,
             seconds: 10,
         },
+        attacker_per_second: None,
     }
 }
 
@@ -160,13 +176,19 @@ impl Scenario {
             },
             other @ Kind::AtOnce { .. } => other,
         };
-        Self { kind, ..self }
+        let of_attacker = |rate: u32| rate.min(if quick { QUICK_RATE } else { u32::MAX });
+        Self {
+            kind,
+            attacker_per_second: self.attacker_per_second.map(of_attacker),
+            ..self
+        }
     }
 
     /// Returns how many connections are open at once, at the most.
     pub fn connections(&self) -> u64 {
+        let attacker = u64::from(self.attacker_per_second.unwrap_or(0));
         match self.kind {
-            Kind::Rate { per_second, .. } => per_second.into(),
+            Kind::Rate { per_second, .. } => attacker + u64::from(per_second),
             Kind::Flood { .. } => CLIENTS_IN_FLOOD.into(),
             Kind::AtOnce { connections } => connections.into(),
         }
@@ -196,7 +218,10 @@ impl Scenario {
                     Ending::ClientReset => "the client resets",
                     Ending::ClientResetAtOnce => "the client resets without a request",
                 };
-                format!("{per_second}/s from {from} to {workers} for {seconds} s, {ends}")
+                let attack = self.attacker_per_second.map_or(String::new(), |rate| {
+                    format!("; one more address opens and resets {rate}/s")
+                });
+                format!("{per_second}/s from {from} to {workers} for {seconds} s, {ends}{attack}")
             }
             Kind::Flood {
                 syns_per_second,
