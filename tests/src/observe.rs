@@ -16,7 +16,7 @@ use crate::{
     command::output,
     namespace::Namespace,
     probe::Probe,
-    wait::{wait_for, wait_until},
+    wait::wait_for,
 };
 
 /// How long a client waits for its page.
