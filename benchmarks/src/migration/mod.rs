@@ -1,7 +1,9 @@
 //! Moves a worker while clients use it, behind memlb and behind others, and measures what they notice.
 
 mod clients;
+mod criu;
 mod grade;
+mod guests;
 mod machine;
 mod picture;
 mod qmp;
@@ -24,7 +26,7 @@ use serde::Serialize;
 use self::{
     clients::{Clients, PIECE},
     grade::Grades,
-    machine::MachineScene,
+    guests::Guests,
     quantities::{Noticed, Phase, Times},
     scenario::{Between, Scenario, Silence, What},
     scene::{Moved, ProcessScene, Scene, wait_until_served},
@@ -38,6 +40,7 @@ pub const TOOLS: &[Tool] = tools! {
     "haproxy" "haproxy" "is one of the balancers";
     "nft" "nftables" "is one of the balancers";
     "sysctl" "procps" "makes the manager forward packets";
+    "criu" "criu" "moves a process between virtual machines";
 };
 
 /// Everything starts, and every client is known, before anything is measured.
@@ -74,9 +77,9 @@ impl Options {
         Scenario::of(&self.what, &self.between, &self.silence)
     }
 
-    /// Returns whether a virtual machine is among what moves.
+    /// Returns whether there are virtual machines.
     pub fn needs_machines(&self) -> bool {
-        self.scenarios().iter().any(|it| it.what == What::Machine)
+        self.scenarios().iter().any(|it| it.what != What::Process)
     }
 }
 
@@ -134,7 +137,7 @@ pub fn measure(options: &Options, machine: Machine, interrupt: &Interrupt) -> Re
 fn migrate(scenario: Scenario, around: Duration, timing: &Timing) -> Result<Migration> {
     let mut scene: Box<dyn Scene> = match scenario.what {
         What::Process => Box::new(ProcessScene::build(scenario.between)?),
-        What::Machine => Box::new(MachineScene::build(scenario.between)?),
+        What::Machine | What::Criu => Box::new(Guests::build(scenario.what, scenario.between)?),
     };
     wait_until_served(&*scene, BOOTING)?;
     let clients = Clients::start(scene.client(), scene.targets())?;
@@ -147,7 +150,9 @@ fn migrate(scenario: Scenario, around: Duration, timing: &Timing) -> Result<Migr
     used.push(scene.usage(timing)?);
     let began = Instant::now();
     let moved = scene.migrate(scenario.silence)?;
-    clients.wait_for_answers(Instant::now(), ANSWERED_WITHIN)?;
+    if let Err(error) = clients.wait_for_answers(Instant::now(), ANSWERED_WITHIN) {
+        say(format!("{error:#}"));
+    }
     thread::sleep(DURING.saturating_sub(began.elapsed()));
     let ended = Instant::now();
     used.push(scene.usage(timing)?);

@@ -114,6 +114,7 @@ fn row(svg: &mut Svg, top: f64, migration: &Migration, most: &[f64]) {
     let label = match migration.scenario.what {
         What::Process => migration.scenario.label(),
         What::Machine => format!("VM, {}", migration.scenario.label()),
+        What::Criu => format!("CRIU, {}", migration.scenario.label()),
     };
     svg.text(LABELS - 12.0, top + 20.0, "label", "end", &label);
     let (class, lost) = match noticed.held_lost {

@@ -51,8 +51,9 @@ pub struct Phase {
 #[derive(Debug, Clone, Serialize)]
 pub struct Noticed {
     pub held: usize,
+    /// Those that were reset, or not answered any more.
     pub held_lost: usize,
-    pub bulk_lost: usize,
+    pub bulk_lost: bool,
     /// The longest time without an answer to a client with a connection, over all such clients. A client that loses
     /// its connection opens another one.
     pub downtime_ms: f64,
@@ -71,7 +72,10 @@ pub struct Noticed {
 impl Noticed {
     pub fn of(log: &Log, times: &Times) -> Self {
         let within = |at: &Instant| times.measured_from <= *at && *at <= times.measured_to;
-        let lost = |held: &Held| held.lost.iter().filter(|it| within(it)).count();
+        let is_lost = |held: &Held| {
+            let is_answered = held.answers.last().is_some_and(|it| *it > times.ended);
+            !is_answered || held.lost.iter().any(within)
+        };
         let gaps = log.held.iter().map(|held| longest_gap(held, times));
         let gaps: Vec<f64> = gaps.map(milliseconds).collect();
         let spans = (times.measured_to - times.measured_from).as_millis() / SPAN.as_millis();
@@ -92,9 +96,8 @@ impl Noticed {
             .map(|it| part(it, times.measured_from, times.measured_to));
         Self {
             held: log.held.len(),
-            // A connection that replaces a lost one may be lost, too.
-            held_lost: log.held.iter().filter(|held| lost(held) > 0).count(),
-            bulk_lost: lost(&log.bulk),
+            held_lost: log.held.iter().filter(|held| is_lost(held)).count(),
+            bulk_lost: is_lost(&log.bulk),
             downtime_ms: gaps.iter().copied().fold(0.0, f64::max),
             least_downtime_ms: gaps.iter().copied().fold(f64::INFINITY, f64::min),
             new: new.clone().count(),
@@ -238,7 +241,7 @@ mod tests {
         let noticed = Noticed::of(&log, &times);
         assert_eq!(
             (noticed.held, noticed.held_lost, noticed.bulk_lost),
-            (1, 1, 0)
+            (1, 1, false)
         );
         assert_eq!((noticed.new, noticed.new_failed), (2, 1));
         assert_eq!(noticed.downtime_ms.round() as u64, 550);

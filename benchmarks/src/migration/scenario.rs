@@ -21,6 +21,8 @@ pub enum What {
     Process,
     /// A virtual machine, by QEMU's pre-copy
     Machine,
+    /// A process, with its connections, by CRIU, between virtual machines
+    Criu,
 }
 
 /// What stands between the clients and the worker.
@@ -141,6 +143,7 @@ impl What {
         match self {
             Self::Process => "a process by TCP_REPAIR",
             Self::Machine => "a virtual machine by pre-copy",
+            Self::Criu => "a process by CRIU",
         }
     }
 }

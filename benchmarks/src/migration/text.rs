@@ -1,5 +1,7 @@
 //! The migrations as tables.
 
+use clap::ValueEnum;
+
 use super::{
     Migration, Report,
     clients::HELD,
@@ -20,17 +22,17 @@ pub fn text(report: &Report) -> String {
         "{HELD} clients keep a connection and ask every 50 ms, one asks for 4 MiB/s, one opens a connection every 50 ms, \
          and one sends 100 datagrams a second\n"
     );
-    for what in [What::Process, What::Machine] {
+    for what in What::value_variants() {
         let mut migrations = report
             .migrations
             .iter()
-            .filter(|it| it.scenario.what == what)
+            .filter(|it| it.scenario.what == *what)
             .peekable();
         if migrations.peek().is_none() {
             continue;
         }
         let migrations: Vec<_> = migrations.collect();
-        text += &format!("\n{}", noticed(what, &migrations));
+        text += &format!("\n{}", noticed(*what, &migrations));
         text += &format!("\n{}", quantities(&migrations));
     }
     text + "\n" + grade::NOTE
@@ -58,12 +60,7 @@ fn noticed(what: What, migrations: &[&Migration]) -> Table {
             format!("{:.0}", migration.moved.still_ms),
             format!("{}", migration.moved.bytes / 1024),
             format!("{} of {}", noticed.held_lost, noticed.held),
-            if noticed.bulk_lost > 0 {
-                "lost"
-            } else {
-                "kept"
-            }
-            .into(),
+            if noticed.bulk_lost { "lost" } else { "kept" }.into(),
             format!("{:.0}", noticed.downtime_ms),
             format!("{} of {}", noticed.new_failed, noticed.new),
             format!("{:.0}", noticed.new_longest_ms),

@@ -26,7 +26,7 @@ pub fn shellcheck() -> Result<()> {
     ] {
         scripts.push(root().join("xtask/src").join(script));
     }
-    scripts.push(root().join("benchmarks/src/migration/machine.sh"));
+    scripts.push(root().join("benchmarks/src/migration/guest.sh"));
     scripts.retain(|file| is_shell_script(file));
     run(Command::new("shellcheck")
         .args(["--external-sources", "--source-path=SCRIPTDIR"])
