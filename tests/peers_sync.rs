@@ -138,7 +138,7 @@ impl Stranger {
 /// A frame of a type that this memlb does not know.
 fn unknown(sealer: &mut Sealer) -> Vec<u8> {
     let mut out = Vec::new();
-    sealer.seal(99, 1, &[7; 40], &mut out);
+    sealer.seal(99, 1, &mut out, |out| out.extend_from_slice(&[7; 40]));
     out
 }
 

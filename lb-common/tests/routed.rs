@@ -232,7 +232,7 @@ fn a_refusal_ends_the_handshake() {
 
 fn steer_error(memory: &Memory, packet: &PacketMeta, key: &FlowKey) -> Decision {
     let mut decision = Decision::NONE;
-    lb_common::steer::steer_error(memory, &mut { *packet }, key, &mut decision);
+    lb_common::steer::steer_error(memory, packet, key, &mut decision);
     decision
 }
 

@@ -546,8 +546,8 @@ impl<A: Family> Tables for Maps<A> {
     }
 
     #[inline(always)]
-    fn report(&self, record: &FlowRecord) {
-        peer::report(record);
+    fn report(&self, fill: impl FnOnce(&mut FlowRecord)) {
+        peer::report(fill);
     }
 
     #[inline(always)]

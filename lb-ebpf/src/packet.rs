@@ -48,7 +48,6 @@ impl HookContext {
         let source_mac = Mac::read(&ethernet.source);
         PacketMeta {
             hook: self.hook,
-            from_peer: false,
             in_driver: self.in_driver,
             fragmentation_needed: false,
             port_unreachable: false,
@@ -145,14 +144,14 @@ fn established<A: Family>(scratch: &mut PacketScratch<A>) -> u32 {
 
 #[inline(never)]
 fn unestablished<A: Family>(scratch: &mut PacketScratch<A>) -> u32 {
-    let (packet, key, decision) = (&mut scratch.packet, &scratch.key, &mut scratch.decision);
+    let (packet, key, decision) = (&scratch.packet, &scratch.key, &mut scratch.decision);
     steer_unestablished(&Maps::NEW, packet, key, decision);
     0
 }
 
 #[inline(never)]
 fn icmp_error<A: Family>(scratch: &mut PacketScratch<A>) -> u32 {
-    let (packet, key, decision) = (&mut scratch.packet, &scratch.key, &mut scratch.decision);
+    let (packet, key, decision) = (&scratch.packet, &scratch.key, &mut scratch.decision);
     steer_error(&Maps::NEW, packet, key, decision);
     0
 }

@@ -1,7 +1,7 @@
 //! Peers: records of connections for them, and packets of connections that only they may know.
 
 use aya_ebpf::{
-    bindings::{__sk_buff, TC_ACT_SHOT},
+    bindings::{__sk_buff, BPF_RB_NO_WAKEUP, TC_ACT_SHOT},
     btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf},
     helpers::generated::{bpf_clone_redirect, bpf_skb_store_bytes},
     macros::btf_map,
@@ -60,12 +60,13 @@ pub fn is_address(address: &V6) -> bool {
     unsafe { ADDRESSES.get(address) }.is_some()
 }
 
-/// Adds a record to `flow_events`.
+/// Adds a record to `flow_events`. It wakes no reader: the manager looks every few milliseconds.
 #[inline(always)]
-pub fn report(record: &FlowRecord) {
-    if EVENTS.output(record, 0).is_err()
-        && let Some(lost) = LOST.get_ptr_mut(0)
-    {
+pub fn report(fill: impl FnOnce(&mut FlowRecord)) {
+    if let Some(mut entry) = EVENTS.reserve(0) {
+        fill(entry.write(FlowRecord::NONE));
+        entry.submit(BPF_RB_NO_WAKEUP.into());
+    } else if let Some(lost) = LOST.get_ptr_mut(0) {
         // SAFETY: a per-CPU slot. Each CPU handles one packet at a time, because every hook runs with bottom halves off.
         unsafe { *lost += 1 };
     }

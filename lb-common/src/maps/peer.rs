@@ -61,6 +61,8 @@ pub struct FlowRecord {
 
 /// Kinds of a [`FlowRecord`].
 pub mod record_kind {
+    /// No record.
+    pub const NONE: u8 = 0;
     /// The connection has begun or, after a spoofed end, goes on.
     pub const OPENED: u8 = 1;
     /// The connection is over.

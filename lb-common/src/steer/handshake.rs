@@ -12,6 +12,7 @@ use super::{
     report::report_opened,
     retry::{begin_retry, is_retriable},
     slot::UNANSWERED_NS,
+    unknown::is_from_peer,
 };
 use crate::{
     address::Address,
@@ -180,7 +181,7 @@ pub(super) fn handle_client_packet<T: Tables>(
         return recheck_established(tables, key, Verdict::NoFlow, decision);
     }
     if is_first {
-        learn_client(&mut handshake, packet);
+        learn_client(tables, &mut handshake, packet);
         if !establish(tables, packet, key, &handshake) {
             drop(handshake);
             tables.end_handshake(slot, TimeWait::Possible);
@@ -213,7 +214,7 @@ pub(super) fn forward_request<T: Tables>(
     if packet.flags.is_syn() || handshake.client.is_datagram() {
         handshake.syn_ns = tables.now_ns();
     }
-    learn_client(&mut handshake, packet);
+    learn_client(tables, &mut handshake, packet);
     handshake.bytes_in = handshake.bytes_in.wrapping_add(packet.bytes);
     if backend.mode == mode::DSR {
         // Replies do not pass the manager, nor does their end. The worker may have replied: with a second worker, the
@@ -224,10 +225,13 @@ pub(super) fn forward_request<T: Tables>(
     decide_exit(&forwarding, backend, decision)
 }
 
-/// Notes where the client's packets come from. A peer's frame does not say it.
+/// Notes where the client's packets come from. A peer's frame does not say it; peers relay no SYN.
 #[inline(always)]
-fn learn_client<A: Address>(handshake: &mut Handshake<A>, packet: &PacketMeta) {
-    if !packet.from_peer {
+fn learn_client<T: Tables>(tables: &T, handshake: &mut Handshake<T::Address>, packet: &PacketMeta) {
+    let is_known = handshake.client_interface == packet.interface
+        && handshake.client_mac == packet.source_mac
+        && handshake.manager_mac == packet.destination_mac;
+    if !is_known && (packet.flags.is_syn() || !is_from_peer(tables, packet)) {
         handshake.client_interface = packet.interface;
         handshake.client_mac = packet.source_mac;
         handshake.manager_mac = packet.destination_mac;

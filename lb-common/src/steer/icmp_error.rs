@@ -4,7 +4,7 @@ use super::{
     Decision, Exit, Forwarding, Hook, PacketMeta, Tables, decide_exit,
     flow::{is_live, is_recent, is_reverse_of, keeps_flows},
     slot::NO_SLOT,
-    unknown::{is_from_peer, unknown},
+    unknown::unknown,
 };
 use crate::{
     maps::{BY_ROUTE, FlowKey, IN_FRAGMENTS, direction, mode},
@@ -16,14 +16,13 @@ use crate::{
 #[inline(always)]
 pub fn steer_error<T: Tables>(
     tables: &T,
-    packet: &mut PacketMeta,
+    packet: &PacketMeta,
     key: &FlowKey<T::Address>,
     decision: &mut Decision<T::Address>,
 ) {
     *decision = Decision::NONE;
     decision.verdict = related(tables, packet, key, decision);
     if decision.verdict == Verdict::NotOurs {
-        packet.from_peer = is_from_peer(tables, packet);
         decision.verdict = unknown(tables, packet, key, Verdict::NotOurs, decision);
     }
 }

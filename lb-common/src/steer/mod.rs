@@ -38,7 +38,7 @@ use flow::keeps_flows;
 use new_connection::handle_new_connection;
 use slot::NO_SLOT;
 use stages::{AddressOf, FlowOf, KeyOf, stage_methods};
-use unknown::{is_from_peer, unknown};
+use unknown::unknown;
 
 pub use admit::admit;
 pub use choice::{COMPARED, Tried, choose};
@@ -85,8 +85,6 @@ pub struct PacketMeta {
     /// Packets and bytes on the wire; more than one packet with GSO.
     pub packets: u32,
     pub bytes: u32,
-    /// Whether a peer has sent the frame. Set for packets of no established flow.
-    pub from_peer: bool,
 }
 
 /// How a packet leaves.
@@ -309,8 +307,8 @@ pub trait Tables: ChoiceTables {
     fn peers(&self, interface: u32) -> Option<&PeerLinks>;
     /// Whether it is a NAT address of this manager or of a peer.
     fn is_peer_address(&self, address: &V6) -> bool;
-    /// Reports a connection to the peers.
-    fn report(&self, record: &FlowRecord);
+    /// Reports a connection to the peers: has an empty record filled in, in place, if there is room for it.
+    fn report(&self, fill: impl FnOnce(&mut FlowRecord));
     /// Whether and since when a connection is asked about.
     fn asked(&self, tuple: &FlowKey<V6>) -> Option<Asked>;
     fn set_asked(&self, tuple: &FlowKey<V6>, asked: &Asked);
@@ -333,10 +331,9 @@ pub fn steer<T: Tables>(
     decision: &mut Decision<T::Address>,
 ) {
     if !steer_established(tables, packet, key, decision) {
-        let mut packet = *packet;
-        steer_unestablished(tables, &mut packet, key, decision);
+        steer_unestablished(tables, packet, key, decision);
         if decision.verdict == Verdict::Retried {
-            retry_refused(tables, &packet, decision);
+            retry_refused(tables, packet, decision);
         }
     }
 }
@@ -369,11 +366,10 @@ pub fn steer_established<T: Tables>(
 #[inline(always)]
 pub fn steer_unestablished<T: Tables>(
     tables: &T,
-    packet: &mut PacketMeta,
+    packet: &PacketMeta,
     key: &FlowKey<T::Address>,
     decision: &mut Decision<T::Address>,
 ) {
-    packet.from_peer = is_from_peer(tables, packet);
     let verdict = unestablished(tables, packet, key, decision);
     decision.verdict = match verdict {
         Verdict::NoFlow | Verdict::NotOurs => unknown(tables, packet, key, verdict, decision),

@@ -23,39 +23,32 @@ pub fn report_flow<T: Tables>(
     if !is_reported(tables, flow) {
         return 0;
     }
-    let Some(mut scratch) = tables.flow_scratch() else {
-        return 0;
-    };
-    let record = &mut scratch.record;
-    record.describe(kind, key, flow);
-    let side = if flow.direction == direction::REQUEST {
-        1
-    } else {
-        0
-    };
-    record.sequences[side] = other as u32;
-    record.ended[side] = (other >> 32) as u8;
-    tables.report(record);
+    tables.report(|record| {
+        record.describe(kind, key, flow);
+        let side = if flow.direction == direction::REQUEST {
+            1
+        } else {
+            0
+        };
+        record.sequences[side] = other as u32;
+        record.ended[side] = (other >> 32) as u8;
+    });
     0
 }
 
 /// Reports the connection that has just begun, whose entries are in the flow scratch. Returns 0.
 #[inline(never)]
 pub(super) fn report_opened<T: Tables>(tables: &T, key: &FlowKey<T::Address>) -> u32 {
-    let Some(mut scratch) = tables.flow_scratch() else {
+    let Some(scratch) = tables.flow_scratch() else {
         return 0;
     };
-    let FlowScratch {
-        request,
-        reply,
-        record,
-        ..
-    } = &mut *scratch;
+    let FlowScratch { request, reply, .. } = &*scratch;
     if is_reported(tables, request) {
-        record.describe(record_kind::OPENED, key, request);
-        record.sequences[1] = reply.sequence;
-        record.ended[1] = reply.ended;
-        tables.report(record);
+        tables.report(|record| {
+            record.describe(record_kind::OPENED, key, request);
+            record.sequences[1] = reply.sequence;
+            record.ended[1] = reply.ended;
+        });
     }
     0
 }

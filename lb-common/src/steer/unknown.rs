@@ -64,7 +64,7 @@ pub(super) fn unknown<T: Tables>(
     if !(has_peers || asks) || !is_ours {
         return otherwise;
     }
-    if packet.from_peer {
+    if is_from_peer(tables, packet) {
         decision.exit = Exit::Drop;
         return Verdict::UnknownToPeer;
     }

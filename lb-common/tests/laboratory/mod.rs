@@ -63,7 +63,6 @@ pub fn packet(flags: u8) -> PacketMeta {
         hook: Hook::Ingress,
         interface: ETH,
         time_to_live: 64,
-        from_peer: false,
         in_driver: false,
         fragmentation_needed: false,
         port_unreachable: false,

@@ -449,8 +449,10 @@ impl Tables for Memory {
         self.peer_addresses.contains(address)
     }
 
-    fn report(&self, record: &FlowRecord) {
-        self.records.borrow_mut().push(*record);
+    fn report(&self, fill: impl FnOnce(&mut FlowRecord)) {
+        let mut record = FlowRecord::NONE;
+        fill(&mut record);
+        self.records.borrow_mut().push(record);
     }
 
     fn asked(&self, tuple: &FlowKey<V6>) -> Option<Asked> {

@@ -1,9 +1,11 @@
 //! Which connections peers still speak of. One that its peer leaves out of three refreshes is forgotten, unless its
 //! packets pass this manager.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, hash_map::Entry};
 
 use lb_common::maps::{FlowRecord, record_kind};
+
+use super::fast_hash::FastMap;
 
 /// In how many refreshes a connection may be missing.
 const MISSED: u32 = 3;
@@ -37,10 +39,10 @@ struct Mark {
 pub struct Confirmed {
     marks: HashMap<Tuple, Mark>,
     endpoints: Vec<([u8; 16], [u8; 2])>,
-    numbers: HashMap<([u8; 16], [u8; 2]), u16>,
+    numbers: FastMap<([u8; 16], [u8; 2]), u16>,
     /// How many refreshes of each peer are complete.
-    rounds: HashMap<u16, u32>,
-    epochs: HashMap<u16, u64>,
+    rounds: FastMap<u16, u32>,
+    epochs: FastMap<u16, u64>,
 }
 
 impl Confirmed {
@@ -69,9 +71,6 @@ impl Confirmed {
             }
             return;
         }
-        if !self.marks.contains_key(&tuple) && self.marks.len() >= MOST {
-            return;
-        }
         let Some(source) = self.number((record.source, [0; 2])) else {
             return;
         };
@@ -83,7 +82,12 @@ impl Confirmed {
             peer,
             round: self.round(peer),
         };
-        self.marks.insert(tuple, mark);
+        let is_full = self.marks.len() >= MOST;
+        match self.marks.entry(tuple) {
+            Entry::Occupied(mut present) => drop(present.insert(mark)),
+            Entry::Vacant(place) if !is_full => drop(place.insert(mark)),
+            Entry::Vacant(_) => {}
+        }
     }
 
     /// Notes that a peer has spoken of all that it carries; returns what it has left out too often.

@@ -1,14 +1,12 @@
 //! Translates connections between the ids, interface indices and clocks of two managers.
 
-use std::{
-    collections::HashMap,
-    net::{IpAddr, SocketAddr},
-};
+use std::net::{IpAddr, SocketAddr};
 
 use lb_common::maps::{FlowRecord, Mac, record_kind};
 use lb_core::Protocol;
 
 use super::{
+    fast_hash::FastMap,
     topology::{OwnInterface, Topology},
     wire::{BackendName, Live, Message, OWN_ADDRESS, Record, RecordKind},
 };
@@ -20,17 +18,19 @@ use crate::{
 /// The sender's side of a session: numbers for backends and endpoints, each explained before it is used.
 #[derive(Debug, Default)]
 pub struct Outgoing {
-    identities: HashMap<u32, Identity>,
-    places: HashMap<u32, u8>,
-    /// The backends that the peer knows by their ids.
-    told: HashMap<u32, Identity>,
-    endpoints: HashMap<SocketAddr, u16>,
+    /// The backends by their ids, and whether the peer knows each.
+    backends: FastMap<u32, (Identity, bool)>,
+    places: FastMap<u32, u8>,
+    endpoints: FastMap<SocketAddr, u16>,
 }
 
 impl Outgoing {
     /// Takes over what the manager is now.
     pub fn set_topology(&mut self, topology: &Topology) {
-        self.identities = topology.backends.iter().copied().collect();
+        let is_told = |id, identity| self.backends.get(id) == Some(&(identity, true));
+        let backends = topology.backends.iter();
+        let backends = backends.map(|(id, identity)| (*id, (*identity, is_told(id, *identity))));
+        self.backends = backends.collect();
         let interfaces = topology.interfaces.iter().map(|it| it.index);
         self.places = interfaces
             .zip(0..)
@@ -86,12 +86,13 @@ impl Outgoing {
     }
 
     fn backend(&mut self, id: u32, explained: &mut Vec<Message>) -> Option<u16> {
-        let identity = *self.identities.get(&id)?;
+        let (identity, is_told) = self.backends.get_mut(&id)?;
         let reference = u16::try_from(id).ok()?;
-        if self.told.insert(id, identity) != Some(identity) {
+        if !*is_told {
+            *is_told = true;
             let name = BackendName {
                 reference,
-                identity,
+                identity: *identity,
             };
             explained.push(Message::Backends(vec![name]));
         }
@@ -125,8 +126,8 @@ pub enum Untranslated {
 #[derive(Debug, Default)]
 pub struct Incoming {
     /// The peer's backends, and their ids here.
-    backends: HashMap<u16, (Identity, Option<u32>)>,
-    endpoints: HashMap<u16, SocketAddr>,
+    backends: FastMap<u16, (Identity, Option<u32>)>,
+    endpoints: FastMap<u16, SocketAddr>,
     own: Vec<(u32, Identity)>,
     interfaces: Vec<OwnInterface>,
 }

@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep};
 use super::{PeerSettings, PeerStatus, slot::Slot, wire::Refusal};
 
 /// How often a waiting handover looks again; longer than the time from an event to the queue.
-const POLL: Duration = Duration::from_millis(5);
+const POLL: Duration = Duration::from_millis(12);
 
 /// The state of all peers, in the order of the configuration. Clones share it.
 #[derive(Debug, Clone, Default)]

@@ -4,8 +4,10 @@
 //! A thread of its own does it, so that neither it nor the manager's loop delays the other. For each peer there are two
 //! connections: `sender` opens one and sends records, `receiver` accepts the other and acknowledges.
 
+mod brief;
 mod confirmed;
 mod dictionary;
+mod fast_hash;
 mod handle;
 mod hub;
 mod kernel;

@@ -384,10 +384,13 @@ impl Transmitter<'_> {
             self.taken = number;
             since
         });
-        for part in records.chunks(FRAME_RECORDS) {
-            self.add(&Message::Records(part.to_vec()), since, None);
-        }
         self.slot.lock().shown.records_sent += records.len() as u64;
+        let mut rest = records;
+        while !rest.is_empty() {
+            let later = rest.split_off(rest.len().min(FRAME_RECORDS));
+            self.add(&Message::Records(rest), since, None);
+            rest = later;
+        }
         Ok(())
     }
 

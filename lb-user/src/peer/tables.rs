@@ -13,19 +13,20 @@ use tokio::time::sleep;
 use tracing::warn;
 
 use super::{
+    brief::Brief,
     hub::Hub,
     kernel::{Kernel, Outcomes, Scan},
 };
 use crate::datapath::{FlowEvents, FlowScan, Intake, PeerTables, monotonic_ns};
 
-/// How long the reader waits after it has read, so that one frame carries many records.
-const COALESCING: Duration = Duration::from_millis(1);
+/// How long the reader waits after it has read, so that one frame carries many records. tokio adds up to a millisecond.
+const COALESCING: Duration = Duration::from_millis(2);
+
+/// The same where nothing has happened for a while.
+const IDLE: Duration = Duration::from_millis(8);
 
 /// How often lost events are looked for.
 const LOST_INTERVAL: Duration = Duration::from_millis(100);
-
-/// How long after an error the events are read again.
-const RETRY: Duration = Duration::from_secs(1);
 
 /// Entries of a table that are read at once, in well under a millisecond.
 const SCAN_ENTRIES: usize = 1_024;
@@ -74,19 +75,21 @@ impl Scan for FlowScan {
 /// Passes on what happens to connections, until the manager ends.
 pub async fn read_events(mut events: FlowEvents, hub: Arc<Hub>) {
     let mut records = Vec::new();
+    let mut brief = Brief::default();
     let mut lost_before = events.lost().unwrap_or_default();
     let mut looked = Instant::now();
+    let mut wait = COALESCING;
     loop {
-        tokio::select! {
-            read = events.next_batch(&mut records) => if let Err(error) = read {
-                warn!("map flow_events: {error}");
-                hub.lost(0);
-                sleep(RETRY).await;
-            },
-            () = sleep(LOST_INTERVAL) => {}
+        events.read(&mut records);
+        wait = match records.is_empty() {
+            true => (wait * 2).min(IDLE),
+            false => COALESCING,
+        };
+        brief.remove_from(&mut records);
+        if !records.is_empty() {
+            hub.publish(&records);
+            records.clear();
         }
-        hub.publish(&records);
-        records.clear();
         if looked.elapsed() >= LOST_INTERVAL {
             looked = Instant::now();
             match events.lost() {
@@ -98,6 +101,6 @@ pub async fn read_events(mut events: FlowEvents, hub: Arc<Hub>) {
                 Err(error) => warn!("{error:#}"),
             }
         }
-        sleep(COALESCING).await;
+        sleep(wait).await;
     }
 }

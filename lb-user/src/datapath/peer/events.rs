@@ -12,11 +12,16 @@ use crate::datapath::{layout::open_map, named_map::PerCpuMap};
 /// Most records of one batch.
 const BATCH: usize = 4_096;
 
-/// Map `flow_events`: connections that begin, end, or are unknown to a peer.
-#[derive(Debug)]
+/// Map `flow_events`: connections that begin, end, or are unknown to a peer. The programs wake no reader.
 pub struct FlowEvents {
-    ring: RecordRing,
+    ring: RingBuf<MapData>,
     lost: PerCpuMap<u64>,
+}
+
+impl fmt::Debug for FlowEvents {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FlowEvents").finish_non_exhaustive()
+    }
 }
 
 impl FlowEvents {
@@ -27,18 +32,14 @@ impl FlowEvents {
     /// Names the map that cannot be opened.
     pub fn open(pin_path: &Path) -> Result<Self> {
         Ok(Self {
-            ring: RecordRing::open(pin_path, name::FLOW_EVENTS)?,
+            ring: open_ring(pin_path, name::FLOW_EVENTS)?,
             lost: PerCpuMap::open(pin_path, name::FLOW_EVENTS_LOST)?,
         })
     }
 
-    /// Waits for records and appends those that are there, at most 4,096. Cancel safe. Must be called within a runtime.
-    ///
-    /// # Errors
-    ///
-    /// The map cannot be waited for.
-    pub async fn next_batch(&mut self, into: &mut Vec<FlowRecord>) -> io::Result<()> {
-        self.ring.next_batch(into).await
+    /// Appends the records that are there, at most 4,096.
+    pub fn read(&mut self, into: &mut Vec<FlowRecord>) {
+        read(&mut self.ring, into);
     }
 
     /// Returns how many records found no room since the maps were made.
@@ -52,31 +53,7 @@ impl FlowEvents {
 }
 
 /// Map `asked_events`: unknown clients of services of mode `dsr`.
-#[derive(Debug)]
-pub struct AskedEvents(RecordRing);
-
-impl AskedEvents {
-    /// Opens the pinned map. It may have one reader only.
-    ///
-    /// # Errors
-    ///
-    /// The map cannot be opened.
-    pub fn open(pin_path: &Path) -> Result<Self> {
-        Ok(Self(RecordRing::open(pin_path, name::ASKED_EVENTS)?))
-    }
-
-    /// As [`FlowEvents::next_batch`].
-    ///
-    /// # Errors
-    ///
-    /// The map cannot be waited for.
-    pub async fn next_batch(&mut self, into: &mut Vec<FlowRecord>) -> io::Result<()> {
-        self.0.next_batch(into).await
-    }
-}
-
-/// A ring of records.
-struct RecordRing {
+pub struct AskedEvents {
     state: State,
 }
 
@@ -86,34 +63,34 @@ enum State {
     Registered(AsyncFd<RingBuf<MapData>>),
 }
 
-impl fmt::Debug for RecordRing {
+impl fmt::Debug for AskedEvents {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RecordRing").finish_non_exhaustive()
+        f.debug_struct("AskedEvents").finish_non_exhaustive()
     }
 }
 
-impl RecordRing {
-    fn open(pin_path: &Path, map: &str) -> Result<Self> {
-        let ring = RingBuf::try_from(Map::RingBuf(open_map(pin_path, map)?));
-        let ring = ring.with_context(|| format!("open map {map}"))?;
+impl AskedEvents {
+    /// Opens the pinned map. It may have one reader only.
+    ///
+    /// # Errors
+    ///
+    /// The map cannot be opened.
+    pub fn open(pin_path: &Path) -> Result<Self> {
         Ok(Self {
-            state: State::Opened(Some(ring)),
+            state: State::Opened(Some(open_ring(pin_path, name::ASKED_EVENTS)?)),
         })
     }
 
-    async fn next_batch(&mut self, into: &mut Vec<FlowRecord>) -> io::Result<()> {
+    /// Waits for records and appends those that are there, at most 4,096. Cancel safe. Must be called within a runtime.
+    ///
+    /// # Errors
+    ///
+    /// The map cannot be waited for.
+    pub async fn next_batch(&mut self, into: &mut Vec<FlowRecord>) -> io::Result<()> {
         let events = self.register()?;
         loop {
             let mut ready = events.readable_mut().await?;
-            let ring = ready.get_inner_mut();
-            let mut taken = 0;
-            while taken < BATCH
-                && let Some(entry) = ring.next()
-            {
-                into.extend(record(&entry));
-                taken += 1;
-            }
-            if taken > 0 {
+            if read(ready.get_inner_mut(), into) > 0 {
                 return Ok(());
             }
             ready.clear_ready();
@@ -133,6 +110,23 @@ impl RecordRing {
             State::Opened(_) => Err(io::Error::other("the ring is not registered")),
         }
     }
+}
+
+fn open_ring(pin_path: &Path, map: &str) -> Result<RingBuf<MapData>> {
+    let ring = RingBuf::try_from(Map::RingBuf(open_map(pin_path, map)?));
+    ring.with_context(|| format!("open map {map}"))
+}
+
+/// Appends the records that are there, at most [`BATCH`]; returns how many entries it has read.
+fn read(ring: &mut RingBuf<MapData>, into: &mut Vec<FlowRecord>) -> usize {
+    let mut taken = 0;
+    while taken < BATCH
+        && let Some(entry) = ring.next()
+    {
+        into.extend(record(&entry));
+        taken += 1;
+    }
+    taken
 }
 
 /// Parses an entry of a ring; `None` if it has another size.

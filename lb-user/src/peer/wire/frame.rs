@@ -44,20 +44,28 @@ impl Sealer {
         Self { key, next: 0 }
     }
 
-    /// Appends a frame to `out`; returns its sequence.
+    /// Appends a frame to `out`, whose content `write` appends; returns its sequence.
     ///
     /// The content is at most [`MAX_FRAME`] less [`FRAME_OVERHEAD`] bytes long.
-    pub fn seal(&mut self, kind: u8, count: u16, content: &[u8], out: &mut Vec<u8>) -> u64 {
-        debug_assert!(content.len() <= MAX_FRAME - FRAME_OVERHEAD);
+    pub fn seal(
+        &mut self,
+        kind: u8,
+        count: u16,
+        out: &mut Vec<u8>,
+        write: impl FnOnce(&mut Vec<u8>),
+    ) -> u64 {
         let begin = out.len();
-        let length = (FRAME_OVERHEAD - LENGTH + content.len()) as u32;
         let sequence = self.next;
         self.next += 1;
-        out.extend_from_slice(&length.to_be_bytes());
+        out.extend_from_slice(&[0; LENGTH]);
         out.extend_from_slice(&[kind, super::message::VERSION]);
         out.extend_from_slice(&count.to_be_bytes());
         out.extend_from_slice(&sequence.to_be_bytes());
-        out.extend_from_slice(content);
+        write(out);
+        let length = out.len() - begin + TAG;
+        debug_assert!(length <= MAX_FRAME);
+        let after_itself = (length - LENGTH) as u32;
+        out[begin..begin + LENGTH].copy_from_slice(&after_itself.to_be_bytes());
         let tag = self.key.sign(&[&out[begin..]]);
         out.extend_from_slice(&tag[..TAG]);
         sequence

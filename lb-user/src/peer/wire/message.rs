@@ -110,42 +110,35 @@ impl Message {
 
     /// Appends it as a frame; returns the frame's sequence. The caller bounds its size.
     pub fn seal(&self, sealer: &mut Sealer, out: &mut Vec<u8>) -> u64 {
-        let mut content = Vec::new();
         let (kind, count) = match self {
-            Self::Records(records) => {
-                records.iter().for_each(|it| it.encode(&mut content));
-                (kind::RECORDS, records.len())
-            }
-            Self::Backends(backends) => {
-                backends.iter().for_each(|it| it.encode(&mut content));
-                (kind::BACKENDS, backends.len())
-            }
+            Self::Records(records) => (kind::RECORDS, records.len()),
+            Self::Backends(backends) => (kind::BACKENDS, backends.len()),
+            Self::Endpoints(endpoints) => (kind::ENDPOINTS, endpoints.len()),
+            Self::Acknowledge(_) => (kind::ACKNOWLEDGE, 1),
+            Self::Resync(_) => (kind::RESYNC, 1),
+            Self::Ping => (kind::PING, 0),
+            Self::About(_) => (kind::ABOUT, 1),
+            Self::Orders(_) => (kind::ORDERS, 1),
+        };
+        sealer.seal(kind, count as u16, out, |out| self.encode(out))
+    }
+
+    fn encode(&self, out: &mut Vec<u8>) {
+        match self {
+            Self::Records(records) => records.iter().for_each(|it| it.encode(out)),
+            Self::Backends(backends) => backends.iter().for_each(|it| it.encode(out)),
             Self::Endpoints(endpoints) => {
                 for (reference, endpoint) in endpoints {
-                    content.extend_from_slice(&reference.to_be_bytes());
-                    put_endpoint(*endpoint, &mut content);
+                    out.extend_from_slice(&reference.to_be_bytes());
+                    put_endpoint(*endpoint, out);
                 }
-                (kind::ENDPOINTS, endpoints.len())
             }
-            Self::Acknowledge(sequence) => {
-                content.extend_from_slice(&sequence.to_be_bytes());
-                (kind::ACKNOWLEDGE, 1)
-            }
-            Self::Resync(step) => {
-                content.extend_from_slice(&step.encode());
-                (kind::RESYNC, 1)
-            }
-            Self::Ping => (kind::PING, 0),
-            Self::About(about) => {
-                about.encode(&mut content);
-                (kind::ABOUT, 1)
-            }
-            Self::Orders(json) => {
-                content.extend_from_slice(json);
-                (kind::ORDERS, 1)
-            }
-        };
-        sealer.seal(kind, count as u16, &content, out)
+            Self::Acknowledge(sequence) => out.extend_from_slice(&sequence.to_be_bytes()),
+            Self::Resync(step) => out.extend_from_slice(&step.encode()),
+            Self::Ping => {}
+            Self::About(about) => about.encode(out),
+            Self::Orders(json) => out.extend_from_slice(json),
+        }
     }
 }
 

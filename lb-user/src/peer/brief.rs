@@ -1,0 +1,88 @@
+//! Connections that begin and end between two readings: no peer needs to know them.
+
+use std::collections::HashMap;
+
+use lb_common::maps::{FlowRecord, record_kind};
+
+/// Client, service and protocol.
+type Tuple = ([u8; 16], [u8; 2], [u8; 16], [u8; 2], u8);
+
+/// Removes them from what was read at once. Kept only for its memory.
+#[derive(Debug, Default)]
+pub struct Brief {
+    /// The places of the records of connections that have begun.
+    begun: HashMap<Tuple, usize>,
+}
+
+impl Brief {
+    pub fn remove_from(&mut self, records: &mut Vec<FlowRecord>) {
+        self.begun.clear();
+        let mut over = 0;
+        for place in 0..records.len() {
+            let record = records[place];
+            let tuple = tuple(&record);
+            if record.kind == record_kind::OPENED {
+                self.begun.insert(tuple, place);
+                continue;
+            }
+            // A peer that carries the connection, too, needs every record of it.
+            let begun = self.begun.remove(&tuple);
+            if record.kind == record_kind::ENDED
+                && let Some(begun) = begun
+                && records[begun].created_ticks == record.created_ticks
+            {
+                records[begun].kind = record_kind::NONE;
+                records[place].kind = record_kind::NONE;
+                over += 1;
+            }
+        }
+        if over > 0 {
+            records.retain(|it| it.kind != record_kind::NONE);
+        }
+    }
+}
+
+fn tuple(record: &FlowRecord) -> Tuple {
+    (
+        record.client,
+        record.client_port,
+        record.service_address,
+        record.service_port,
+        record.protocol,
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_over_already_is_not_told() {
+        let record = |kind, client: u8, created_ticks| FlowRecord {
+            kind,
+            client: [client; 16],
+            created_ticks,
+            ..FlowRecord::default()
+        };
+        use record_kind::{ENDED, OPENED, PRESENT};
+        let mut records = vec![
+            record(OPENED, 1, 5),
+            // Began before.
+            record(ENDED, 2, 1),
+            record(OPENED, 3, 5),
+            record(PRESENT, 3, 5),
+            record(ENDED, 1, 5),
+            record(OPENED, 1, 6),
+            record(ENDED, 3, 5),
+            record(OPENED, 4, 6),
+            // Of an earlier connection of the tuple.
+            record(ENDED, 4, 2),
+        ];
+        let rest = [1, 2, 3, 5, 6, 7, 8].map(|place| records[place]);
+        let mut brief = Brief::default();
+        brief.remove_from(&mut records);
+        assert_eq!(records, rest);
+        brief.remove_from(&mut records);
+        assert_eq!(records, rest);
+    }
+}
