@@ -1,7 +1,9 @@
 //! What happens to parts of a pair: programs, the network, one controller's sense of time.
 
 use std::{
+    fs,
     net::SocketAddrV4,
+    process::Command,
     thread,
     time::{Duration, Instant},
 };
@@ -9,7 +11,7 @@ use std::{
 use memlb_tests::{
     client,
     command::output,
-    pair::{Listener, Pair, SERVICE_ADDRESS, Turnover, WEB_PORT},
+    pair::{Listener, Manager, Pair, SERVICE_ADDRESS, Turnover, WEB_PORT},
     syn, wait_until,
 };
 use nix::sys::signal::Signal;
@@ -118,6 +120,54 @@ impl Scene {
         self.pair.wait_until_complete(SOON).unwrap();
     }
 
+    /// `memlb reload` adds a peer that does not answer, gives the other one an address without a manager, and takes both
+    /// back with another key. What begins meanwhile is sent when both speak again.
+    pub fn changes_its_peers(&mut self) {
+        const STRANGER: &str = "\n[[peer]]\nname = \"manager3\"\naddress = \"192.0.2.3:9997\"\n";
+        let key = self.pair.paths.directory.join("new.key");
+        let mut keygen = Command::new(&self.pair.binary);
+        output(keygen.args(["keygen", "--peer", "--output"]).arg(&key)).unwrap();
+        let states = |status: &Value| {
+            let peers = status["peers"].as_array().into_iter().flatten();
+            let words = peers.map(|it| format!("{} {}", it["name"], it["state"]).replace('"', ""));
+            words.collect::<Vec<_>>().join(", ")
+        };
+        let manager = &self.pair.managers[0];
+        let other = self.pair.managers[1].peer_address().to_string();
+        let nowhere = "192.0.2.2:9997";
+        let changes = reload(manager, |text| {
+            format!(
+                "{}{STRANGER}key = {:?}\n",
+                text.replace(&other, nowhere),
+                key
+            )
+        });
+        for change in [
+            "peer manager3 added at 192.0.2.3:9997".to_owned(),
+            format!("peer manager2.address: {other} -> {nowhere}"),
+        ] {
+            assert!(changes.contains(&change), "{changes}");
+        }
+        let alone = "manager2 connecting, manager3 connecting";
+        manager
+            .wait_for_status(SOON, alone, |status| states(status) == alone)
+            .unwrap();
+        for manager in &self.pair.managers {
+            let changes = reload(manager, |text| {
+                let peers = text.split(STRANGER).next().unwrap_or(text);
+                let peers = peers.replace(nowhere, &other);
+                peers.replace("peer.key", "new.key")
+            });
+            assert!(changes.contains("new sessions with manager"), "{changes}");
+        }
+        self.pair.wait_until_complete(SOON).unwrap();
+        assert_eq!(
+            states(&self.pair.managers[0].status().unwrap()),
+            "manager2 connected"
+        );
+        self.hands_over_once();
+    }
+
     fn two_are_active(&self) {
         // The addresses of a killed keepalived stay, and the other machine takes them, too.
         let both = || self.pair.active().len() == 2;
@@ -153,8 +203,7 @@ impl Scene {
             manager.kill_controller().unwrap();
             output(&mut manager.memlb("unload")).unwrap();
             manager.start_controller().unwrap();
-            manager.wait_until_workers_are_up(SOON).unwrap();
-            self.pair.wait_until_complete(SOON).unwrap();
+            // Waits for connections and workers.
             self.hands_over_once();
         }
     }
@@ -176,9 +225,6 @@ impl Scene {
         }
         signal(self, Signal::SIGCONT);
         let resumed = Instant::now();
-        self.pair.managers[waiting]
-            .wait_until_workers_are_up(SOON)
-            .unwrap();
         self.pair.wait_until_complete(2 * SOON).unwrap();
         let complete = resumed.elapsed();
         // What was established meanwhile is known there, too.
@@ -209,4 +255,12 @@ impl Scene {
         assert!(sent <= 4 * self.idle.count() as u64, "{sent}");
         self.keeps_idle_connections();
     }
+}
+
+/// Changes a manager's file, and returns what `memlb reload` prints.
+fn reload(manager: &Manager, change: impl FnOnce(&str) -> String) -> String {
+    let file = manager.paths.directory.join("memlb.toml");
+    let text = fs::read_to_string(&file).unwrap();
+    fs::write(&file, change(&text)).unwrap();
+    output(&mut manager.memlb("reload")).unwrap()
 }

@@ -57,6 +57,7 @@ fn connections_outlive_parts_of_the_pair() {
             ("keepalived is killed", Scene::outlives_keepalived),
             ("both are killed", Scene::outlives_both_programs),
             ("two are active", Scene::heals_two_active_machines),
+            ("other peers", Scene::changes_its_peers),
             ("another layout", Scene::is_upgraded_to_another_layout),
         ],
     );

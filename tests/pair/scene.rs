@@ -213,7 +213,7 @@ impl Scene {
     fn lets_the_dead_one_return(&mut self) {
         let dead = self.waiting();
         self.pair.network.managers[dead].reconnect().unwrap();
-        self.is_ready();
+        self.pair.wait_until_complete(SOON).unwrap();
         // It does not take the addresses back by itself.
         self.pair.wait_until_active(1 - dead, SOON).unwrap();
     }

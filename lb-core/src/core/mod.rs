@@ -211,6 +211,17 @@ impl Core {
         silences.filter(|(_, silence)| *silence >= self.down_after / 5)
     }
 
+    /// Returns how many backends can carry connections: their worker is heard, and has a route. Those that get no new
+    /// connection, as a drained one, are not among them.
+    pub fn serving_backends(&self) -> usize {
+        let serving = |service: &Service| {
+            let workers = service.workers.iter().enumerate();
+            let states = workers.map(|(at, worker)| service.state(at, &self.workers[*worker]));
+            states.filter(|state| state.is_up()).count()
+        };
+        self.services.iter().map(serving).sum()
+    }
+
     /// Returns everything that `memlb status` shows of workers and selections.
     pub fn snapshot(&self, now: Instant) -> Snapshot {
         let services = self.services.iter();

@@ -59,18 +59,25 @@ impl Changes {
         }
     }
 
+    /// Without a peer, the map of events is small.
     fn peers(&mut self, old: &[Peer], new: &[Peer]) {
-        for peer in new {
-            match old.iter().find(|it| it.name == peer.name) {
-                Some(before) => {
-                    self.table(&format!("peer {}", peer.name), before.differences(peer));
-                }
-                None => self.refuse(&format!("peer {} added at {}", peer.name, peer.address)),
-            }
-        }
+        let is_live = !old.is_empty() && !new.is_empty();
+        let mut add = |change: String| match is_live {
+            true => self.accepted.push(change),
+            false => self.refuse(&change),
+        };
         let is_gone = |it: &&Peer| !new.iter().any(|new| new.name == it.name);
         for peer in old.iter().filter(is_gone) {
-            self.refuse(&format!("peer {} removed", peer.name));
+            add(format!("peer {} removed", peer.name));
+        }
+        let is_new = |it: &&Peer| !old.iter().any(|old| old.name == it.name);
+        for peer in new.iter().filter(is_new) {
+            add(format!("peer {} added at {}", peer.name, peer.address));
+        }
+        for peer in new {
+            if let Some(before) = old.iter().find(|it| it.name == peer.name) {
+                self.table(&format!("peer {}", peer.name), before.differences(peer));
+            }
         }
     }
 

@@ -145,18 +145,19 @@ sections! {
     /// A peer: another manager of the same services, which learns this one's connections and passes on its own, so
     /// that either can carry all of them on. Repeat the table for more of them, at most 7. keepalived or a router decides
     /// which manager gets packets; docs/high-availability.md has the whole set-up. All managers have equal settings of
-    /// services, workers, policies, failover and heartbeats: `memlb check --shared` prints what is compared.
+    /// services, workers, policies, failover and heartbeats: `memlb check --shared` prints what is compared. `memlb
+    /// reload` changes peers and reads their keys again; only the first and the last peer need a restart of the manager.
     pub struct Peer {
         /// The peer's manager.name. Required; unique.
-        name: String = String::new(), Name, Restart, required("\"manager2\"");
+        name: String = String::new(), Name, Live, required("\"manager2\"");
 
         /// The peer's manager.peer_listen. Required.
-        address: SocketAddr = NO_ADDRESS, PeerAddress, Restart, required("\"10.0.9.2:9997\"");
+        address: SocketAddr = NO_ADDRESS, PeerAddress, Live, required("\"10.0.9.2:9997\"");
 
         /// The file of the key that both managers share; `memlb keygen --peer` makes it. It belongs to root, and no
         /// other user may read it. A worker's key is refused.
         key: PathBuf = PEER_KEY.into(),
-            FilePath("a key file, as /etc/memlb/peer.key"), Restart;
+            FilePath("a key file, as /etc/memlb/peer.key"), Live;
     }
 
     /// Which heartbeats count.

@@ -42,6 +42,12 @@ impl PeerKeys {
         self.iter().find(|key| key.id() == id)
     }
 
+    /// Whether these are the same keys, with the same secrets, in the same order.
+    pub fn are(&self, other: &Self) -> bool {
+        let pairs = self.iter().zip(other.iter());
+        self.iter().count() == other.iter().count() && { pairs }.all(|(own, other)| own.is(other))
+    }
+
     pub fn iter(&self) -> impl Iterator<Item = &SigningKey> {
         [Some(&self.signing), self.other.as_ref()]
             .into_iter()

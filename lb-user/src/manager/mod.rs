@@ -198,6 +198,7 @@ impl Manager {
         self.count_removed_backends();
         self.check_return_paths();
         self.update_topology();
+        self.update_serving();
         self.report_outcome(Instant::now());
     }
 
@@ -217,10 +218,15 @@ impl Manager {
 
     /// Writes the core's commands to the maps and emits its events.
     fn apply_outputs(&mut self) {
+        let mut is_changed = false;
         while let Some(command) = self.core.poll_map_update() {
+            is_changed = true;
             if let Err(error) = self.datapath.apply(command) {
                 self.map_write_failed(&error);
             }
+        }
+        if is_changed {
+            self.update_serving();
         }
         while let Some(event) = self.core.poll_event() {
             if matches!(event, Event::PauseEnded { .. }) {

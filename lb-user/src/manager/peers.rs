@@ -11,14 +11,19 @@ use super::{Manager, ManagerHandle, state_file::StateFile, state_files::StateFil
 use crate::{
     config::Config,
     datapath::{Datapath, PeerTables},
-    peer::{InForce, OwnInterface, PeerListener, Registers, Replication, Replicator, Topology},
+    peer::{
+        InForce, OwnInterface, PeerListener, PeerSettings, Registers, Replication, Replicator,
+        Topology,
+    },
 };
 
 /// The running replication.
 #[derive(Debug)]
 pub(super) struct Replicated {
     topology: watch::Sender<Topology>,
-    _replicator: Replicator,
+    replicator: Option<Replicator>,
+    listener: PeerListener,
+    manager: ManagerHandle,
 }
 
 /// Starts the replication if a peer is configured; otherwise the programs report nothing.
@@ -42,7 +47,8 @@ pub(super) fn start(
         "the orders of all managers",
         "remove the file; peers send the orders again",
     )?;
-    let (sender, topology) = watch::channel(topology(config, datapath));
+    let (sender, topology) = watch::channel(topology(config, datapath, 0));
+    let again = (listener.try_clone()?, manager.clone());
     let replication = Replication::new(
         replication,
         datapath.pin_path(),
@@ -57,15 +63,57 @@ pub(super) fn start(
     );
     Ok(Some(Replicated {
         topology: sender,
-        _replicator: Replicator::start(listener, replication)?,
+        replicator: Some(Replicator::start(listener, replication)?),
+        listener: again.0,
+        manager: again.1,
     }))
 }
 
 impl Manager {
+    /// Whether the peers are others, or have other keys, after a reload.
+    pub(super) fn are_peers_changed(&self, peers: &[PeerSettings]) -> bool {
+        let replicated = self.replicated.as_ref();
+        replicated.is_some_and(|it| !it.listener.peers().are(peers))
+    }
+
+    /// Starts the replication again, with other peers. All connections are sent again.
+    pub(super) fn replace_peers(&mut self, peers: Vec<PeerSettings>) -> Result<()> {
+        let Some(mut replicated) = self.replicated.take() else {
+            return Ok(());
+        };
+        // One at a time has the ring and the tables.
+        drop(replicated.replicator.take());
+        replicated.listener.peers().replace(peers);
+        self.replicated = start(
+            Some(replicated.listener),
+            &self.configuration.effective,
+            &mut self.datapath,
+            &self.state_files,
+            replicated.manager,
+        )?;
+        self.update_serving();
+        Ok(())
+    }
+
+    /// Tells the replication how many backends can take connections. The maps have them then.
+    pub(super) fn update_serving(&self) {
+        let Some(peers) = &self.replicated else {
+            return;
+        };
+        let serving = u16::try_from(self.core.serving_backends()).unwrap_or(u16::MAX);
+        peers.listener.peers().set_serving(serving);
+        peers.topology.send_if_modified(|it| {
+            let is_changed = it.serving != serving;
+            it.serving = serving;
+            is_changed
+        });
+    }
+
     /// Tells the replication what has changed.
     pub(super) fn update_topology(&self) {
         if let Some(peers) = &self.replicated {
-            let topology = topology(&self.configuration.effective, &self.datapath);
+            let serving = peers.topology.borrow().serving;
+            let topology = topology(&self.configuration.effective, &self.datapath, serving);
             peers.topology.send_if_modified(|before| {
                 let is_changed = *before != topology;
                 *before = topology;
@@ -75,7 +123,7 @@ impl Manager {
     }
 }
 
-fn topology(config: &Config, datapath: &Datapath) -> Topology {
+fn topology(config: &Config, datapath: &Datapath, serving: u16) -> Topology {
     let macs = link_addresses();
     let interface = |(name, index): (&str, Option<u32>)| OwnInterface {
         index: index.unwrap_or_default(),
@@ -86,6 +134,7 @@ fn topology(config: &Config, datapath: &Datapath) -> Topology {
         interfaces: datapath.interfaces().map(interface).collect(),
         nat_sources: config.manager.nat_sources.clone(),
         digest: config.digest().0,
+        serving,
     }
 }
 

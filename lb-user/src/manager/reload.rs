@@ -28,6 +28,7 @@ use crate::{
     heartbeat_receiver,
     keys::KeyRing,
     membership::Applied,
+    peer::{self, PeerSettings},
 };
 use lb_core::Event;
 
@@ -53,6 +54,7 @@ pub(super) struct Reloader {
 pub(crate) struct Reload {
     file: Config,
     keys: KeyRing,
+    peers: Vec<PeerSettings>,
     log: Option<LogFile>,
     routes: Routes,
 }
@@ -105,10 +107,11 @@ impl Reloader {
         let mut in_force = self.in_force.lock().await;
         let (read_config, before) = (self.read_config.clone(), in_force.clone());
         let prepared = match read_from_disk(move || read(&*read_config, &before)).await {
-            Ok(Ok((file, keys, log))) => Ok(Box::new(Reload {
+            Ok(Ok((file, keys, peers, log))) => Ok(Box::new(Reload {
                 routes: routes_to_workers(&file).await,
                 file,
                 keys,
+                peers,
                 log,
             })),
             Ok(Err(error)) | Err(error) => Err(error),
@@ -140,7 +143,7 @@ async fn read_from_disk<T: Send + 'static>(
 fn read(
     read_config: &dyn Fn() -> Result<Config, ConfigError>,
     in_force: &Config,
-) -> Result<(Config, KeyRing, Option<LogFile>), ReloadError> {
+) -> Result<(Config, KeyRing, Vec<PeerSettings>, Option<LogFile>), ReloadError> {
     let file = read_config().map_err(ReloadError::Configuration)?;
     let refused = Changes::between(in_force, &file).refused;
     if !refused.is_empty() {
@@ -150,7 +153,8 @@ fn read(
     let log = log.map(event_log::open).transpose();
     let log = log.map_err(ReloadError::RunTime)?;
     let keys = heartbeat_receiver::read_keys_of(&file).map_err(ReloadError::RunTime)?;
-    Ok((file, keys, log))
+    let peers = peer::read_peers(&file).map_err(ReloadError::RunTime)?;
+    Ok((file, keys, peers, log))
 }
 
 impl Manager {
@@ -175,6 +179,7 @@ impl Manager {
         let Reload {
             file,
             keys,
+            peers,
             log,
             routes,
         } = reload;
@@ -208,9 +213,20 @@ impl Manager {
         self.apply_config(config, &numbers, &routes);
         self.note_absent(absent);
         let warnings = self.receiver.missing_keys(&self.configuration.effective);
+        let mut warnings: Vec<String> = warnings.into_iter().collect();
+        if self.are_peers_changed(&peers) {
+            let names: Vec<_> = peers.iter().map(|it| it.name.clone()).collect();
+            let sessions = format!("new sessions with {}", names.join(", "));
+            changes.accepted.push(sessions);
+            if let Err(error) = self.replace_peers(peers) {
+                warnings.push(format!(
+                    "connections are not replicated: {error:#}\n  to do: restart the manager"
+                ));
+            }
+        }
         Ok(Reloaded {
             changes: changes.accepted,
-            warnings: warnings.into_iter().collect(),
+            warnings,
         })
     }
 

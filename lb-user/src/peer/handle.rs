@@ -2,7 +2,10 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU16, Ordering},
+    },
     time::Duration,
 };
 
@@ -13,22 +16,38 @@ use super::{PeerSettings, PeerStatus, slot::Slot, wire::Refusal};
 /// How often a waiting handover looks again; longer than the time from an event to the queue.
 const POLL: Duration = Duration::from_millis(12);
 
-/// The state of all peers, in the order of the configuration. Clones share it.
+/// The state of all peers, in the order of the configuration. Clones share it, also after a change of the peers.
 #[derive(Debug, Clone, Default)]
 pub struct Peers(Arc<Shared>);
 
 #[derive(Debug, Default)]
 struct Shared {
-    slots: Vec<Slot>,
+    slots: Mutex<Arc<[Slot]>>,
     strangers: Mutex<BTreeMap<String, u64>>,
+    serving: AtomicU16,
 }
 
 impl Peers {
     pub fn new(peers: impl IntoIterator<Item = PeerSettings>) -> Self {
-        Self(Arc::new(Shared {
-            slots: peers.into_iter().map(Slot::new).collect(),
-            strangers: Mutex::default(),
-        }))
+        let all = Self::default();
+        all.replace(peers);
+        all
+    }
+
+    /// Begins with new states of other peers.
+    pub fn replace(&self, peers: impl IntoIterator<Item = PeerSettings>) {
+        *self.lock() = peers.into_iter().map(Slot::new).collect();
+    }
+
+    /// Whether these are the peers, with the same addresses and keys.
+    pub fn are(&self, peers: &[PeerSettings]) -> bool {
+        let slots = self.slots();
+        let mut pairs = slots.iter().zip(peers);
+        slots.len() == peers.len() && pairs.all(|(slot, peer)| slot.settings.is_same(peer))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Arc<[Slot]>> {
+        self.0.slots.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Returns how many hellos were refused that came from no peer's address, by reason.
@@ -44,11 +63,16 @@ impl Peers {
     }
 
     pub fn statuses(&self) -> Vec<PeerStatus> {
-        self.0.slots.iter().map(Slot::status).collect()
+        self.slots().iter().map(Slot::status).collect()
     }
 
-    /// Waits until every peer is connected, knows all connections of this manager and has acknowledged every record of
-    /// what happened before the call.
+    /// Notes how many backends of this manager can take connections.
+    pub fn set_serving(&self, backends: u16) {
+        self.0.serving.store(backends, Ordering::Relaxed);
+    }
+
+    /// Waits until every peer is connected, can use as many backends as this manager, knows all connections of this
+    /// manager and has acknowledged every record of what happened before the call.
     ///
     /// # Errors
     ///
@@ -57,10 +81,13 @@ impl Peers {
         let end = Instant::now() + wait;
         // What happened before this call is in the queues then.
         sleep(POLL).await;
-        let reported: Vec<u64> = self.slots().iter().map(|it| it.lock().reported()).collect();
+        let slots = self.slots();
+        let reported: Vec<u64> = slots.iter().map(|it| it.lock().reported()).collect();
         loop {
-            let slots = self.slots().iter().zip(&reported);
-            let missing = slots.filter_map(|(slot, reported)| slot.lock().missing(*reported));
+            let serving = self.0.serving.load(Ordering::Relaxed);
+            let slots = slots.iter().zip(&reported);
+            let missing =
+                slots.filter_map(|(slot, reported)| slot.lock().missing(*reported, serving));
             let missing: Vec<String> = missing.collect();
             match missing.is_empty() {
                 true => return Ok(()),
@@ -70,8 +97,8 @@ impl Peers {
         }
     }
 
-    pub(super) fn slots(&self) -> &[Slot] {
-        &self.0.slots
+    pub(super) fn slots(&self) -> Arc<[Slot]> {
+        Arc::clone(&self.lock())
     }
 }
 
@@ -83,7 +110,7 @@ mod tests {
     use super::*;
     use crate::{
         keys::{KeyId, PeerKeys, SigningKey},
-        peer::slot::Sent,
+        peer::{slot::Sent, wire::About},
     };
 
     #[tokio::test]
@@ -99,7 +126,8 @@ mod tests {
             missing,
             ["manager2 is not connected: it has not answered yet"]
         );
-        let link = || peers.slots()[0].lock();
+        let slots = peers.slots();
+        let link = || slots[0].lock();
         link().connected(1);
         let losses = link().losses;
         let now = std::time::Instant::now();
@@ -112,7 +140,7 @@ mod tests {
             completes,
         };
         link().sent(sent(0, Some(losses)));
-        peers.slots()[0].push(&[FlowRecord::default()]);
+        slots[0].push(&[FlowRecord::default()]);
         link().take(1, &mut Vec::new());
         link().sent(sent(1, None));
         let missing = peers.acknowledged(Duration::ZERO).await.unwrap_err();
@@ -124,11 +152,24 @@ mod tests {
         let goes_on = async {
             sleep(POLL * 3).await;
             // What happens later is not waited for.
-            peers.slots()[0].push(&[FlowRecord::default(); 2]);
+            slots[0].push(&[FlowRecord::default(); 2]);
             link().acknowledged(1, now);
         };
         let (waited, ()) = tokio::join!(waits, goes_on);
         assert_eq!(waited, Ok(()));
+        // It does not serve as many workers.
+        peers.set_serving(2);
+        let about = |serving| About {
+            serving,
+            ..About::default()
+        };
+        link().introduced(1, &about(1));
+        let missing = peers.acknowledged(Duration::ZERO).await.unwrap_err();
+        assert!(missing[0].starts_with("manager2 has 1 usable backends, and this manager 2: "));
+        link().introduced(1, &about(2));
+        // The answer to a hello may be older.
+        link().answered(1, &about(1));
+        link().acknowledged(1, now);
         // What was lost meanwhile is still missing after the end of a transmission.
         link().lost(3);
         link().sent(sent(2, Some(losses)));

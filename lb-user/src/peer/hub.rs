@@ -5,7 +5,7 @@ use std::{
     fmt,
     net::IpAddr,
     sync::{
-        Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::{Duration, Instant},
@@ -42,6 +42,8 @@ pub struct Own {
 pub struct Hub {
     pub own: Own,
     pub peers: Peers,
+    /// Of the peers at the start of the replication.
+    pub slots: Arc<[Slot]>,
     pub topology: watch::Receiver<Topology>,
     tables: Mutex<Tables>,
     /// The number of the newest incoming session of each peer.
@@ -69,8 +71,10 @@ impl Hub {
         topology: watch::Receiver<Topology>,
         kernel: Box<dyn Kernel>,
     ) -> Self {
+        let slots = peers.slots();
         Self {
-            incoming: peers.slots().iter().map(|_| AtomicU64::new(0)).collect(),
+            incoming: slots.iter().map(|_| AtomicU64::new(0)).collect(),
+            slots,
             own,
             peers,
             topology,
@@ -84,20 +88,17 @@ impl Hub {
     }
 
     pub fn slot(&self, peer: usize) -> &Slot {
-        &self.peers.slots()[peer]
+        &self.slots[peer]
     }
 
     /// Passes what happened to connections here to all peers.
     pub fn publish(&self, records: &[FlowRecord]) {
-        self.peers
-            .slots()
-            .iter()
-            .for_each(|slot| slot.push(records));
+        self.slots.iter().for_each(|slot| slot.push(records));
     }
 
     /// Notes that events of the kernel were lost.
     pub fn lost(&self, records: u64) {
-        for slot in self.peers.slots() {
+        for slot in &*self.slots {
             slot.lock().lost(records);
             slot.wake.notify_one();
         }
@@ -186,7 +187,7 @@ impl Hub {
         let mut addresses: BTreeSet<IpAddr> = topology.nat_sources.iter().copied().collect();
         let mut links = Vec::new();
         let mut incomplete = false;
-        for slot in self.peers.slots() {
+        for slot in &*self.slots {
             let mut link = slot.lock();
             let Some(about) = link.about.clone() else {
                 continue;

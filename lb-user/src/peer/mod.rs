@@ -27,7 +27,7 @@ pub use kernel::{Kernel, Outcomes, Scan};
 pub use orders::{InForce, Registers};
 pub use slot::{PeerSettings, QUEUE_RECORDS};
 pub use status::{PeerState, PeerStatus};
-pub use thread::{PeerListener, Replication, Replicator};
+pub use thread::{PeerListener, Replication, Replicator, read_peers};
 pub use topology::{OwnInterface, Topology};
 
 #[cfg(test)]

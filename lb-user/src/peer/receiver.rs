@@ -78,7 +78,7 @@ pub async fn serve(hub: Arc<Hub>, listener: TcpListener, orders: mpsc::Sender<Re
 /// Counts a refused hello for the peer with the sender's address.
 fn refuse(hub: &Hub, from: SocketAddr, refusal: &Refusal) {
     let ip = from.ip().to_canonical();
-    let mut slots = hub.peers.slots().iter();
+    let mut slots = hub.slots.iter();
     match slots.find(|slot| slot.settings.address.ip() == ip) {
         Some(slot) => {
             let is_first = {
@@ -103,7 +103,7 @@ fn refuse(hub: &Hub, from: SocketAddr, refusal: &Refusal) {
 async fn accept(hub: &Hub, stream: TcpStream) -> Result<(usize, Session), SessionError> {
     let hello = hub.hello().map_err(std::io::Error::other)?;
     let peer = |name: &str| {
-        let mut slots = hub.peers.slots().iter();
+        let mut slots = hub.slots.iter();
         slots.position(|slot| slot.settings.name == name)
     };
     let session = session::accept(stream, &hello, |name| match peer(name) {
@@ -244,7 +244,7 @@ impl Receiver<'_> {
                 // The first frame that is right shows that the hello is no recording.
                 let mut link = self.slot.lock();
                 link.shown.received_complete = false;
-                link.about = Some(self.hello.about.clone());
+                link.introduced(self.hello.epoch, &self.hello.about);
                 number
             }
         };

@@ -138,7 +138,7 @@ async fn converse(
         link.connected(protocol);
         link.shown.version.clone_from(version);
         link.lives(Instant::now(), true);
-        link.about = Some(hello.about);
+        link.answered(hello.epoch, &hello.about);
     }
     hub.update_tables(Instant::now());
     outbox.restart();

@@ -54,6 +54,8 @@ pub struct Link {
     since: Instant,
     /// What the peer last said of itself.
     pub about: Option<About>,
+    /// When the peer started that said it.
+    epoch: Option<u64>,
     queue: VecDeque<FlowRecord>,
     /// How many records have left the queue.
     taken: u64,
@@ -88,6 +90,13 @@ pub struct Sent {
     pub completes: Option<u64>,
 }
 
+impl PeerSettings {
+    /// Whether the same machine is meant, with the same keys.
+    pub fn is_same(&self, other: &Self) -> bool {
+        (&self.name, self.address) == (&other.name, other.address) && self.keys.are(&other.keys)
+    }
+}
+
 impl Slot {
     pub fn new(settings: PeerSettings) -> Self {
         let shown = PeerStatus {
@@ -102,6 +111,7 @@ impl Slot {
                 shown,
                 since: Instant::now(),
                 about: None,
+                epoch: None,
                 queue: VecDeque::new(),
                 taken: 0,
                 known: 0,
@@ -176,8 +186,22 @@ impl Link {
         self.taken + self.queue.len() as u64
     }
 
-    /// Returns what keeps the peer from carrying on every connection among the first `reported` records, in a sentence.
-    pub fn missing(&self, reported: u64) -> Option<String> {
+    /// Notes the hello of a peer that answers. What the same manager has said since on its own session is newer.
+    pub fn answered(&mut self, epoch: u64, about: &About) {
+        if self.epoch != Some(epoch) {
+            self.introduced(epoch, about);
+        }
+    }
+
+    /// Notes the hello of a peer that has begun a session.
+    pub fn introduced(&mut self, epoch: u64, about: &About) {
+        self.epoch = Some(epoch);
+        self.about = Some(about.clone());
+    }
+
+    /// Returns what keeps the peer from carrying on every connection among the first `reported` records, and from
+    /// taking new ones as this manager does with `serving` backends, in a sentence.
+    pub fn missing(&self, reported: u64, serving: u16) -> Option<String> {
         let PeerStatus { name, reason, .. } = &self.shown;
         if !self.is_connected() {
             let reason = reason.as_deref().unwrap_or("it has not answered yet");
@@ -185,6 +209,13 @@ impl Link {
         }
         if !self.shown.complete {
             return Some(format!("{name} does not know all connections yet"));
+        }
+        let theirs = self.about.as_ref().map_or(0, |it| it.serving);
+        if theirs < serving {
+            return Some(format!(
+                "{name} has {theirs} usable backends, and this manager {serving}: it has not heard every worker \
+                 yet, or has no route to one (memlb status on that machine)"
+            ));
         }
         let missing = reported.saturating_sub(self.known);
         (missing > 0).then(|| format!("{name} has not acknowledged {missing} records"))

@@ -145,6 +145,7 @@ fn topology(backend: u32, interface: u32) -> Topology {
         }],
         nat_sources: vec![[10, 0, 1, interface as u8].into()],
         digest: [7; 32],
+        serving: 1,
     }
 }
 

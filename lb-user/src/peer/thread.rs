@@ -26,7 +26,7 @@ use super::{
     topology::Topology,
 };
 use crate::{
-    config::Config,
+    config::{Config, Peer},
     datapath::{self, FlowEvents},
     history::now_ms,
     keys::read_peer_keys,
@@ -60,15 +60,7 @@ impl PeerListener {
         if config.peers.is_empty() {
             return Ok(None);
         }
-        let mut peers = Vec::new();
-        for peer in &config.peers {
-            peers.push(PeerSettings {
-                name: peer.name.clone(),
-                address: peer.address,
-                keys: read_peer_keys(&peer.key)
-                    .with_context(|| format!("the key of peer {}", peer.name))?,
-            });
-        }
+        let peers = read_peers(config)?;
         let address = config.manager.peer_listen;
         let address = address.context("a [[peer]] needs manager.peer_listen")?;
         let listener = TcpListener::bind(address).map_err(|error| bind_error(address, &error))?;
@@ -85,6 +77,39 @@ impl PeerListener {
     pub fn peers(&self) -> Peers {
         self.peers.clone()
     }
+
+    /// Returns the same socket and the same peers.
+    ///
+    /// # Errors
+    ///
+    /// There are too many open files.
+    pub fn try_clone(&self) -> Result<Self> {
+        Ok(Self {
+            listener: self
+                .listener
+                .try_clone()
+                .context("clone the peers' socket")?,
+            peers: self.peers.clone(),
+            name: self.name.clone(),
+        })
+    }
+}
+
+/// Reads the keys of the configured peers.
+///
+/// # Errors
+///
+/// Says which key cannot be used.
+pub fn read_peers(config: &Config) -> Result<Vec<PeerSettings>> {
+    let settings = |peer: &Peer| {
+        let keys = read_peer_keys(&peer.key);
+        Ok(PeerSettings {
+            name: peer.name.clone(),
+            address: peer.address,
+            keys: keys.with_context(|| format!("the key of peer {}", peer.name))?,
+        })
+    };
+    config.peers.iter().map(settings).collect()
 }
 
 fn bind_error(address: SocketAddr, error: &io::Error) -> anyhow::Error {
@@ -207,7 +232,7 @@ async fn run(listener: PeerListener, replication: Replication) {
     );
     let hub = Arc::new(hub);
     let (sender, received) = mpsc::channel(ORDERS);
-    for peer in 0..hub.peers.slots().len() {
+    for peer in 0..hub.slots.len() {
         tokio::spawn(sender::run(hub.clone(), peer, book.outbox(peer)));
     }
     tokio::spawn(receiver::serve(hub.clone(), listener, sender));

@@ -17,6 +17,8 @@ pub struct Topology {
     pub nat_sources: Vec<IpAddr>,
     /// See [`About::digest`].
     pub digest: [u8; 32],
+    /// See [`About::serving`].
+    pub serving: u16,
 }
 
 /// An interface of this manager; index 0 and no address where it is gone.
@@ -33,6 +35,7 @@ impl Topology {
             digest: self.digest,
             nat_sources: self.nat_sources.clone(),
             interfaces: self.interfaces.iter().map(|it| it.mac.bytes()).collect(),
+            serving: self.serving,
         }
     }
 }

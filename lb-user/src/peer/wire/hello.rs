@@ -60,6 +60,8 @@ pub struct About {
     pub nat_sources: Vec<IpAddr>,
     /// The link addresses of its interfaces, in the order of its configuration; zeros where there is none now.
     pub interfaces: Vec<[u8; 6]>,
+    /// How many of its backends can take connections.
+    pub serving: u16,
 }
 
 /// The first message of either side.
@@ -88,6 +90,7 @@ impl About {
         let interfaces = &self.interfaces[..self.interfaces.len().min(MAX_INTERFACES)];
         out.push(interfaces.len() as u8);
         interfaces.iter().for_each(|mac| out.extend_from_slice(mac));
+        out.extend_from_slice(&self.serving.to_be_bytes());
     }
 
     pub fn decode(input: &mut Input<'_>) -> Option<Self> {
@@ -100,11 +103,13 @@ impl About {
         let interfaces = (0..interfaces)
             .map(|_| input.array())
             .collect::<Option<Vec<_>>>()?;
+        let serving = input.u16()?;
         let fits = nat_sources.len() <= MAX_INTERFACES && interfaces.len() <= MAX_INTERFACES;
         fits.then_some(Self {
             digest,
             nat_sources,
             interfaces,
+            serving,
         })
     }
 }

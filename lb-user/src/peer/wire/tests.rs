@@ -30,6 +30,7 @@ fn hello() -> Hello {
             digest: [7; 32],
             nat_sources: vec![[10, 0, 1, 1].into(), "2001:db8::1".parse().unwrap()],
             interfaces: vec![[2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2]],
+            serving: 4,
         },
     }
 }
