@@ -4,7 +4,6 @@ use std::{fs, net::TcpListener, process::Command, time::Duration};
 
 use memlb_tests::{
     Cluster, ClusterOptions, Process, Shape, cli::expect_failure, command::output, root_test,
-    wait_until,
 };
 
 use crate::{
