@@ -18,7 +18,7 @@ use memlb::{
     heartbeat::{Authentication, Authenticator},
     keys,
 };
-use memlb_tests::{Cluster, ClusterOptions, Nginx, Process, root_test, wait_for, wait_until};
+use memlb_tests::{Cluster, Nginx, Process, eventually, root_test, wait_for};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
@@ -31,11 +31,7 @@ const AT_ONCE: Duration = Duration::from_millis(50);
 const TRIES: u32 = 3;
 
 fn without_agents() -> Cluster {
-    Cluster::start(&ClusterOptions {
-        agents: false,
-        ..ClusterOptions::default()
-    })
-    .unwrap()
+    Cluster::with(|it| it.agents = false)
 }
 
 fn start(cluster: &Cluster, name: &str, command: &mut Command) -> Process {
@@ -106,11 +102,7 @@ fn say_at_once_that_the_service_died_and_that_it_is_back() {
 #[root_test]
 fn say_at_once_that_they_leave() {
     for authentication in [None, Some("enforce")] {
-        let mut cluster = Cluster::start(&ClusterOptions {
-            authentication,
-            ..ClusterOptions::default()
-        })
-        .unwrap();
+        let mut cluster = Cluster::with(|it| it.authentication = authentication);
         cluster.wait_for_page("Worker1", SOON).unwrap();
         let mut delays = Vec::new();
         for count in 1..=TRIES {
@@ -198,23 +190,21 @@ fn are_held_up_by_no_manager_that_is_not_there() {
     let accepted = |status: &Value| status["heartbeats"]["accepted"].as_u64().unwrap();
     let before = accepted(&cluster.status().unwrap());
     let begun = Instant::now();
-    wait_until(SOON, "two seconds", || {
+    eventually(SOON, "two seconds", || {
         begun.elapsed() > Duration::from_secs(2)
-    })
-    .unwrap();
+    });
     let heard = accepted(&cluster.status().unwrap()) - before;
     assert!((15..=25).contains(&heard), "{heard} heartbeats in 2 s");
-    wait_until(SOON, "the unknown name to be told", || {
+    eventually(SOON, "the unknown name to be told", || {
         agent
             .log()
             .contains("no-such-manager.invalid:9999 is not found, trying on")
-    })
-    .unwrap();
+    });
 
     // The only real one goes, too, and comes back.
     cluster.kill_manager().unwrap();
     let begun = Instant::now();
-    wait_until(SOON, "a while", || begun.elapsed() > Duration::from_secs(2)).unwrap();
+    eventually(SOON, "a while", || begun.elapsed() > Duration::from_secs(2));
     cluster.start_manager().unwrap();
     let took = cluster.wait_for_state("worker1", "up", SOON).unwrap();
     assert!(took < Duration::from_secs(1), "{took:?}");
@@ -224,12 +214,10 @@ fn are_held_up_by_no_manager_that_is_not_there() {
 
 #[root_test]
 fn are_not_thought_dead_when_their_clock_jumps() {
-    let cluster = Cluster::start(&ClusterOptions {
-        agents: false,
-        authentication: Some("enforce"),
-        ..ClusterOptions::default()
-    })
-    .unwrap();
+    let cluster = Cluster::with(|it| {
+        it.agents = false;
+        it.authentication = Some("enforce");
+    });
     let clock = cluster.paths.directory.join("clock");
     let set = |hours: i64| {
         // Replaced as a whole: the agent reads it at every look at the clock.
@@ -251,21 +239,18 @@ fn are_not_thought_dead_when_their_clock_jumps() {
     for hours in [1, 0, -1, 0] {
         let before = accepted().unwrap();
         set(hours);
-        wait_until(SOON, "the agent to see its clock jump", || {
+        eventually(SOON, "the agent to see its clock jump", || {
             let seconds = |time: SystemTime| {
                 let since = time.duration_since(SystemTime::UNIX_EPOCH);
                 since.unwrap().as_secs().cast_signed()
             };
             let ahead = seconds(logged(&agent, "sent ")) - seconds(SystemTime::now());
             (ahead - hours * 3_600).abs() < 60
-        })
-        .unwrap();
+        });
         // More of them than come within down_after.
-        cluster
-            .wait_for_status(SOON, "heartbeats to be accepted", |status| {
-                status["heartbeats"]["accepted"].as_u64() > Some(before + 20)
-            })
-            .unwrap();
+        cluster.assert_status(SOON, "heartbeats to be accepted", |status| {
+            status["heartbeats"]["accepted"].as_u64() > Some(before + 20)
+        });
         assert_eq!(cluster.backend("worker1").unwrap()["state"], "up");
         assert_eq!(cluster.page().unwrap(), "Worker1");
     }
@@ -277,12 +262,10 @@ fn are_not_thought_dead_when_their_clock_jumps() {
 
 #[root_test]
 fn convince_several_managers_each_with_a_nonce_of_its_own() {
-    let cluster = Cluster::start(&ClusterOptions {
-        agents: false,
-        authentication: Some("enforce"),
-        ..ClusterOptions::default()
-    })
-    .unwrap();
+    let cluster = Cluster::with(|it| {
+        it.agents = false;
+        it.authentication = Some("enforce");
+    });
     // The second manager is an authenticator with nothing behind it, where the client is.
     let socket = cluster
         .topology
@@ -328,10 +311,9 @@ fn convince_several_managers_each_with_a_nonce_of_its_own() {
     command.args(["--manager", &second.to_string()]);
     let agent = start(&cluster, "two managers", &mut command);
     cluster.wait_for_state("worker1", "up", SOON).unwrap();
-    wait_until(SOON, "the standby to hear it", || {
+    eventually(SOON, "the standby to hear it", || {
         accepted.load(Ordering::Relaxed) >= 20
-    })
-    .unwrap();
+    });
     stop.store(true, Ordering::Relaxed);
     standby.join().unwrap();
     // Each challenged it once, and no answer of the one confused the other.

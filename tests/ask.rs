@@ -15,14 +15,13 @@ use memlb::{
     keys::{self, Key},
 };
 use memlb_tests::{
-    Cluster, ClusterOptions,
+    Cluster,
     client::Connection,
     command::output,
     datagram::Sender,
-    root_test,
+    eventually, root_test,
     syn::{ACK, Segment, anywhere, raw_socket},
     transfer::{Download, random_bytes},
-    wait_until,
 };
 use socket2::SockAddr;
 use zeroize::Zeroizing;
@@ -33,13 +32,11 @@ const CONNECTIONS: usize = 100;
 const MIB: usize = 1 << 20;
 
 fn start(attach: &str) -> Cluster {
-    Cluster::start_serving(&ClusterOptions {
-        attach: attach.into(),
-        direct: true,
-        authentication: Some("enforce"),
-        ..ClusterOptions::default()
+    Cluster::serving_with(|it| {
+        it.attach = attach.into();
+        it.direct = true;
+        it.authentication = Some("enforce");
     })
-    .unwrap()
 }
 
 /// As many idle connections to one worker, each of which has loaded its page.
@@ -123,12 +120,11 @@ fn connections_outlive_the_maps(attach: &str) {
     // Linux repeats a packet after 200 ms; some need a second repetition on a busy machine.
     assert!(slowest < Duration::from_secs(2), "{slowest:?}");
     assert!(cluster.verdict("asked").unwrap() >= CONNECTIONS as u64);
-    wait_until(PATIENCE, "the event", || {
+    eventually(PATIENCE, "the event", || {
         let events = cluster.events_of("agents_asked").unwrap();
         let found: u64 = events.iter().filter_map(|it| it["found"].as_u64()).sum();
         found > CONNECTIONS as u64
-    })
-    .unwrap();
+    });
 }
 
 /// Drops what arrives for the service while no program is attached, or no longer.
@@ -162,7 +158,7 @@ fn a_question_or_an_answer_with_a_wrong_key_does_nothing() {
         (Some(&key), "not_asked"),
     ] {
         to_manager.send(mine.encode(key).unwrap()).unwrap();
-        wait_until(SOON, reason, || refused(&cluster, reason) == 1).unwrap();
+        eventually(SOON, reason, || refused(&cluster, reason) == 1);
     }
     let mut question = Whose {
         heartbeat: Sequence {
@@ -211,10 +207,9 @@ fn a_flood_of_unknown_packets_is_asked_about_up_to_the_limit(attach: &str) {
     let target = SocketAddrV4::new(cluster.topology.manager.address(), 80);
     let begun = Instant::now();
     send_unknown(&cluster, target, 0..PACKETS);
-    wait_until(SOON, "the flood to be over", || {
+    eventually(SOON, "the flood to be over", || {
         asked(&cluster).iter().sum::<u64>() >= u64::from(PACKETS) * 9 / 10
-    })
-    .unwrap();
+    });
     let [found, not_found, limited] = asked(&cluster);
     let elapsed = begun.elapsed();
     println!("{attach}: {not_found} asked about, {limited} not, in {elapsed:.1?}");
@@ -226,7 +221,7 @@ fn a_flood_of_unknown_packets_is_asked_about_up_to_the_limit(attach: &str) {
     let (resets, late) = (no_flow(&cluster), PACKETS - 100..PACKETS);
     thread::sleep(Duration::from_millis(1_100));
     send_unknown(&cluster, target, late);
-    wait_until(SOON, "resets", || no_flow(&cluster) >= resets + 100).unwrap();
+    eventually(SOON, "resets", || no_flow(&cluster) >= resets + 100);
     // Others are served meanwhile.
     assert_eq!(cluster.page().unwrap(), "Worker1");
 }

@@ -20,12 +20,11 @@ use memlb::{
     keys::{self, Key, KeyId},
 };
 use memlb_tests::{
-    Cluster, ClusterOptions, LossyLink, Process, cluster,
+    Cluster, LossyLink, Process, cluster,
     command::output,
     datagram::{Sender, heartbeat},
-    root_test,
+    eventually, root_test,
     transfer::random_bytes,
-    wait_until,
 };
 use nix::sys::signal::Signal;
 use serde_json::Value;
@@ -34,11 +33,7 @@ use zeroize::Zeroizing;
 const SOON: Duration = Duration::from_secs(5);
 
 fn enforced() -> Cluster {
-    Cluster::start(&ClusterOptions {
-        authentication: Some("enforce"),
-        ..ClusterOptions::default()
-    })
-    .unwrap()
+    Cluster::with(|it| it.authentication = Some("enforce"))
 }
 
 fn key(cluster: &Cluster, index: usize) -> Key {
@@ -78,9 +73,7 @@ fn refused(status: &Value, reason: &str) -> u64 {
 
 fn wait_for_refusals(cluster: &Cluster, reason: &str, count: u64) {
     let what = format!("{count} datagrams to be refused as {reason}");
-    cluster
-        .wait_for_status(SOON, &what, |status| refused(status, reason) >= count)
-        .unwrap();
+    cluster.assert_status(SOON, &what, |status| refused(status, reason) >= count);
 }
 
 fn assert_nothing_happened(cluster: &Cluster) {
@@ -102,7 +95,7 @@ fn assert_nothing_happened(cluster: &Cluster) {
 fn outlast_down_after() {
     let begun = Instant::now();
     let longer = Duration::from_millis(2500);
-    wait_until(SOON, "longer than down_after", || begun.elapsed() > longer).unwrap();
+    eventually(SOON, "longer than down_after", || begun.elapsed() > longer);
 }
 
 #[root_test]
@@ -168,12 +161,10 @@ fn only_rightly_signed_heartbeats_count() {
 
 #[root_test]
 fn recordings_bring_no_worker_back() {
-    let mut cluster = Cluster::start(&ClusterOptions {
-        authentication: Some("enforce"),
-        agents: false,
-        ..ClusterOptions::default()
-    })
-    .unwrap();
+    let mut cluster = Cluster::with(|it| {
+        it.authentication = Some("enforce");
+        it.agents = false;
+    });
     cluster.start_agent(1).unwrap();
     let link =
         LossyLink::create(&cluster.topology.workers[0], cluster.heartbeat_address(), 1).unwrap();
@@ -191,7 +182,7 @@ fn recordings_bring_no_worker_back() {
     };
     let mut agent = start(&cluster);
     cluster.wait_for_state("worker1", "up", SOON).unwrap();
-    wait_until(SOON, "some heartbeats", || link.datagrams().len() >= 10).unwrap();
+    eventually(SOON, "some heartbeats", || link.datagrams().len() >= 10);
 
     // The same boot: each was there already, or comes late.
     let first_boot = link.datagrams();
@@ -200,20 +191,17 @@ fn recordings_bring_no_worker_back() {
     // An old boot, with a nonce that still counts.
     agent.kill().unwrap();
     let mut agent = start(&cluster);
-    cluster
-        .wait_for_status(SOON, "the agent's next life", |_| {
-            !cluster.events_of("agent_restarted").unwrap().is_empty()
-        })
-        .unwrap();
+    cluster.assert_status(SOON, "the agent's next life", |_| {
+        !cluster.events_of("agent_restarted").unwrap().is_empty()
+    });
     replay(&cluster, &first_boot);
     wait_for_refusals(&cluster, "old_boot", 5);
     assert!(cluster.events_of("worker_down").unwrap().is_empty());
 
     // A dead worker is not kept alive by what it said.
-    wait_until(SOON, "more heartbeats", || {
+    eventually(SOON, "more heartbeats", || {
         link.datagrams().len() >= first_boot.len() + 10
-    })
-    .unwrap();
+    });
     agent.kill().unwrap();
     let all = link.datagrams();
     let begun = Instant::now();
@@ -238,12 +226,10 @@ fn recordings_bring_no_worker_back() {
 
 #[root_test]
 fn the_agent_of_a_restored_machine_goes_on_under_a_new_boot() {
-    let cluster = Cluster::start(&ClusterOptions {
-        authentication: Some("enforce"),
-        agents: false,
-        ..ClusterOptions::default()
-    })
-    .unwrap();
+    let cluster = Cluster::with(|it| {
+        it.authentication = Some("enforce");
+        it.agents = false;
+    });
     let host = &cluster.topology.workers[0];
     let link = LossyLink::create(host, cluster.heartbeat_address(), 1).unwrap();
     let mut command = cluster.agent_command(0, link.address);
@@ -324,9 +310,7 @@ fn a_restarted_manager_hears_its_workers_again_within_a_heartbeat() {
                 .iter()
                 .all(|backend| backend["age_ms"].is_u64())
         };
-        let took = cluster
-            .wait_for_status(SOON, "both to be heard", accepted)
-            .unwrap();
+        let took = cluster.assert_status(SOON, "both to be heard", accepted);
         assert!(took < Duration::from_secs(1), "{took:?}");
     }
     outlast_down_after();
@@ -342,7 +326,7 @@ fn a_long_pause_of_the_manager_makes_no_worker_stale_or_dead() {
     // Longer than a nonce stays the newest.
     let stopped = Instant::now();
     let long = Duration::from_secs(11);
-    wait_until(3 * SOON, "a long pause", || stopped.elapsed() > long).unwrap();
+    eventually(3 * SOON, "a long pause", || stopped.elapsed() > long);
     assert_eq!(cluster.page().unwrap(), "Worker1");
     cluster
         .manager
@@ -392,10 +376,9 @@ fn a_new_key_takes_over_from_the_old_one_without_a_gap() {
     command.arg("--key").arg(&new_file);
     let log = cluster.paths.directory.join("new-key.log");
     cluster.agents[0] = Some(Process::start("agent with the new key", &mut command, &log).unwrap());
-    wait_until(SOON, "the agent to be heard with the new key", || {
+    eventually(SOON, "the agent to be heard with the new key", || {
         cluster.events_of("agent_restarted").unwrap().len() == 1
-    })
-    .unwrap();
+    });
     let stranger = Sender::open(&cluster.topology.client, cluster.heartbeat_address()).unwrap();
     let goodbye = leaving("worker1", 1, 1).encode_signed(&old_key).unwrap();
     let challenged = refused(&cluster.status().unwrap(), "not_fresh");
@@ -430,12 +413,10 @@ fn a_new_key_takes_over_from_the_old_one_without_a_gap() {
 #[root_test]
 fn losing_a_third_of_all_datagrams_is_no_death() {
     for authentication in [None, Some("enforce")] {
-        let mut cluster = Cluster::start(&ClusterOptions {
-            authentication,
-            agents: false,
-            ..ClusterOptions::default()
-        })
-        .unwrap();
+        let mut cluster = Cluster::with(|it| {
+            it.authentication = authentication;
+            it.agents = false;
+        });
         let mut links = Vec::new();
         for index in [0, 1] {
             let worker = &cluster.topology.workers[index];
@@ -453,10 +434,9 @@ fn losing_a_third_of_all_datagrams_is_no_death() {
         cluster.wait_for_page("Worker1", SOON).unwrap();
         // Long enough for the nonce to change twice.
         let begun = Instant::now();
-        wait_until(5 * SOON, "a while", || {
+        eventually(5 * SOON, "a while", || {
             begun.elapsed() > Duration::from_secs(22)
-        })
-        .unwrap();
+        });
         assert_nothing_happened(&cluster);
     }
 }
@@ -539,11 +519,9 @@ fn outlast(cluster: &Cluster, sources: Vec<Sender>, datagrams: Vec<Vec<u8>>) -> 
     }
     // What is left in the queue is judged before two more heartbeats of each.
     let seen = accepted(&cluster.status().unwrap());
-    cluster
-        .wait_for_status(SOON, "the flood's end", |status| {
-            accepted(status) > seen + 10
-        })
-        .unwrap();
+    cluster.assert_status(SOON, "the flood's end", |status| {
+        accepted(status) > seen + 10
+    });
     (sent, cluster.status().unwrap())
 }
 
@@ -601,12 +579,10 @@ fn assert_all_counted(status: &Value, sent: u64) {
 
 #[root_test]
 fn the_way_from_unsigned_to_enforced_has_no_gap() {
-    let mut cluster = Cluster::start(&ClusterOptions {
-        authentication: Some("off"),
-        agents: false,
-        ..ClusterOptions::default()
-    })
-    .unwrap();
+    let mut cluster = Cluster::with(|it| {
+        it.authentication = Some("off");
+        it.agents = false;
+    });
     // worker1 signs already; worker2 has no key yet.
     cluster.start_agent(0).unwrap();
     let mut command = cluster.topology.workers[1].command(&cluster.binary);
@@ -621,11 +597,9 @@ fn the_way_from_unsigned_to_enforced_has_no_gap() {
     cluster.wait_for_page("Worker1", SOON).unwrap();
 
     turn_to(&cluster, "off", "permissive");
-    cluster
-        .wait_for_status(SOON, "worker2 to be named", |status| {
-            status["heartbeats"]["unsigned"]["worker2"].as_u64() > Some(3)
-        })
-        .unwrap();
+    cluster.assert_status(SOON, "worker2 to be named", |status| {
+        status["heartbeats"]["unsigned"]["worker2"].as_u64() > Some(3)
+    });
     let status = cluster.status().unwrap();
     assert!(
         status["heartbeats"]["unsigned"]["worker1"].is_null(),
@@ -642,10 +616,9 @@ fn the_way_from_unsigned_to_enforced_has_no_gap() {
     outlast_down_after();
     cluster.agents[1].take().unwrap().kill().unwrap();
     cluster.start_agent(1).unwrap();
-    wait_until(SOON, "the agent's restart to be noticed", || {
+    eventually(SOON, "the agent's restart to be noticed", || {
         cluster.events_of("agent_restarted").unwrap().len() == 1
-    })
-    .unwrap();
+    });
     let manager = cluster.manager.as_ref().unwrap().log();
     assert!(manager.contains("unsigned heartbeats count"), "{manager}");
     assert!(

@@ -7,11 +7,10 @@ use std::{fs, path::Path, time::Duration};
 use memlb_tests::{
     Cluster, ClusterOptions,
     command::run,
-    nginx,
+    eventually, nginx,
     process::Process,
     root_test,
     transfer::{Download, random_bytes},
-    wait_until,
 };
 
 const SOON: Duration = Duration::from_secs(10);
@@ -55,7 +54,7 @@ fn memlb_takes_over_and_leaves(former: &Former) {
     }
     let directory = cluster.paths.directory.join("proxy");
     let _former = (former.start)(&cluster, &directory);
-    wait_until(SOON, "an answer", || cluster.page().is_ok()).unwrap();
+    eventually(SOON, "an answer", || cluster.page().is_ok());
     let by_former = download(&cluster);
 
     let configuration = directory.join(former.configuration);
@@ -92,10 +91,9 @@ fn memlb_takes_over_and_leaves(former: &Former) {
     cluster.manager = None;
     run(&mut cluster.memlb("unload")).unwrap();
     cluster.page().unwrap();
-    wait_until(SOON, "the former balancer to serve again", || {
+    eventually(SOON, "the former balancer to serve again", || {
         logged() > logged_before
-    })
-    .unwrap();
+    });
 }
 
 /// Starts HAProxy on the address that memlb will serve.

@@ -16,7 +16,7 @@ use std::{
 
 use anyhow::Context;
 use aya::maps::{Array, Map, MapData};
-use memlb_tests::{Cluster, ClusterOptions, Connection, command::output, root_test, wait_until};
+use memlb_tests::{Cluster, Connection, command::output, eventually, root_test, wait_until};
 use serde_json::Value;
 use socket2::SockRef;
 
@@ -34,15 +34,13 @@ fn no_way_in_which_connections_end_makes_the_count_drift() {
     let (kills, failed) = come_and_go(&mut cluster, flows);
     assert_eq!(failed, 0, "no connection breaks");
     // The programs alone have counted right: nothing had to be put right.
-    wait_until(SOON, "the last to end", || {
+    eventually(SOON, "the last to end", || {
         counts(&cluster, "active") == [0, 0]
-    })
-    .unwrap();
+    });
     // A recount in the midst of them may have taken one for lost; it is the next one's to see.
-    wait_until(RECOUNTED, "nothing to be lost", || {
+    eventually(RECOUNTED, "nothing to be lost", || {
         counts(&cluster, "evicted") == [0, 0]
-    })
-    .unwrap();
+    });
     println!("{flows} flows, {kills} managers killed: the count is exact");
     expect_exact(&cluster, 60);
 }
@@ -77,10 +75,9 @@ fn evictions_do_not_make_the_count_drift() {
     let evicted: u64 = counts(&cluster, "evicted").iter().sum();
     assert!(evicted as usize >= TABLE, "only {evicted} were evicted");
     drop(held);
-    wait_until(RECOUNTED, "nothing to be open", || {
+    eventually(RECOUNTED, "nothing to be open", || {
         open_connections(&cluster) == [0, 0]
-    })
-    .unwrap();
+    });
     expect_shown(&cluster, [0, 0]);
     println!(
         "{flows} flows, {failed} failed, {evicted} evicted, {present:?} left, {kills} managers killed: the count is exact"
@@ -95,15 +92,11 @@ fn flows() -> usize {
 
 fn start(settings: &[&str]) -> Cluster {
     let arguments = ["--policy", "round_robin"].iter().chain(settings);
-    let cluster = Cluster::start(&ClusterOptions {
-        manager_arguments: arguments.map(|it| (*it).to_owned()).collect(),
-        ..ClusterOptions::default()
-    })
-    .unwrap();
-    wait_until(SOON, "a worker to serve", || {
+    let cluster =
+        Cluster::with(|it| it.manager_arguments = arguments.map(|it| (*it).to_owned()).collect());
+    eventually(SOON, "a worker to serve", || {
         cluster.page().is_ok_and(|page| page.starts_with("Worker"))
-    })
-    .unwrap();
+    });
     let reuse = ["-qw", "net.ipv4.tcp_tw_reuse=1"];
     cluster.topology.client.run("sysctl", &reuse).unwrap();
     cluster
@@ -131,10 +124,9 @@ fn come_and_go(cluster: &mut Cluster, flows: usize) -> (usize, usize) {
         let clients: Vec<_> = entered.enter(|| start().collect()).unwrap();
         while done.load(Ordering::Relaxed) < flows {
             let since = Instant::now();
-            wait_until(SOON, "the next kill", || {
+            eventually(SOON, "the next kill", || {
                 since.elapsed() > BETWEEN_KILLS || done.load(Ordering::Relaxed) >= flows
-            })
-            .unwrap();
+            });
             cluster.restart_manager().unwrap();
             kills += 1;
         }
@@ -179,12 +171,11 @@ fn expect_exact(cluster: &Cluster, attempts: usize) {
     let seen = of_each_worker(&held);
     assert_eq!(seen.iter().sum::<u64>(), 60, "they are open");
     // A recount meanwhile takes those that came while it read for lost, until the next.
-    wait_until(RECOUNTED, "them to be counted", || {
+    eventually(RECOUNTED, "them to be counted", || {
         open_connections(cluster) == seen
-    })
-    .unwrap();
+    });
     drop(held);
-    wait_until(SOON, "them to end", || open_connections(cluster) == [0, 0]).unwrap();
+    eventually(SOON, "them to end", || open_connections(cluster) == [0, 0]);
 }
 
 /// Expects that `memlb status` and `memlb flows` show what the programs count.

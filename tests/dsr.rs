@@ -17,11 +17,10 @@ use lb_common::maps::{FlowKey, Peer, dsr_name};
 use memlb_tests::{
     Cluster, ClusterOptions, Namespace, Process, client,
     command::output,
-    namespace, nginx,
+    eventually, namespace, nginx,
     observe::{backend, bpftool},
     root_test,
     transfer::{Download, Upload, random_bytes},
-    wait_until,
 };
 
 const SOON: Duration = Duration::from_secs(8);
@@ -44,12 +43,11 @@ fn the_server_sees_the_client_and_answers_past_the_manager(attach: &str) {
     for (service, address) in BOTH.into_iter().zip(CLIENT) {
         assert_eq!(lab.page(service), "Worker1");
         let log = lab.directory(0).join("access.log");
-        wait_until(SOON, "the request in the access log", || {
+        eventually(SOON, "the request in the access log", || {
             let log = fs::read_to_string(&log).unwrap_or_default();
             log.lines()
                 .any(|line| line.starts_with(&format!("{address} ")))
-        })
-        .unwrap();
+        });
 
         let before = lab.bytes_at_the_manager();
         assert!(lab.download(service) == blob, "the download is broken");
@@ -397,8 +395,7 @@ impl Lab {
                 backends.any(|it| it["name"] == worker && it["state"] == "up")
             })
         };
-        self.wait_for_status(SOON, &format!("{worker} to be up"), is_up)
-            .unwrap();
+        self.assert_status(SOON, &format!("{worker} to be up"), is_up);
     }
 
     fn wait_for_page(&self, page: &str) {
@@ -472,10 +469,9 @@ impl Lab {
         // Addresses of IPv6 are not usable at once.
         for service in BOTH {
             let server = service.parse().unwrap();
-            wait_until(SOON, "the far client to be served", || {
+            eventually(SOON, "the far client to be served", || {
                 client::get(&far, server, "/", Duration::from_secs(1)).is_ok()
-            })
-            .unwrap();
+            });
         }
         far
     }

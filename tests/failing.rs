@@ -4,7 +4,7 @@
 
 use std::time::{Duration, Instant};
 
-use memlb_tests::{Cluster, ClusterOptions, Nginx, command::output, root_test, wait_until};
+use memlb_tests::{Cluster, Nginx, command::output, eventually, root_test};
 
 const SOON: Duration = Duration::from_secs(5);
 const NOTICED: Duration = Duration::from_secs(1);
@@ -18,11 +18,7 @@ fn fetch(cluster: &Cluster, path: &str) -> String {
 /// 200 requests a second while the server of the selected worker dies and returns; its agent checks nothing.
 #[root_test(tc, xdp)]
 fn a_dead_server_gets_no_connection_until_a_trial_is_answered(attach: &str) {
-    let mut cluster = Cluster::start_serving(&ClusterOptions {
-        attach: attach.into(),
-        ..ClusterOptions::default()
-    })
-    .unwrap();
+    let mut cluster = Cluster::serving_with(|it| it.attach = attach.into());
     let probe = cluster.probe(Duration::from_millis(5)).unwrap();
     probe
         .wait_for_page("Worker1", Instant::now(), SOON)
@@ -33,10 +29,9 @@ fn a_dead_server_gets_no_connection_until_a_trial_is_answered(attach: &str) {
     let noticed = cluster.wait_for_state("worker1", "failing", SOON).unwrap();
     assert!(noticed <= NOTICED, "{noticed:?}");
     let failing = "memlb_backend_failing{backend=\"worker1\",service=\"web\"} 1";
-    wait_until(NOTICED, failing, || {
+    eventually(NOTICED, failing, || {
         fetch(&cluster, "/metrics").contains(failing)
-    })
-    .unwrap();
+    });
     let events = cluster.events_of("worker_failing").unwrap();
     assert_eq!(events.len(), 1, "{events:?}");
     let reason = &cluster.backend("worker1").unwrap()["reason"];
@@ -46,12 +41,11 @@ fn a_dead_server_gets_no_connection_until_a_trial_is_answered(attach: &str) {
     let since = Instant::now();
     probe.wait_for_page("Worker2", since, SOON).unwrap();
     // A trial is a connection of the manager: it delays no client.
-    wait_until(SOON, "a failed trial", || {
+    eventually(SOON, "a failed trial", || {
         cluster.backend("worker1").unwrap()["failing"]["trials"]
             .as_u64()
             .is_some_and(|trials| trials >= 2)
-    })
-    .unwrap();
+    });
     let server = Nginx::start(
         &cluster.topology.workers[0],
         cluster.servers[0].port(),
@@ -76,12 +70,10 @@ fn a_dead_server_gets_no_connection_until_a_trial_is_answered(attach: &str) {
 /// A rule drops all heartbeats under load; then a worker dies.
 #[root_test]
 fn a_rule_that_drops_heartbeats_costs_no_request() {
-    let mut cluster = Cluster::start_serving(&ClusterOptions {
-        manager_arguments: vec!["--policy".into(), "balanced".into()],
-        panic_threshold: 60,
-        ..ClusterOptions::default()
-    })
-    .unwrap();
+    let mut cluster = Cluster::serving_with(|it| {
+        it.manager_arguments = vec!["--policy".into(), "balanced".into()];
+        it.panic_threshold = 60;
+    });
     let probe = cluster.probe(Duration::from_millis(5)).unwrap();
     probe
         .wait_for_page("Worker2", Instant::now(), SOON)
@@ -90,13 +82,12 @@ fn a_rule_that_drops_heartbeats_costs_no_request() {
     let rules = "add table inet slip; add chain inet slip input { type filter hook input priority 0; }; \
                  add rule inet slip input udp dport 9999 drop";
     node.run("nft", &[rules]).unwrap();
-    wait_until(SOON, "the event", || {
+    eventually(SOON, "the event", || {
         !cluster.events_of("heartbeats_missing").unwrap().is_empty()
-    })
-    .unwrap();
+    });
     // Twice as long as a worker may be silent.
     let until = Instant::now() + Duration::from_secs(3);
-    wait_until(SOON, "more requests", || Instant::now() >= until).unwrap();
+    eventually(SOON, "more requests", || Instant::now() >= until);
     for worker in ["worker1", "worker2"] {
         let backend = cluster.backend(worker).unwrap();
         assert_eq!(backend["state"], "up", "{backend}");
@@ -128,21 +119,18 @@ fn a_rule_that_drops_heartbeats_costs_no_request() {
             .args(["delete", "table", "inet", "slip"]),
     )
     .unwrap();
-    wait_until(SOON, "the heartbeats to be back", || {
+    eventually(SOON, "the heartbeats to be back", || {
         !cluster.events_of("heartbeats_back").unwrap().is_empty()
-    })
-    .unwrap();
+    });
 }
 
 /// A sorry server without an agent, on another machine.
 #[root_test]
 fn a_backup_without_an_agent_serves_while_no_primary_can() {
-    let mut cluster = Cluster::start(&ClusterOptions {
-        available_kb: vec![450 * 1024, 350 * 1024, 350 * 1024],
-        agents: false,
-        ..ClusterOptions::default()
-    })
-    .unwrap();
+    let mut cluster = Cluster::with(|it| {
+        it.available_kb = vec![450 * 1024, 350 * 1024, 350 * 1024];
+        it.agents = false;
+    });
     let file = cluster.paths.directory.join("memlb.toml");
     let text = std::fs::read_to_string(&file).unwrap();
     let sorry = text.replace(

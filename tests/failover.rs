@@ -4,7 +4,7 @@
 
 use std::time::{Duration, Instant};
 
-use memlb_tests::{Cluster, ClusterOptions, Probe, datagram::Sender, root_test, wait_until};
+use memlb_tests::{Cluster, ClusterOptions, Probe, datagram::Sender, eventually, root_test};
 
 const DOWN_AFTER: Duration = Duration::from_millis(800);
 /// Generous, since the machine may be busy; the benchmark measures it exactly.
@@ -193,11 +193,8 @@ fn follows_memory_beyond_the_threshold_only(attach: &str) {
 
 #[root_test]
 fn moves_clients_at_once_when_an_agent_says_goodbye() {
-    let mut cluster = Cluster::start(&ClusterOptions {
-        manager_arguments: vec!["--down-after".into(), "30s".into()],
-        ..ClusterOptions::default()
-    })
-    .unwrap();
+    let mut cluster =
+        Cluster::with(|it| it.manager_arguments = vec!["--down-after".into(), "30s".into()]);
     let agent = cluster.agents[0].as_mut().unwrap();
     let sent_at = Instant::now();
     assert!(agent.terminate(SOON).unwrap().success());
@@ -236,11 +233,10 @@ fn counts_the_workers_of_2018() {
         }
     };
     let shows = |worker1, worker2, page: &str| {
-        wait_until(SOON, page, || {
+        eventually(SOON, page, || {
             say(worker1, worker2);
             cluster.page().is_ok_and(|got| got == page)
         })
-        .unwrap()
     };
 
     shows(Some(394), Some(380), "Worker1");
@@ -266,11 +262,9 @@ fn drops_the_2018_form_unless_it_is_switched_on() {
     sender
         .send_legacy("worker1", "2018-06-04 14:00:59", 394)
         .unwrap();
-    cluster
-        .wait_for_status(SOON, "the refusals to be counted", |status| {
-            status["heartbeats"]["refused"]["legacy_off"] == 2
-        })
-        .unwrap();
+    cluster.assert_status(SOON, "the refusals to be counted", |status| {
+        status["heartbeats"]["refused"]["legacy_off"] == 2
+    });
     assert_eq!(cluster.page().unwrap(), "Manager");
 }
 

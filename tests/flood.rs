@@ -14,12 +14,12 @@ use anyhow::{Result, bail};
 use memlb_tests::{
     Cluster, ClusterOptions, Connection, Namespace, Node, Probe, Report, Shape,
     cluster::{SERVICE_PORT, worker_port},
+    eventually,
     load::{self, Ending, Flood, Load, Server, Sources, prepare_flood},
     migration::Application,
     root_test,
     syn::{flood, forge_connections, forge_exchanges},
     transfer::{Download, random_bytes},
-    wait_until,
 };
 
 /// How many connections must begin, and of how many SYNs at most.
@@ -41,11 +41,7 @@ const STANDSTILL: Duration = Duration::from_secs(30);
 
 #[root_test(tc, xdp)]
 fn serves_through_a_flood_of_syns(attach: &str) {
-    let cluster = Cluster::start(&ClusterOptions {
-        attach: attach.into(),
-        ..ClusterOptions::default()
-    })
-    .unwrap();
+    let cluster = Cluster::with(|it| it.attach = attach.into());
     cluster.wait_for_page("Worker1", SOON).unwrap();
     let blob = random_bytes(1, 64 * MIB);
     for server in &cluster.servers {
@@ -96,16 +92,14 @@ fn distant_clients_connect_through_a_flood() {
     const ROUND_TRIP: Duration = Duration::from_millis(100);
     const IN_TIME: Duration = Duration::from_millis(1_300);
     for (mode, in_time) in [("nat", 95.0), ("routed", 99.0), ("dsr", 99.0)] {
-        let mut cluster = Cluster::start(&ClusterOptions {
-            direct: mode == "dsr",
-            routed: mode == "routed",
-            shape: match mode {
+        let mut cluster = Cluster::with(|it| {
+            it.direct = mode == "dsr";
+            it.routed = mode == "routed";
+            it.shape = match mode {
                 "routed" => Shape::TwoArm,
                 _ => Shape::OneArm,
-            },
-            ..ClusterOptions::default()
-        })
-        .unwrap();
+            };
+        });
         cluster.wait_for_page("Worker1", SOON).unwrap();
         cluster.servers.clear();
         let topology = &cluster.topology;
@@ -138,12 +132,10 @@ fn distant_clients_connect_through_a_flood() {
 fn open_connections_of_mode_dsr_outlive_a_flood_of_forged_ones() {
     const FLOWS: u32 = 4_096;
     const TRUE: usize = 200;
-    let cluster = Cluster::start(&ClusterOptions {
-        direct: true,
-        settings: vec![format!("limits.flows={FLOWS}")],
-        ..ClusterOptions::default()
-    })
-    .unwrap();
+    let cluster = Cluster::with(|it| {
+        it.direct = true;
+        it.settings = vec![format!("limits.flows={FLOWS}")];
+    });
     cluster.wait_for_page("Worker1", SOON).unwrap();
     let begin = || -> Vec<Connection> {
         let mut connections: Vec<_> = (0..TRUE)
@@ -222,12 +214,10 @@ fn forged_exchanges_of_datagrams_cost_true_clients_none() {
     const PORT: u16 = 5300;
     const EXCHANGES: u32 = 10_000;
     const IN_TIME: Duration = Duration::from_secs(1);
-    let cluster = Cluster::start(&ClusterOptions {
-        datagram_ports: vec![PORT],
-        settings: vec!["limits.nat_ports=10000-13999".to_owned()],
-        ..ClusterOptions::default()
-    })
-    .unwrap();
+    let cluster = Cluster::with(|it| {
+        it.datagram_ports = vec![PORT];
+        it.settings = vec!["limits.nat_ports=10000-13999".to_owned()];
+    });
     let _servers: Vec<_> = cluster
         .topology
         .workers
@@ -243,7 +233,7 @@ fn forged_exchanges_of_datagrams_cost_true_clients_none() {
         socket.recv(&mut [0; 16])
     };
     let client = &cluster.topology.client;
-    wait_until(SOON, "an answer", || client.enter(ask).unwrap().is_ok()).unwrap();
+    eventually(SOON, "an answer", || client.enter(ask).unwrap().is_ok());
     let attacker = attacker(&cluster);
 
     let is_over = AtomicBool::new(false);

@@ -15,9 +15,10 @@ use std::{
 use memlb_tests::{
     Connection, Namespace, Nginx, Node, Probe, Process, Shape, Topology,
     client::get,
+    eventually,
     load::{self, Ending, Load, Server, Sources},
     namespace::unique_prefix,
-    root_test, wait_until,
+    root_test,
 };
 
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -124,10 +125,9 @@ fn probe_measures_how_long_a_worker_was_cut_off() {
 
     let cut_at = Instant::now();
     worker.cut_off().unwrap();
-    wait_until(PATIENCE, "half a second to pass", || {
+    eventually(PATIENCE, "half a second to pass", || {
         cut_at.elapsed() >= PATIENCE / 4
-    })
-    .unwrap();
+    });
     worker.reconnect().unwrap();
     let away = cut_at.elapsed();
     probe
@@ -155,10 +155,9 @@ fn leaves_nothing_behind_when_a_test_panics() {
             .spawn()
             .unwrap()
             .id();
-        wait_until(PATIENCE, "sleep to run in the namespace", || {
+        eventually(PATIENCE, "sleep to run in the namespace", || {
             fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name == "sleep\n")
-        })
-        .unwrap();
+        });
         panic::resume_unwind(Box::new("the test has failed"));
     }));
     assert!(outcome.is_err());
@@ -186,11 +185,10 @@ fn kills_a_process_with_all_it_has_started() {
     let child = Path::new("/proc").join(process.log().trim());
     assert!(child.exists());
     process.kill().unwrap();
-    wait_until(PATIENCE, "the shell's child to end", || {
+    eventually(PATIENCE, "the shell's child to end", || {
         fs::read_to_string(child.join("stat")).is_ok_and(|stat| stat.contains(" Z "))
             || !child.exists()
-    })
-    .unwrap();
+    });
     assert!(process.kill().is_err());
 }
 

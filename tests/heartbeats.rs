@@ -15,9 +15,8 @@ use std::{
 use memlb_tests::{
     Cluster, ClusterOptions, Namespace, Process, datagram,
     datagram::{Sender, heartbeat},
-    root_test,
+    eventually, root_test,
     transfer::random_bytes,
-    wait_until,
 };
 use nix::sys::signal::Signal;
 
@@ -25,11 +24,7 @@ const SOON: Duration = Duration::from_secs(5);
 
 #[root_test]
 fn raises_no_alarm_while_heartbeats_are_lost_doubled_and_late() {
-    let mut cluster = Cluster::start(&ClusterOptions {
-        agents: false,
-        ..ClusterOptions::default()
-    })
-    .unwrap();
+    let mut cluster = Cluster::with(|it| it.agents = false);
     let mut relays = Vec::new();
     for index in [0, 1] {
         let worker = &cluster.topology.workers[index];
@@ -60,9 +55,7 @@ fn raises_no_alarm_while_heartbeats_are_lost_doubled_and_late() {
         .all(|reason| refused[*reason].as_u64().is_some_and(|count| count >= 5))
             && begun.elapsed() > SOON
     };
-    cluster
-        .wait_for_status(4 * SOON, "enough to have gone wrong", enough)
-        .unwrap();
+    cluster.assert_status(4 * SOON, "enough to have gone wrong", enough);
     let report = probe.stop().unwrap();
     assert_eq!(report.failures().count(), 0);
     assert_eq!(report.runs().len(), 1, "{:?}", report.runs());
@@ -116,14 +109,12 @@ fn counts_what_strangers_send_and_does_nothing_else() {
     for (reason, _) in &forged {
         *expected.entry(*reason).or_insert(0) += 1;
     }
-    cluster
-        .wait_for_status(SOON, "every reason to be counted", |status| {
-            let refused = &status["heartbeats"]["refused"];
-            expected
-                .iter()
-                .all(|(reason, count)| refused[*reason] == *count)
-        })
-        .unwrap();
+    cluster.assert_status(SOON, "every reason to be counted", |status| {
+        let refused = &status["heartbeats"]["refused"];
+        expected
+            .iter()
+            .all(|(reason, count)| refused[*reason] == *count)
+    });
     assert_eq!(cluster.page().unwrap(), "Worker1");
     let events = cluster
         .wait_for_events("heartbeat_refused", expected.len())
@@ -164,19 +155,15 @@ fn hears_honest_workers_through_a_flood_of_garbage() {
 
 #[root_test]
 fn forgives_the_workers_a_pause_of_the_managers_own() {
-    let mut cluster = Cluster::start(&ClusterOptions {
-        manager_arguments: vec!["--down-after".into(), "500ms".into()],
-        ..ClusterOptions::default()
-    })
-    .unwrap();
+    let mut cluster =
+        Cluster::with(|it| it.manager_arguments = vec!["--down-after".into(), "500ms".into()]);
     cluster.wait_for_page("Worker1", SOON).unwrap();
     let manager = cluster.manager.as_mut().unwrap();
     manager.signal(Signal::SIGSTOP).unwrap();
     let stopped = Instant::now();
-    wait_until(SOON, "the pause to be long", || {
+    eventually(SOON, "the pause to be long", || {
         stopped.elapsed() > Duration::from_millis(1500)
-    })
-    .unwrap();
+    });
     assert_eq!(cluster.page().unwrap(), "Worker1");
     let manager = cluster.manager.as_mut().unwrap();
     manager.signal(Signal::SIGCONT).unwrap();
@@ -184,10 +171,9 @@ fn forgives_the_workers_a_pause_of_the_managers_own() {
         cluster.wait_for_state(worker, "up", SOON).unwrap();
     }
     let continued = Instant::now();
-    wait_until(SOON, "any deadline to pass", || {
+    eventually(SOON, "any deadline to pass", || {
         continued.elapsed() > Duration::from_secs(1)
-    })
-    .unwrap();
+    });
     assert!(cluster.events_of("worker_down").unwrap().is_empty());
     assert_eq!(cluster.page().unwrap(), "Worker1");
 }

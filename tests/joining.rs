@@ -1,12 +1,9 @@
 //! Agents that become workers by starting, and those that do not.
 
-#![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
-
 use std::{fs, time::Duration};
 
 use memlb_tests::{
-    Cluster, ClusterOptions, Process, command::output, datagram::Sender, observe, root_test,
-    wait_until,
+    Cluster, Process, command::output, datagram::Sender, eventually, observe, root_test,
 };
 use serde_json::Value;
 
@@ -22,13 +19,11 @@ fn open_under(authentication: &'static str, network: &str) -> Cluster {
         r#"service.web.workers=[{ name = "worker1", address = "192.168.56.103:8081" }]"#.to_owned(),
         format!(r#"service.web.auto_join={{ networks = ["{network}"], port = 8082 }}"#),
     ];
-    Cluster::start(&ClusterOptions {
-        authentication: Some(authentication),
-        agents: false,
-        settings: settings.into(),
-        ..ClusterOptions::default()
+    Cluster::with(|it| {
+        it.authentication = Some(authentication);
+        it.agents = false;
+        it.settings = settings.into();
     })
-    .unwrap()
 }
 
 fn is_worker(status: &Value, name: &str) -> bool {
@@ -86,11 +81,9 @@ fn no_other_agent_joins() {
     cluster.wait_for_page("Worker1", SOON).unwrap();
     let refused = |cluster: &Cluster, reason: &str| {
         let what = format!("somebody to be refused as {reason}");
-        cluster
-            .wait_for_status(SOON, &what, |status| {
-                status["heartbeats"]["refused"][reason].as_u64() > Some(0)
-            })
-            .unwrap();
+        cluster.assert_status(SOON, &what, |status| {
+            status["heartbeats"]["refused"][reason].as_u64() > Some(0)
+        });
         assert!(!is_worker(&cluster.status().unwrap(), "worker2"));
         assert!(!is_worker(&cluster.status().unwrap(), "worker9"));
     };
@@ -155,11 +148,9 @@ fn the_unsigned_do_not_join_even_where_they_count() {
         let datagram = memlb_tests::datagram::heartbeat("worker2", 1, seq, 690 * 1024);
         stranger.send(datagram).unwrap();
     }
-    cluster
-        .wait_for_status(SOON, "the unsigned to be refused", |status| {
-            status["heartbeats"]["refused"]["unknown_worker"].as_u64() == Some(9)
-        })
-        .unwrap();
+    cluster.assert_status(SOON, "the unsigned to be refused", |status| {
+        status["heartbeats"]["refused"]["unknown_worker"].as_u64() == Some(9)
+    });
     assert!(!is_worker(&cluster.status().unwrap(), "worker2"));
     assert!(cluster.events_of("worker_joined").unwrap().is_empty());
     // From the same address, signed.
@@ -180,12 +171,11 @@ fn a_key_put_there_later_lets_its_worker_join_at_a_reload() {
     command.arg("--key").arg(&elsewhere);
     let log = cluster.paths.directory.join("later.log");
     let agent = Process::start("agent", &mut command, &log).unwrap();
-    wait_until(SOON, "the key to be unknown", || {
+    eventually(SOON, "the key to be unknown", || {
         cluster
             .status()
             .is_ok_and(|status| status["heartbeats"]["refused"]["unknown_key"].as_u64() > Some(3))
-    })
-    .unwrap();
+    });
     assert!(!is_worker(&cluster.status().unwrap(), "worker2"));
     fs::copy(&elsewhere, &key).unwrap();
     let manager = cluster.manager.as_mut().unwrap();

@@ -13,7 +13,7 @@ use aya::maps::{Array, Map, MapData};
 use lb_common::{maps::LAYOUT_VERSION, verdict::Verdict};
 use memlb_tests::{
     Cluster, ClusterOptions, Connection, Node, Shape, cli::expect_failure, cluster::binary,
-    command::output, observe, root_test, wait_until,
+    command::output, eventually, observe, root_test, wait_until,
 };
 use serde_json::Value;
 
@@ -87,17 +87,17 @@ fn counts_open_connections_right_although_some_are_evicted() {
         (shown, listed) == (Some(worker1(cluster)), shown)
     };
     let patience = Duration::from_secs(20);
-    wait_until(patience, "the count is right", || is_right(&cluster)).unwrap();
+    eventually(patience, "the count is right", || is_right(&cluster));
     let counted = usize::try_from(worker1(&cluster)).unwrap();
     assert!((1..=FLOWS).contains(&counted), "{counted} are open");
 
     cluster.kill_manager().unwrap();
     connections.clear();
     cluster.start_manager().unwrap();
-    wait_until(patience, "nothing is open", || worker1(&cluster) == 0).unwrap();
+    eventually(patience, "nothing is open", || worker1(&cluster) == 0);
     connections.push(open(&cluster));
     assert!(connections[0].is_some());
-    wait_until(patience, "one is open", || worker1(&cluster) == 1).unwrap();
+    eventually(patience, "one is open", || worker1(&cluster) == 1);
 }
 
 #[root_test]
@@ -185,11 +185,10 @@ fn takes_up_a_changed_configuration() {
     assert_eq!(cluster.page().unwrap(), "Worker1");
     let mut other = cluster.service();
     other.set_port(81);
-    wait_until(SOON, "the other service to serve", || {
+    eventually(SOON, "the other service to serve", || {
         memlb_tests::client::get(&cluster.topology.client, other, "/", SOON)
             .is_ok_and(|response| response.first_line() == "Worker1")
-    })
-    .unwrap();
+    });
     cluster.kill_agent(0).unwrap();
     cluster.wait_for_page("Manager", SOON).unwrap();
 }
@@ -371,7 +370,7 @@ fn removes_everything(attach: &str, shape: Shape, way: &str) {
     expect_gone(&cluster, &links);
     assert_eq!(accept_local(&cluster.topology.manager), "0");
     expect_untouched(&cluster.topology.manager);
-    wait_until(SOON, "no server to answer", || cluster.page().is_err()).unwrap();
+    eventually(SOON, "no server to answer", || cluster.page().is_err());
 
     // Once more does no harm.
     let again = finish(&mut cluster.memlb("unload"));
@@ -539,23 +538,21 @@ fn finish(command: &mut Command) -> Output {
 /// Expects that a system's links, pins and programs are gone.
 fn expect_gone(cluster: &Cluster, links: &std::collections::BTreeSet<u64>) {
     assert!(!cluster.paths.pin_path.exists());
-    wait_until(SOON, "the links to be gone", || {
+    eventually(SOON, "the links to be gone", || {
         observe::links().is_ok_and(|now| now.is_disjoint(links))
-    })
-    .unwrap();
+    });
 }
 
 /// Expects that no interface of `node` has a program, or will have one in a
 /// moment: the kernel takes off what has lost its pin a little later.
 fn expect_untouched(node: &Node) {
-    wait_until(SOON, "the interfaces to be free", || {
+    eventually(SOON, "the interfaces to be free", || {
         let net = node.run("bpftool", &["-j", "net"]).unwrap();
         let net: Value = serde_json::from_str(&net).unwrap();
         ["xdp", "tc"]
             .iter()
             .all(|hook| net[0][hook] == Value::Array(Vec::new()))
-    })
-    .unwrap();
+    });
 }
 
 fn accept_local(node: &Node) -> String {

@@ -9,7 +9,7 @@ use std::{
 };
 
 use memlb_tests::{
-    Cluster, ClusterOptions,
+    Cluster,
     cli::succeed,
     migration::{Application, DOWNLOAD, PATTERN_BYTES, PATTERN_SEED, add_host, arrive, depart},
     root_test,
@@ -75,18 +75,16 @@ struct Scene {
 
 impl Scene {
     fn start(attach: &str, mode: Mode, arguments: &[&str]) -> Self {
-        let mut cluster = Cluster::start_serving(&ClusterOptions {
-            attach: attach.into(),
-            direct: mode == Mode::Dsr,
-            ports: vec![PORT],
-            manager_arguments: arguments.iter().map(|&it| it.to_owned()).collect(),
-            agent_arguments: match mode {
+        let mut cluster = Cluster::serving_with(|it| {
+            it.attach = attach.into();
+            it.direct = mode == Mode::Dsr;
+            it.ports = vec![PORT];
+            it.manager_arguments = arguments.iter().map(|&it| it.to_owned()).collect();
+            it.agent_arguments = match mode {
                 Mode::Nat => Vec::new(),
                 Mode::Dsr => translation(),
-            },
-            ..ClusterOptions::default()
-        })
-        .unwrap();
+            };
+        });
         let prefix = cluster.paths.prefix.clone();
         let start = |index: usize| Application::start(&cluster.topology.workers[index], PORT);
         let (application, other) = (start(0).unwrap(), start(1).unwrap());

@@ -15,9 +15,8 @@ use memlb_tests::{
     Cluster, ClusterOptions, Connection, Namespace, Nginx, Node, Shape,
     command::output,
     datagram::Sender,
-    nginx, root_test,
+    eventually, nginx, root_test,
     transfer::{Download, carry_both_ways, random_bytes},
-    wait_until,
 };
 
 const SOON: Duration = Duration::from_secs(5);
@@ -236,12 +235,11 @@ fn knows_the_way_to_a_worker_by_every_kind_of_route(attach: &str) {
         bulk(&cluster, &cluster.topology.client, MIB);
     }
     let router = format!("next hop {}", worker.address6());
-    wait_until(SOON, "the next hop in the log", || {
+    eventually(SOON, "the next hop in the log", || {
         fs::read_to_string(cluster.paths.directory.join("manager.log"))
             .unwrap()
             .contains(&router)
-    })
-    .unwrap();
+    });
 
     ip("link add eth9 type veth peer name far9");
     ip("link set eth9 up");
@@ -324,12 +322,11 @@ fn listens_behind_another_router(options: ClusterOptions) {
     let router = &cluster.topology.client;
     let server = SocketAddrV4::new(cluster.topology.manager.address(), 9_000).into();
     let begin = || Download::begin(server, "/blob", 2 * PATIENCE);
-    wait_until(SOON, "the slow servers", || {
+    eventually(SOON, "the slow servers", || {
         far.enter(|| begin().and_then(|mut it| it.go_on_to(1)))
             .unwrap()
             .is_ok()
-    })
-    .unwrap();
+    });
     let mut download = far.enter(begin).unwrap().unwrap();
     download.go_on_to(64 * 1024).unwrap();
     // Another router takes over: the same address at another link address, which says nothing by itself.
@@ -376,17 +373,15 @@ fn leaves_the_managers_own_connections_alone(attach: &str) {
     // What is no TCP passes, too: the refusal is an ICMP message.
     let unused = SocketAddrV4::new(manager.address(), 80).into();
     let sender = Sender::open(&cluster.topology.client, unused).unwrap();
-    wait_until(SOON, "UDP to be refused", || sender.send("hello").is_err()).unwrap();
+    eventually(SOON, "UDP to be refused", || sender.send("hello").is_err());
 }
 
 fn start(attach: &str, shape: Shape) -> Cluster {
-    let cluster = Cluster::start(&ClusterOptions {
-        shape,
-        attach: attach.into(),
-        manager_arguments: vec!["--down-after".into(), "1s".into()],
-        ..ClusterOptions::default()
-    })
-    .unwrap();
+    let cluster = Cluster::with(|it| {
+        it.shape = shape;
+        it.attach = attach.into();
+        it.manager_arguments = vec!["--down-after".into(), "1s".into()];
+    });
     cluster.wait_for_page("Worker1", SOON).unwrap();
     cluster
 }

@@ -19,7 +19,7 @@ use std::{
 use memlb_tests::{
     Cluster, ClusterOptions, Connection, Process,
     cli::{expect_failure, memlb, stdout, succeed},
-    observe, root_test, wait_until,
+    eventually, observe, root_test, wait_until,
 };
 use nix::{
     fcntl::{FcntlArg, OFlag, fcntl},
@@ -54,9 +54,7 @@ fn a_drained_worker_keeps_its_connections_and_gets_no_new_one() {
         for worker in ["worker1", "worker2"] {
             let heard =
                 |it: &Value| observe::backend(it, worker).is_some_and(|it| it["age_ms"].is_u64());
-            cluster
-                .wait_for_status(SOON, "the worker to be heard", heard)
-                .unwrap();
+            cluster.assert_status(SOON, "the worker to be heard", heard);
         }
     }
     let worker1 = cluster.backend("worker1").unwrap();
@@ -104,9 +102,7 @@ fn a_paused_worker_keeps_its_connections_while_it_is_silent() {
         observe::backend(status, "worker1").is_some_and(|it| it["health"] == "down")
     };
     for _ in 0..2 {
-        cluster
-            .wait_for_status(SOON, "the silence of worker1", silent)
-            .unwrap();
+        cluster.assert_status(SOON, "the silence of worker1", silent);
         let worker1 = cluster.backend("worker1").unwrap();
         assert_eq!(worker1["state"], "paused", "{worker1}");
         assert_eq!(kept.get("/").unwrap().first_line(), "Worker1");
@@ -187,11 +183,7 @@ fn connections_that_no_longer_exist_leave_a_drained_worker_free() {
         ];
         let set =
             limits.map(|(limit, time)| ["--set".into(), format!("limits.{limit}_idle={time}")]);
-        let mut cluster = Cluster::start(&ClusterOptions {
-            manager_arguments: set.concat(),
-            ..ClusterOptions::default()
-        })
-        .unwrap();
+        let mut cluster = Cluster::with(|it| it.manager_arguments = set.concat());
         cluster.wait_for_page("Worker1", SOON).unwrap();
         let open = || -> Vec<Connection> {
             let open = |_| Connection::open_here(cluster.service(), SOON).unwrap();
@@ -316,7 +308,7 @@ fn an_order_that_cannot_be_kept_is_in_force_and_said_so() {
     assert_eq!(cluster.page().unwrap(), "Worker2");
     std::fs::remove_dir(&draft).unwrap();
     let written = || cluster.paths.state_file().exists();
-    wait_until(Duration::from_secs(10), "the order to be kept", written).unwrap();
+    eventually(Duration::from_secs(10), "the order to be kept", written);
 }
 
 #[root_test]

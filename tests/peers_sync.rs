@@ -17,7 +17,7 @@ use memlb_tests::{
     command::output,
     pair::{Idle, Manager, Pair, PairOptions},
     root_test,
-    wait::wait_until,
+    wait::eventually,
 };
 use zeroize::Zeroizing;
 
@@ -54,10 +54,9 @@ fn a_connection_is_on_the_other_manager_until_it_ends() {
         panic!("two managers");
     };
     let idle = Idle::open(&pair.network.client, 50).unwrap();
-    wait_until(SOON, "50 connections on the other manager", || {
+    eventually(SOON, "50 connections on the other manager", || {
         connections(other) == 50
-    })
-    .unwrap();
+    });
     assert!(intake(other, "inserted") >= 50);
     let peer = |name| active.peer(name).unwrap();
     println!(
@@ -66,10 +65,9 @@ fn a_connection_is_on_the_other_manager_until_it_ends() {
         peer("lag_p99_us")
     );
     drop(idle);
-    wait_until(SOON, "none on the other manager", || {
+    eventually(SOON, "none on the other manager", || {
         connections(other) == 0
-    })
-    .unwrap();
+    });
     assert!(intake(other, "removed") >= 50);
 }
 
@@ -84,12 +82,11 @@ fn orders_of_one_manager_are_in_force_on_the_other() {
         backend["state"].as_str().unwrap().to_owned()
     };
     output(one.memlb("drain").arg("worker1")).unwrap();
-    wait_until(SOON, "the drain on the other", || {
+    eventually(SOON, "the drain on the other", || {
         state(other) == "draining"
-    })
-    .unwrap();
+    });
     output(other.memlb("undrain").arg("worker1")).unwrap();
-    wait_until(SOON, "its end on the one", || state(one) == "up").unwrap();
+    eventually(SOON, "its end on the one", || state(one) == "up");
 
     let denied = |manager: &Manager| {
         let listed = output(manager.memlb("deny list").arg("--json")).unwrap();
@@ -99,9 +96,9 @@ fn orders_of_one_manager_are_in_force_on_the_other() {
         output(manager.memlb(verb).arg("203.0.113.0/24")).unwrap();
     };
     deny(one, "deny add");
-    wait_until(SOON, "the denied prefix on the other", || denied(other)).unwrap();
+    eventually(SOON, "the denied prefix on the other", || denied(other));
     deny(other, "deny remove");
-    wait_until(SOON, "its removal on the one", || !denied(one)).unwrap();
+    eventually(SOON, "its removal on the one", || !denied(one));
 }
 
 /// What a stranger sends a manager, in the name of its peer.
@@ -150,7 +147,7 @@ fn what_strangers_send_changes_nothing_and_is_counted() {
         panic!("two managers");
     };
     let knows_all = || connections(other) == 20;
-    wait_until(SOON, "20 connections on the other manager", knows_all).unwrap();
+    eventually(SOON, "20 connections on the other manager", knows_all);
     let stranger = Stranger {
         address: other.peer_address(),
         hello: Hello {
@@ -171,10 +168,9 @@ fn what_strangers_send_changes_nothing_and_is_counted() {
     let send = |reason: &str, action: &(dyn Fn() + Sync)| {
         let before = refused(reason);
         pair.network.managers[0].enter(action).unwrap();
-        wait_until(SOON, &format!("one more {reason}"), || {
+        eventually(SOON, &format!("one more {reason}"), || {
             refused(reason) == before + 1
-        })
-        .unwrap();
+        });
         assert!(knows_all(), "{} after {reason}", connections(other));
     };
     let raw = |bytes: &[u8]| {

@@ -55,9 +55,7 @@ fn least_connections_evens_open_connections_out() {
     // Who has closed his connections gets the next ones.
     held.retain(|(page, _)| page != "Worker1");
     let worker1 = |status: &Value| observe::backend(status, "worker1").unwrap()["flows"] == 0;
-    cluster
-        .wait_for_status(SOON, "worker1's connections to end", worker1)
-        .unwrap();
+    cluster.assert_status(SOON, "worker1's connections to end", worker1);
     let next = counted(&hold(&cluster, 8));
     assert_eq!(next["Worker1"], 8, "{next:?}");
 }
@@ -72,24 +70,18 @@ fn balanced_gives_by_memory_and_leaves_a_full_worker() {
         let share = observe::backend(status, "worker1").unwrap()["share"].as_u64();
         share.is_some_and(|share| (6_400..=6_900).contains(&share))
     };
-    cluster
-        .wait_for_status(SOON, "two thirds for worker1", settled)
-        .unwrap();
+    cluster.assert_status(SOON, "two thirds for worker1", settled);
     let held = hold(&cluster, 90);
     let counts = counted(&held);
     assert!((54..=66).contains(&counts["Worker1"]), "{counts:?}");
 
     cluster.memory[0].set_available_kb(20 * 1024).unwrap();
     let left = |status: &Value| observe::backend(status, "worker1").unwrap()["share"] == 0;
-    cluster
-        .wait_for_status(SOON, "the full worker to be left", left)
-        .unwrap();
+    cluster.assert_status(SOON, "the full worker to be left", left);
     assert_eq!(pages(&cluster, 20), only("Worker2"));
     cluster.memory[1].set_available_kb(20 * 1024).unwrap();
     let alike = |status: &Value| observe::backend(status, "worker1").unwrap()["share"] == 5_000;
-    cluster
-        .wait_for_status(SOON, "two full workers to be treated alike", alike)
-        .unwrap();
+    cluster.assert_status(SOON, "two full workers to be treated alike", alike);
     assert_eq!(share("worker2"), 5_000);
     cluster.expect_events("all_workers_hot", 1).unwrap();
 }
@@ -236,9 +228,7 @@ fn start_with(policy: &str, available_mib: &[u64], attach: &str) -> Cluster {
         let mut workers = backends.iter().filter(|it| it["name"] != "manager");
         policy == "memory" || workers.all(|it| it["share"] != 0)
     };
-    cluster
-        .wait_for_status(SOON, "every worker to have its share", taken_in)
-        .unwrap();
+    cluster.assert_status(SOON, "every worker to have its share", taken_in);
     cluster
 }
 

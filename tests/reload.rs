@@ -9,8 +9,8 @@ use std::{
 };
 
 use memlb_tests::{
-    Cluster, ClusterOptions, Connection, cli::stdout, client, command::output, root_test,
-    wait_until,
+    Cluster, ClusterOptions, Connection, cli::stdout, client, command::output, eventually,
+    root_test,
 };
 use nix::sys::signal::Signal;
 use serde_json::Value;
@@ -53,11 +53,10 @@ fn adds_removes_and_changes_without_losing_anything() {
     let mut address = cluster.service();
     address.set_port(81);
     let node = &cluster.topology.client;
-    wait_until(SOON, "the other service to serve a worker's page", || {
+    eventually(SOON, "the other service to serve a worker's page", || {
         client::get(node, address, "/", SOON)
             .is_ok_and(|response| response.first_line().starts_with("Worker"))
-    })
-    .unwrap();
+    });
     write(&cluster, &original);
     let said = succeed(&cluster);
     assert!(said.contains("service other removed"), "{said}");
@@ -256,9 +255,7 @@ fn the_hold_keeps_a_worker_until_a_reload_lets_go() {
     assert!(said.contains("service web: hold: 250ms -> 1h"), "{said}");
     cluster.memory[1].set_available_kb(100 * 1024).unwrap();
     let waits = |status: &Value| status["services"][0]["waiting"]["worker"] == "worker1";
-    cluster
-        .wait_for_status(SOON, "worker1 to wait", waits)
-        .unwrap();
+    cluster.assert_status(SOON, "worker1 to wait", waits);
     for arguments in [vec!["status"], vec!["explain", "192.168.56.10"]] {
         let mut verb = cluster.memlb(arguments[0]);
         let said = output(verb.args(&arguments[1..])).unwrap();
@@ -275,9 +272,7 @@ fn the_hold_keeps_a_worker_until_a_reload_lets_go() {
     drain("undrain");
     cluster.memory[1].set_available_kb(690 * 1024).unwrap();
     let waits = |status: &Value| status["services"][0]["waiting"]["worker"] == "worker2";
-    cluster
-        .wait_for_status(SOON, "worker2 to wait", waits)
-        .unwrap();
+    cluster.assert_status(SOON, "worker2 to wait", waits);
     write(&cluster, &original);
     let said = succeed(&cluster);
     assert!(said.contains("service web: hold: 1h -> 250ms"), "{said}");
@@ -311,10 +306,9 @@ fn a_removed_workers_number_is_free_once_its_connections_have_ended() {
     assert!(occupied().contains(&1), "{:?}", occupied());
     drop(kept);
     let start = Instant::now();
-    wait_until(Duration::from_secs(30), "the number to be free", || {
+    eventually(Duration::from_secs(30), "the number to be free", || {
         !occupied().contains(&1)
-    })
-    .unwrap();
+    });
     assert!(start.elapsed() < Duration::from_secs(30));
 }
 

@@ -7,9 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use memlb_tests::{
-    Cluster, ClusterOptions, Shape, client, command::output, root_test, topology::sister,
-};
+use memlb_tests::{Cluster, Shape, client, command::output, root_test, topology::sister};
 
 const SOON: Duration = Duration::from_secs(8);
 const CONNECTIONS: u32 = 200;
@@ -62,15 +60,13 @@ fn without_the_setting_clients_are_refused() {
 }
 
 fn start(attach: &str, shape: Shape, arguments: &[&str]) -> Cluster {
-    Cluster::start_serving(&ClusterOptions {
-        shape,
-        attach: attach.into(),
-        routed: shape == Shape::TwoArm,
-        ipv6: shape == Shape::TwoArm,
-        manager_arguments: arguments.iter().map(ToString::to_string).collect(),
-        ..ClusterOptions::default()
+    Cluster::serving_with(|it| {
+        it.shape = shape;
+        it.attach = attach.into();
+        it.routed = shape == Shape::TwoArm;
+        it.ipv6 = shape == Shape::TwoArm;
+        it.manager_arguments = arguments.iter().map(ToString::to_string).collect();
     })
-    .unwrap()
 }
 
 #[track_caller]

@@ -16,8 +16,9 @@ use memlb_tests::{
     cli::expect_failure,
     client,
     command::output,
+    eventually,
     observe::{self, bpftool},
-    root_test, wait_until,
+    root_test,
 };
 use nix::sys::signal::Signal;
 use serde_json::Value;
@@ -35,17 +36,13 @@ fn attaches_again_to_an_interface_that_comes_back(attach: &str) {
     for _ in 0..2 {
         let card = cluster.topology.manager.pull_out("eth1").unwrap();
         let gone = |status: &Value| status["interfaces"][0]["attachment"] == "none";
-        cluster
-            .wait_for_status(SOON, "the interface to be gone", gone)
-            .unwrap();
+        cluster.assert_status(SOON, "the interface to be gone", gone);
         cluster.topology.manager.put_back(&card).unwrap();
         if attach == "xdp" {
             cluster.topology.prepare_for_xdp().unwrap();
         }
         let back = |status: &Value| status["interfaces"][0]["attachment"] == attach;
-        cluster
-            .wait_for_status(SOON, "the interface to be back", back)
-            .unwrap();
+        cluster.assert_status(SOON, "the interface to be back", back);
         for worker in ["worker1", "worker2"] {
             cluster.wait_for_state(worker, "up", SOON).unwrap();
         }
@@ -63,11 +60,7 @@ fn attaches_again_to_an_interface_that_comes_back(attach: &str) {
 /// As the package's service, which systemd restarts.
 #[root_test]
 fn a_restarted_service_waits_for_its_interface() {
-    let mut cluster = Cluster::start(&ClusterOptions {
-        agents: false,
-        ..ClusterOptions::default()
-    })
-    .unwrap();
+    let mut cluster = Cluster::with(|it| it.agents = false);
     cluster.kill_manager().unwrap();
     let manager = &cluster.topology.manager;
     let runtime = cluster.paths.directory.join("runtime");
@@ -141,10 +134,9 @@ fn expect_programs_back(cluster: &Cluster, interfaces: &[&str]) {
         names.collect::<BTreeSet<_>>()
     };
     let expected: BTreeSet<_> = interfaces.iter().map(|name| (*name).to_owned()).collect();
-    wait_until(SOON, "the programs to be back", || {
+    eventually(SOON, "the programs to be back", || {
         restored(cluster) == expected
-    })
-    .unwrap();
+    });
     assert_eq!(cluster.page().unwrap(), "Worker1");
     assert_eq!(
         cluster.page_at(&cluster.topology.manager).unwrap(),
@@ -174,9 +166,7 @@ fn an_interface_is_followed_when_it_is_renamed_and_another_takes_its_name() {
         ip(&cluster, line);
     }
     let is_followed = |status: &Value| names(status) == ["old1"];
-    cluster
-        .wait_for_status(SOON, "the new name", is_followed)
-        .unwrap();
+    cluster.assert_status(SOON, "the new name", is_followed);
     cluster.wait_for_page("Worker1", SOON).unwrap();
     cluster.expect_events("interface_renamed", 1).unwrap();
 
@@ -195,9 +185,7 @@ fn an_interface_is_followed_when_it_is_renamed_and_another_takes_its_name() {
         ip(&cluster, line);
     }
     let are_both = |status: &Value| names(status) == ["old1", "eth1"];
-    cluster
-        .wait_for_status(SOON, "both interfaces", are_both)
-        .unwrap();
+    cluster.assert_status(SOON, "both interfaces", are_both);
     for worker in ["worker1", "worker2"] {
         cluster.wait_for_state(worker, "up", SOON).unwrap();
     }
@@ -296,10 +284,9 @@ fn a_map_that_cannot_be_written_is_said_once_and_stops_nothing_else() {
     let manager = cluster.manager.as_mut().unwrap();
     manager.wait_for_log(SOON, "of map selection").unwrap();
     let failed = Instant::now();
-    wait_until(SOON, "some more attempts", || {
+    eventually(SOON, "some more attempts", || {
         failed.elapsed() > Duration::from_secs(6)
-    })
-    .unwrap();
+    });
     let log = cluster.manager.as_mut().unwrap().log();
     assert_eq!(log.matches("of map selection").count(), 1, "{log}");
     cluster.expect_events("map_write_failed", 1).unwrap();
@@ -345,10 +332,9 @@ fn what_a_full_map_had_no_room_for_is_written_when_it_has() {
     let manager = cluster.manager.as_mut().unwrap();
     manager.wait_for_log(SOON, "write map services").unwrap();
     let failed = Instant::now();
-    wait_until(SOON, "some more attempts", || {
+    eventually(SOON, "some more attempts", || {
         failed.elapsed() > Duration::from_secs(5)
-    })
-    .unwrap();
+    });
     // What there was goes on meanwhile, and follows decisions.
     assert_eq!(cluster.page().unwrap(), "Worker1");
     cluster.memory[1].set_available_kb(650 * 1024).unwrap();
@@ -362,11 +348,10 @@ fn what_a_full_map_had_no_room_for_is_written_when_it_has() {
     let mut address = cluster.service();
     address.set_port(81);
     let client = &cluster.topology.client;
-    wait_until(SOON, "the new service", || {
+    eventually(SOON, "the new service", || {
         let page = client::get(client, address, "/", SOON);
         page.is_ok_and(|page| page.first_line() == "Worker2")
-    })
-    .unwrap();
+    });
     let log = cluster.manager.as_mut().unwrap().log();
     assert_eq!(log.matches("write map services").count(), 1, "{log}");
     for kind in ["map_write_failed", "maps_written"] {
@@ -425,16 +410,14 @@ fn ten_seconds_of_suspension_are_no_ones_death() {
     let manager = cluster.manager.as_mut().unwrap();
     manager.signal(Signal::SIGSTOP).unwrap();
     let stopped = Instant::now();
-    wait_until(SOON * 2, "ten seconds", || {
+    eventually(SOON * 2, "ten seconds", || {
         stopped.elapsed() > Duration::from_secs(10)
-    })
-    .unwrap();
+    });
     manager.signal(Signal::SIGCONT).unwrap();
     let continued = Instant::now();
-    wait_until(SOON, "any deadline to pass", || {
+    eventually(SOON, "any deadline to pass", || {
         continued.elapsed() > Duration::from_secs(2)
-    })
-    .unwrap();
+    });
     assert_eq!(cluster.events_of("worker_down").unwrap(), [Value::Null; 0]);
     let report = probe.stop().unwrap();
     report.expect_no_failure();

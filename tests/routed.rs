@@ -9,8 +9,8 @@ use std::{
 };
 
 use memlb_tests::{
-    Cluster, ClusterOptions, Connection, Shape, client, command::output, root_test,
-    topology::sister, transfer::carry_both_ways, wait_until,
+    Cluster, Connection, Shape, client, command::output, eventually, root_test, topology::sister,
+    transfer::carry_both_ways,
 };
 
 const SOON: Duration = Duration::from_secs(8);
@@ -39,10 +39,9 @@ fn a_worker_behind_the_manager_sees_its_clients(attach: &str) {
         ),
     ];
     for (service, address) in services {
-        wait_until(SOON, "worker1 to be selected", || {
+        eventually(SOON, "worker1 to be selected", || {
             client::get(node, service, "/", SOON).is_ok_and(|page| page.first_line() == "Worker1")
-        })
-        .unwrap();
+        });
         let mut kept = Connection::open(node, service, SOON).unwrap();
         assert_eq!(kept.get("/").unwrap().first_line(), "Worker1");
         let connections = cluster.topology.workers[0]
@@ -68,10 +67,9 @@ fn a_worker_that_answers_past_the_manager_is_reported_and_tried_again() {
     let cluster = start("tc", Shape::OneArm);
     let client = &cluster.topology.client;
     let page = || client::get(client, cluster.service(), "/", Duration::from_secs(3));
-    wait_until(TRIED_AGAIN, "both workers to be found out", || {
+    eventually(TRIED_AGAIN, "both workers to be found out", || {
         page().is_ok_and(|page| page.first_line() == "Manager")
-    })
-    .unwrap();
+    });
     let worker1 = cluster.backend("worker1").unwrap();
     assert_eq!(worker1["state"], "unreachable", "{worker1}");
     let why = worker1["ineligible_reason"].as_str().unwrap();
@@ -95,23 +93,20 @@ fn a_worker_that_answers_past_the_manager_is_reported_and_tried_again() {
     let [to, by] = [client, &cluster.topology.manager].map(|node| node.address().to_string());
     let mut route = cluster.topology.workers[0].ip();
     output(route.args(["route", "add", &to, "via", &by])).unwrap();
-    wait_until(TRIED_AGAIN, "worker1 to be tried again", || {
+    eventually(TRIED_AGAIN, "worker1 to be tried again", || {
         page().is_ok_and(|page| page.first_line() == "Worker1")
-    })
-    .unwrap();
+    });
     cluster.wait_for_state("worker1", "up", SOON).unwrap();
 }
 
 fn start(attach: &str, shape: Shape) -> Cluster {
-    Cluster::start(&ClusterOptions {
-        shape,
-        attach: attach.into(),
-        routed: true,
-        ipv6: shape == Shape::TwoArm,
-        datagram_ports: vec![ECHO_PORT],
-        ..ClusterOptions::default()
+    Cluster::with(|it| {
+        it.shape = shape;
+        it.attach = attach.into();
+        it.routed = true;
+        it.ipv6 = shape == Shape::TwoArm;
+        it.datagram_ports = vec![ECHO_PORT];
     })
-    .unwrap()
 }
 
 /// Questions and answers whose worker sees the client's own port.

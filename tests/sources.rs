@@ -4,9 +4,7 @@
 
 use std::{fs, path::Path, process::Command, time::Duration};
 
-use memlb_tests::{
-    Cluster, ClusterOptions, Process, command::output, root_test, wait::wait_for, wait_until,
-};
+use memlb_tests::{Cluster, Process, command::output, eventually, root_test, wait::wait_for};
 use serde_json::{Value, json};
 
 const SOON: Duration = Duration::from_secs(5);
@@ -18,12 +16,10 @@ fn start() -> Cluster {
         r#"service.web.worker_sources=["file", "other"]"#,
         r#"service.web.policy="round_robin""#,
     ];
-    let mut cluster = Cluster::start(&ClusterOptions {
-        agents: false,
-        settings: settings.map(str::to_owned).into(),
-        ..ClusterOptions::default()
-    })
-    .unwrap();
+    let mut cluster = Cluster::with(|it| {
+        it.agents = false;
+        it.settings = settings.map(str::to_owned).into();
+    });
     cluster.start_agent(0).unwrap();
     cluster.start_agent(1).unwrap();
     cluster.wait_for_state("worker1", "up", SOON).unwrap();
@@ -156,26 +152,19 @@ fn a_watched_file_is_followed_and_its_last_list_stays() {
 
     fs::write(&file, "{\"workers\": [").unwrap();
     let problem = |status: &Value| status["sources"][0]["problem"].is_string();
-    cluster
-        .wait_for_status(SOON, "the bad file to be known", problem)
-        .unwrap();
+    cluster.assert_status(SOON, "the bad file to be known", problem);
     watching.wait_for_log(SOON, "EOF while parsing").unwrap();
     assert_eq!(names(&cluster), ["worker1", "worker2"]);
     cluster.expect_events("source_failed", 1).unwrap();
 
     write(&file, &[]);
-    wait_until(SOON, "the worker to leave", || {
+    eventually(SOON, "the worker to leave", || {
         names(&cluster) == ["worker1"]
-    })
-    .unwrap();
-    cluster
-        .wait_for_status(SOON, "the file to be good", |status| !problem(status))
-        .unwrap();
+    });
+    cluster.assert_status(SOON, "the file to be good", |status| !problem(status));
     cluster.expect_events("source_recovered", 1).unwrap();
     fs::remove_file(&file).unwrap();
-    cluster
-        .wait_for_status(SOON, "the file to be missed", problem)
-        .unwrap();
+    cluster.assert_status(SOON, "the file to be missed", problem);
     write(&file, &[second]);
     cluster.wait_for_state("worker2", "up", SOON).unwrap();
 }

@@ -11,7 +11,7 @@ use std::{
 };
 
 use memlb_tests::{
-    Cluster, ClusterOptions, Node, Probe, Process, command::output, observe, root_test, wait_until,
+    Cluster, Node, Probe, Process, command::output, eventually, observe, root_test, wait_until,
 };
 use nix::sys::signal::Signal;
 use serde_json::Value;
@@ -103,13 +103,11 @@ impl Swarm {
             r#"service.web.policy="round_robin""#,
             r#"service.web.fallback="reject""#,
         ];
-        let mut cluster = Cluster::start(&ClusterOptions {
-            agents: false,
-            available_kb: vec![400 * 1024; 3],
-            settings: settings.map(str::to_owned).into(),
-            ..ClusterOptions::default()
-        })
-        .unwrap();
+        let mut cluster = Cluster::with(|it| {
+            it.agents = false;
+            it.available_kb = vec![400 * 1024; 3];
+            it.settings = settings.map(str::to_owned).into();
+        });
         for index in 0..3 {
             cluster.start_agent(index).unwrap();
         }
@@ -256,19 +254,17 @@ fn tasks_of_a_swarm_come_and_go_without_a_failed_connection() {
         format!("{}:{PORT}", swarm.daemons[1].address)
     );
     // The task of each node answers.
-    wait_until(SOON, "every task to answer", || {
+    eventually(SOON, "every task to answer", || {
         swarm.cluster.page().is_ok()
-    })
-    .unwrap();
+    });
 
     let probe = swarm.probe();
     swarm.manage(&["service", "scale", "--detach", "shop=2"]);
-    let took = wait_until(SOON, "one to leave", || swarm.workers("up").len() == 2).unwrap();
+    let took = eventually(SOON, "one to leave", || swarm.workers("up").len() == 2);
     println!("scaled down: drained after {took:?}");
-    wait_until(SOON, "one to be removed", || {
+    eventually(SOON, "one to be removed", || {
         swarm.workers("draining").is_empty()
-    })
-    .unwrap();
+    });
     swarm.manage(&["service", "scale", "--detach", "shop=3"]);
     println!("scaled up: up after {:?}", swarm.wait_for_up(&ALL, LATE));
     assert!(stopped("scaled down and up", probe).is_empty());
@@ -291,10 +287,9 @@ fn tasks_of_a_swarm_come_and_go_without_a_failed_connection() {
     let container = swarm.daemons[2].docker(&["ps", "--quiet"]);
     let killed = Instant::now();
     swarm.daemons[2].docker(&["kill", &container]);
-    wait_until(SOON, "the killed task to be missed", || {
+    eventually(SOON, "the killed task to be missed", || {
         swarm.workers("up").len() == 2
-    })
-    .unwrap();
+    });
     println!(
         "killed: without new connections after {:?}",
         killed.elapsed()
@@ -314,10 +309,9 @@ fn tasks_of_a_swarm_come_and_go_without_a_failed_connection() {
         "node drained: without new connections after {:?}",
         drained.elapsed()
     );
-    wait_until(SOON, "its task to be removed", || {
+    eventually(SOON, "its task to be removed", || {
         swarm.workers("draining").is_empty()
-    })
-    .unwrap();
+    });
     swarm.manage(&["node", "update", "--availability", "active", "worker2"]);
     println!("node active: up after {:?}", swarm.wait_for_up(&ALL, LATE));
     assert!(stopped("node drained and active", probe).is_empty());
@@ -328,7 +322,7 @@ fn tasks_of_a_swarm_come_and_go_without_a_failed_connection() {
     manager_starts_again(&mut swarm);
     swarm.manage(&["service", "rm", "shop"]);
     let gone = || swarm.workers("up").is_empty() && swarm.workers("draining").is_empty();
-    wait_until(SOON, "all workers to leave", gone).unwrap();
+    eventually(SOON, "all workers to leave", gone);
 }
 
 /// The last list stays while the API does not answer, and that is said.
@@ -346,9 +340,7 @@ fn api_is_silent(swarm: &mut Swarm) {
     assert_eq!(swarm.workers("up"), ALL);
     cluster.wait_for_events("source_failed", 1).unwrap();
     let good = |status: &Value| !problem(status);
-    cluster
-        .wait_for_status(LATE, "the API to be back", good)
-        .unwrap();
+    cluster.assert_status(LATE, "the API to be back", good);
     assert!(stopped("API silent", probe).is_empty());
 }
 
@@ -362,11 +354,11 @@ fn refused(swarm: &Swarm) {
         "it publishes no port: publish one with mode=host",
         "did you mean memlb.weight?",
     ] {
-        wait_until(SOON, says, || swarm.absent().contains(says)).unwrap();
+        eventually(SOON, says, || swarm.absent().contains(says));
     }
     swarm.update(&["--label-rm", "memlb.weigth", "mesh"]);
     let says = "its port 8090 is published by the routing mesh";
-    wait_until(LATE, says, || swarm.absent().contains(says)).unwrap();
+    eventually(LATE, says, || swarm.absent().contains(says));
     assert_eq!(swarm.workers("up"), ALL);
     wait_until(SOON, "the event about the mesh", || {
         let events = swarm.cluster.events_of("worker_not_admitted");
@@ -374,7 +366,7 @@ fn refused(swarm: &Swarm) {
     })
     .unwrap();
     swarm.manage(&["service", "rm", "portless", "mesh"]);
-    wait_until(SOON, "nothing to be left out", || swarm.absent() == "[]").unwrap();
+    eventually(SOON, "nothing to be left out", || swarm.absent() == "[]");
 }
 
 /// The agent says at once what Swarm says late.
@@ -388,10 +380,9 @@ fn node_is_cut_off(swarm: &Swarm) {
         "node cut off: without new connections after {:?}",
         cut.elapsed()
     );
-    wait_until(LATE, "Swarm to miss the node", || {
+    eventually(LATE, "Swarm to miss the node", || {
         observe::backend(&swarm.cluster.status().unwrap(), "worker3").is_none()
-    })
-    .unwrap();
+    });
     println!("node cut off: removed after {:?}", cut.elapsed());
     node.reconnect().unwrap();
     println!("node back: up after {:?}", swarm.wait_for_up(&ALL, LATE));
@@ -413,6 +404,5 @@ fn manager_starts_again(swarm: &mut Swarm) {
     let heard = |status: &Value| status["sources"][0]["heard_ms"].is_u64();
     swarm
         .cluster
-        .wait_for_status(SOON, "the source to be heard", heard)
-        .unwrap();
+        .assert_status(SOON, "the source to be heard", heard);
 }

@@ -10,7 +10,7 @@ use lb_common::maps::{TraceConfig, name};
 use memlb_tests::{
     Cluster, ClusterOptions, Connection, Process,
     cli::{expect_failure, memlb},
-    root_test, wait_until,
+    eventually, root_test,
 };
 use nix::sys::signal::Signal;
 use serde_json::Value;
@@ -105,7 +105,7 @@ fn ends_with_who_reads_it_or_lapses_with_the_manager() {
     let second = memlb(&cluster, &["trace", "--for", "1s"]);
     expect_failure(&second, 1, &["root runs a trace"]);
     trace.kill().unwrap();
-    wait_until(SOON, "the trace to end", || expires_ns(&cluster) == 0).unwrap();
+    eventually(SOON, "the trace to end", || expires_ns(&cluster) == 0);
 
     let mut trace = tracing(&cluster, &[]);
     cluster.kill_manager().unwrap();
@@ -116,17 +116,16 @@ fn ends_with_who_reads_it_or_lapses_with_the_manager() {
         trace.log()
     );
     assert_ne!(expires_ns(&cluster), 0);
-    wait_until(SOON, "the order to lapse", || {
+    eventually(SOON, "the order to lapse", || {
         cluster.page().unwrap();
         expires_ns(&cluster) == 0
-    })
-    .unwrap();
+    });
 
     cluster.start_manager().unwrap();
     let mut trace = tracing(&cluster, &["--count", "1"]);
     cluster.page().unwrap();
     assert!(trace.wait(SOON).unwrap().success(), "{}", trace.log());
-    wait_until(SOON, "the trace to end", || expires_ns(&cluster) == 0).unwrap();
+    eventually(SOON, "the trace to end", || expires_ns(&cluster) == 0);
 }
 
 #[root_test]
@@ -148,14 +147,13 @@ fn a_reader_that_stops_reading_delays_nothing() {
     let cluster = start();
     let mut trace = tracing(&cluster, &["--rate", "10000"]);
     trace.signal(Signal::SIGSTOP).unwrap();
-    wait_until(Duration::from_secs(60), "the trace to end", || {
+    eventually(Duration::from_secs(60), "the trace to end", || {
         let asked = Instant::now();
         cluster.page().unwrap();
         assert!(asked.elapsed() < Duration::from_secs(1));
         cluster.status().unwrap();
         expires_ns(&cluster) == 0
-    })
-    .unwrap();
+    });
     trace.signal(Signal::SIGCONT).unwrap();
 }
 

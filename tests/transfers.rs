@@ -13,9 +13,8 @@ use std::{
 };
 
 use memlb_tests::{
-    Cluster, ClusterOptions, Connection, root_test,
+    Cluster, ClusterOptions, Connection, eventually, root_test,
     transfer::{Download, Upload, carry_both_ways, random_bytes},
-    wait_until,
 };
 
 const SOON: Duration = Duration::from_secs(5);
@@ -57,10 +56,9 @@ fn finishes_200_downloads_over_a_selection_change_and_a_manager_killed(attach: &
         cluster.start_manager().unwrap();
         // A SYN that the network lost goes to the other worker when it is repeated.
         let open = |worker| traffic(&cluster, worker, "flows");
-        wait_until(SOON, "all downloads to be open", || {
+        eventually(SOON, "all downloads to be open", || {
             open("worker1") + open("worker2") == PARALLEL as u64
-        })
-        .unwrap();
+        });
         let kept = open("worker1");
         assert!(
             kept >= PARALLEL as u64 * 9 / 10,
@@ -80,10 +78,9 @@ fn finishes_200_downloads_over_a_selection_change_and_a_manager_killed(attach: &
         let received = outcome.unwrap();
         assert!(received == blob || received == other, "not what was sent");
     }
-    wait_until(SOON, "every flow to end", || {
+    eventually(SOON, "every flow to end", || {
         traffic(&cluster, "worker1", "flows") == 0
-    })
-    .unwrap();
+    });
 }
 
 #[root_test]

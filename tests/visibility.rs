@@ -4,9 +4,7 @@
 
 use std::{fs, io::ErrorKind, process::Command, time::Duration};
 
-use memlb_tests::{
-    Cluster, ClusterOptions, Connection, Process, command::output, observe, root_test,
-};
+use memlb_tests::{Cluster, Connection, Process, command::output, observe, root_test};
 use serde_json::Value;
 
 const SOON: Duration = Duration::from_secs(5);
@@ -58,13 +56,11 @@ fn an_agent_needs_no_privileges_and_reads_the_machines_memory() {
         .unwrap()
         .parse()
         .unwrap();
-    cluster
-        .wait_for_status(SOON, "this machine's memory", |status| {
-            let worker = observe::backend(status, "worker1").unwrap();
-            worker["memory_total_bytes"] == total_kb * 1024
-                && worker["memory_available_bytes"].as_u64() < Some(total_kb * 1024)
-        })
-        .unwrap();
+    cluster.assert_status(SOON, "this machine's memory", |status| {
+        let worker = observe::backend(status, "worker1").unwrap();
+        worker["memory_total_bytes"] == total_kb * 1024
+            && worker["memory_available_bytes"].as_u64() < Some(total_kb * 1024)
+    });
 }
 
 /// Memory shifts, one worker dies, the other one dies, both come back.
@@ -152,11 +148,9 @@ fn status_shows_workers_selection_and_counters() {
     for _ in 0..4 {
         assert_eq!(cluster.page().unwrap(), "Worker1");
     }
-    cluster
-        .wait_for_status(SOON, "the closed connections to be gone", |status| {
-            observe::backend(status, "worker1").unwrap()["flows"] == 1
-        })
-        .unwrap();
+    cluster.assert_status(SOON, "the closed connections to be gone", |status| {
+        observe::backend(status, "worker1").unwrap()["flows"] == 1
+    });
 
     let json = output(cluster.memlb("status").arg("--json")).unwrap();
     let status: Value = serde_json::from_str(&json).unwrap();
@@ -328,11 +322,8 @@ fn events_are_selected_by_what_they_are_about() {
 }
 
 fn start() -> Cluster {
-    let cluster = Cluster::start(&ClusterOptions {
-        manager_arguments: vec!["--down-after".into(), "500ms".into()],
-        ..ClusterOptions::default()
-    })
-    .unwrap();
+    let cluster =
+        Cluster::with(|it| it.manager_arguments = vec!["--down-after".into(), "500ms".into()]);
     cluster.wait_for_page("Worker1", SOON).unwrap();
     cluster
 }

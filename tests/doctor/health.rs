@@ -1,6 +1,6 @@
 //! A healthy system is called healthy, and is the same afterwards.
 
-use memlb_tests::{Cluster, ClusterOptions, Shape, cluster::worker_name, root_test};
+use memlb_tests::{Cluster, Shape, cluster::worker_name, root_test};
 
 use crate::{
     SOON,
@@ -33,12 +33,10 @@ fn finds_no_problem_where_there_is_none_and_disturbs_nothing() {
         (Shape::TwoArm, Some("permissive")),
         (Shape::OneArm, Some("enforce")),
     ] {
-        let cluster = Cluster::start(&ClusterOptions {
-            shape,
-            authentication,
-            ..ClusterOptions::default()
-        })
-        .unwrap();
+        let cluster = Cluster::with(|it| {
+            it.shape = shape;
+            it.authentication = authentication;
+        });
         cluster.wait_for_selection("worker1", SOON).unwrap();
         let refused =
             |cluster: &Cluster| cluster.status().unwrap()["heartbeats"]["refused"].clone();
@@ -94,17 +92,11 @@ fn changes(cluster: &Cluster) -> usize {
 
 #[root_test]
 fn says_the_same_to_people_and_refuses_wrong_usage() {
-    let cluster = Cluster::start(&ClusterOptions {
-        agents: false,
-        ..ClusterOptions::default()
-    })
-    .unwrap();
+    let cluster = Cluster::with(|it| it.agents = false);
     // Long enough for a worker's silence to mean something.
-    cluster
-        .wait_for_status(SOON, "it to have waited", |status| {
-            status["uptime_ms"].as_u64() > Some(2_000)
-        })
-        .unwrap();
+    cluster.assert_status(SOON, "it to have waited", |status| {
+        status["uptime_ms"].as_u64() > Some(2_000)
+    });
     let output = cluster.configured("doctor").output().unwrap();
     let said = String::from_utf8_lossy(&output.stdout);
     assert_eq!(output.status.code(), Some(1), "{said}");

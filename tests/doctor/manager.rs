@@ -8,7 +8,7 @@ use std::{
 };
 
 use memlb_tests::{
-    Cluster, ClusterOptions, Shape,
+    Cluster, Shape,
     cli::expect_failure,
     command::output,
     observe::{self, bpftool},
@@ -21,11 +21,7 @@ use crate::{
 };
 
 fn start(shape: Shape) -> Cluster {
-    Cluster::start(&ClusterOptions {
-        shape,
-        ..ClusterOptions::default()
-    })
-    .unwrap()
+    Cluster::with(|it| it.shape = shape)
 }
 
 /// Finds the problem, types its remedy, and finds nothing more.
@@ -145,11 +141,7 @@ fn a_worker_without_a_route_or_on_the_wrong_side() {
 
 #[root_test]
 fn keys_that_others_can_read() {
-    let cluster = Cluster::start(&ClusterOptions {
-        authentication: Some("enforce"),
-        ..ClusterOptions::default()
-    })
-    .unwrap();
+    let cluster = Cluster::with(|it| it.authentication = Some("enforce"));
     let key = cluster.key_file(1).unwrap();
     fs::set_permissions(&key, fs::Permissions::from_mode(0o644)).unwrap();
     let remedy = format!("chmod 600 {}", key.display());
@@ -332,12 +324,10 @@ fn a_place_that_cannot_be_written() {
 
 #[root_test]
 fn a_worker_that_is_not_in_the_configuration() {
-    let cluster = Cluster::start(&ClusterOptions {
-        agents: false,
-        agent_arguments: Vec::new(),
-        ..ClusterOptions::default()
-    })
-    .unwrap();
+    let cluster = Cluster::with(|it| {
+        it.agents = false;
+        it.agent_arguments = Vec::new();
+    });
     let mut command = cluster.topology.workers[0].command(&cluster.binary);
     command.args([
         "agent",
@@ -349,11 +339,9 @@ fn a_worker_that_is_not_in_the_configuration() {
     ]);
     let log = cluster.paths.directory.join("misnamed.log");
     let mut agent = memlb_tests::Process::start("misnamed", &mut command, &log).unwrap();
-    cluster
-        .wait_for_status(SOON, "it to be refused", |status| {
-            status["heartbeats"]["refused"]["unknown_worker"].is_number()
-        })
-        .unwrap();
+    cluster.assert_status(SOON, "it to be refused", |status| {
+        status["heartbeats"]["refused"]["unknown_worker"].is_number()
+    });
     let diagnosis = manager(&cluster);
     let found = diagnosis.problem(
         "heartbeats",
@@ -422,12 +410,10 @@ fn a_worker_that_joined_and_serves_itself_only() {
         r#"service.web.workers=[{ name = "worker1", address = "192.168.56.103:8081" }]"#,
         r#"service.web.auto_join={ networks = ["192.168.56.0/24"], port = 8082 }"#,
     ];
-    let mut cluster = Cluster::start(&ClusterOptions {
-        authentication: Some("enforce"),
-        settings: settings.map(str::to_owned).into(),
-        ..ClusterOptions::default()
-    })
-    .unwrap();
+    let mut cluster = Cluster::with(|it| {
+        it.authentication = Some("enforce");
+        it.settings = settings.map(str::to_owned).into();
+    });
     cluster.wait_for_state("worker2", "up", SOON).unwrap();
     manager(&cluster).finding("ok", "worker", "worker2: 192.168.56.104:8082 answers");
     cluster.servers[1].process.kill().unwrap();
@@ -446,11 +432,9 @@ fn the_silence_of_a_worker_in_maintenance_is_no_problem() {
     output(cluster.memlb("maintenance").arg("worker1")).unwrap();
     cluster.kill_agent(0).unwrap();
     cluster.servers[0].process.kill().unwrap();
-    cluster
-        .wait_for_status(SOON, "worker1 to be silent", |status| {
-            observe::backend(status, "worker1").is_some_and(|it| it["health"] == "down")
-        })
-        .unwrap();
+    cluster.assert_status(SOON, "worker1 to be silent", |status| {
+        observe::backend(status, "worker1").is_some_and(|it| it["health"] == "down")
+    });
     let diagnosis = manager(&cluster);
     diagnosis.expect_healthy();
     diagnosis.finding("warning", "heartbeats", "worker1 is in maintenance");
@@ -490,11 +474,8 @@ fn a_configuration_that_is_not_the_managers() {
 
 #[root_test]
 fn an_interval_that_is_longer_than_down_after() {
-    let cluster = Cluster::start(&ClusterOptions {
-        agent_arguments: vec!["--interval".to_owned(), "5s".to_owned()],
-        ..ClusterOptions::default()
-    })
-    .unwrap();
+    let cluster =
+        Cluster::with(|it| it.agent_arguments = vec!["--interval".to_owned(), "5s".to_owned()]);
     cluster.wait_for_state("worker1", "down", SOON).unwrap();
     let found = manager(&cluster);
     let found = found.problem("heartbeats", "sends a heartbeat only every 5000 ms");

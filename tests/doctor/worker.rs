@@ -2,17 +2,13 @@
 
 use std::{fs, os::unix::fs::PermissionsExt};
 
-use memlb_tests::{Cluster, ClusterOptions, root_test};
+use memlb_tests::{Cluster, root_test};
 
 use crate::health::worker;
 
 #[root_test]
 fn a_key_that_others_can_read() {
-    let cluster = Cluster::start(&ClusterOptions {
-        authentication: Some("enforce"),
-        ..ClusterOptions::default()
-    })
-    .unwrap();
+    let cluster = Cluster::with(|it| it.authentication = Some("enforce"));
     let key = cluster.key_file(0).unwrap();
     fs::set_permissions(&key, fs::Permissions::from_mode(0o644)).unwrap();
     let diagnosis = worker(&cluster, 0);

@@ -72,9 +72,7 @@ impl Lab {
         }
         if location == Location::Manager {
             let up = |status: &Value| status["services"][0]["backends"][0]["state"] == "up";
-            cluster
-                .wait_for_status(SOON, "worker1 to be up", up)
-                .unwrap();
+            cluster.assert_status(SOON, "worker1 to be up", up);
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use memlb_tests::{ClusterOptions, command::output, root_test, wait_until};
+use memlb_tests::{ClusterOptions, command::output, eventually, root_test};
 use serde_json::Value;
 
 use super::{get, start};
@@ -51,10 +51,9 @@ fn remembers_the_last_minutes() {
     cluster.page().unwrap();
     let samples = |timeline: &Value| timeline["at_ms"].as_array().unwrap().len();
     let patience = Duration::from_secs(15);
-    wait_until(patience, "two samples", || {
+    eventually(patience, "two samples", || {
         samples(&get(&cluster, "/api/v1/timeline").json()) >= 2
-    })
-    .unwrap();
+    });
     let timeline = get(&cluster, "/api/v1/timeline").json();
     let times: Vec<u64> = timeline["at_ms"]
         .as_array()

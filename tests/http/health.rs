@@ -1,6 +1,6 @@
 //! `/healthz`, `/readyz` and `/syncz`.
 
-use memlb_tests::{ClusterOptions, root_test, wait_until};
+use memlb_tests::{ClusterOptions, eventually, root_test};
 
 use super::{SOON, get, start};
 
@@ -25,7 +25,7 @@ fn ready_once_a_worker_reports_and_while_all_are_down() {
     assert_eq!(get(&cluster, "/syncz?weight").body, "0\n");
 
     cluster.start_agent(0).unwrap();
-    wait_until(SOON, "readiness", || get(&cluster, "/readyz").status == 200).unwrap();
+    eventually(SOON, "readiness", || get(&cluster, "/readyz").status == 200);
 
     cluster.kill_agent(0).unwrap();
     cluster.wait_for_selection("manager", SOON).unwrap();

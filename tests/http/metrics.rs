@@ -5,7 +5,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-use memlb_tests::{Cluster, ClusterOptions, Connection, root_test, wait_until};
+use memlb_tests::{Cluster, ClusterOptions, Connection, eventually, root_test};
 
 use super::{SOON, get, start};
 
@@ -18,10 +18,9 @@ fn shows_the_lab_and_its_failovers() {
     kept.get("/").unwrap();
     // Counters may be half a second old.
     let flow = "memlb_backend_flows{backend=\"worker1\",service=\"web\"}";
-    wait_until(SOON, "the connection", || {
+    eventually(SOON, "the connection", || {
         Metrics::of(&cluster).value(flow) == 1.0
-    })
-    .unwrap();
+    });
     let before = Metrics::of(&cluster);
     for (series, value) in [
         ("memlb_build_info{version=\"0.1.0\"}", 1.0),

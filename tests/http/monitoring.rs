@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, fs, path::PathBuf, process::Command, time::Duration};
 
-use memlb_tests::{Cluster, ClusterOptions, Process, command::output, root_test, wait_until};
+use memlb_tests::{Cluster, ClusterOptions, Process, command::output, eventually, root_test};
 use serde_json::Value;
 
 use super::{SOON, get, start};
@@ -104,29 +104,26 @@ fn a_real_prometheus_scrapes_the_manager_and_raises_an_alert() {
         .unwrap();
 
     let patience = Duration::from_secs(15);
-    wait_until(patience, "the scrape", || {
+    eventually(patience, "the scrape", || {
         value(&cluster, "up{job=\"memlb\"}") == Some(1.0)
-    })
-    .unwrap();
+    });
     let up = "memlb_worker_state{state=\"up\",worker=\"worker1\"}";
-    wait_until(SOON, "the state of worker1", || {
+    eventually(SOON, "the state of worker1", || {
         value(&cluster, up) == Some(1.0)
-    })
-    .unwrap();
+    });
     let available = "memlb_worker_memory_available_bytes{worker=\"worker2\"}";
     assert_eq!(value(&cluster, available), Some(350.0 * 1024.0 * 1024.0));
 
     for worker in [0, 1] {
         cluster.kill_agent(worker).unwrap();
     }
-    wait_until(Duration::from_secs(30), "the alert", || {
+    eventually(Duration::from_secs(30), "the alert", || {
         let alerts = ask(&cluster, "/alerts");
         let alerts = alerts["data"]["alerts"].as_array().unwrap();
         alerts.iter().any(|alert| {
             alert["labels"]["alertname"] == "MemlbNoWorker" && alert["state"] == "firing"
         })
-    })
-    .unwrap();
+    });
 }
 
 /// Returns the first value of an instant query.

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use memlb_tests::{Cluster, ClusterOptions, Process, command::output, root_test, wait_until};
+use memlb_tests::{Cluster, ClusterOptions, Process, command::output, eventually, root_test};
 
 use super::{SOON, ask, curl, get, start};
 
@@ -172,7 +172,7 @@ fn listeners_are_bounded_and_leave_room_for_others() {
     assert!(refused.header("retry-after").is_some());
     assert_eq!(get(&cluster, "/metrics").status, 200);
     drop(listeners.pop());
-    wait_until(SOON, "a seat to be free", || seat(&cluster) == "200").unwrap();
+    eventually(SOON, "a seat to be free", || seat(&cluster) == "200");
 }
 
 /// Returns the status with which one more listener is met.

@@ -11,8 +11,9 @@ use std::{
 use memlb_tests::{
     client,
     command::output,
+    eventually,
     pair::{Listener, Manager, Pair, SERVICE_ADDRESS, Turnover, WEB_PORT},
-    syn, wait_until,
+    syn,
 };
 use nix::sys::signal::Signal;
 use serde_json::Value;
@@ -49,10 +50,9 @@ impl Scene {
             assert_eq!(self.page(), "Worker2");
         }
         order(self, "undrain");
-        wait_until(SOON, "worker1 to be used again", || {
+        eventually(SOON, "worker1 to be used again", || {
             self.page() == "Worker1"
-        })
-        .unwrap();
+        });
     }
 
     fn page(&self) -> String {
@@ -171,7 +171,7 @@ impl Scene {
     fn two_are_active(&self) {
         // The addresses of a killed keepalived stay, and the other machine takes them, too.
         let both = || self.pair.active().len() == 2;
-        wait_until(SOON, "two active machines", both).unwrap();
+        eventually(SOON, "two active machines", both);
     }
 
     pub fn heals_two_active_machines(&mut self) {

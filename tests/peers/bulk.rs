@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use memlb_tests::{Cluster, Process, command::output, root_test, wait_until};
+use memlb_tests::{Cluster, Process, command::output, eventually, root_test};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
@@ -64,10 +64,9 @@ fn gibibyte(cluster: &mut Cluster) {
     let mut download = cluster.topology.client.command("sh");
     let log = cluster.paths.directory.join("curl.log");
     let mut download = Process::start("curl", download.args(["-c", &receive]), &log).unwrap();
-    wait_until(PATIENCE, "the first 64 MiB", || {
+    eventually(PATIENCE, "the first 64 MiB", || {
         worker1(cluster, 80, "bytes_out") > 64 * MIB as u64
-    })
-    .unwrap();
+    });
     download.signal(Signal::SIGSTOP).unwrap();
     disturb(cluster);
     let so_far = worker1(cluster, 80, "bytes_out");

@@ -3,8 +3,8 @@
 use std::{fs, net::SocketAddr, path::PathBuf};
 
 use memlb_tests::{
-    Cluster, ClusterOptions, Node, Process, command::output, root_test, transfer::random_bytes,
-    wait_until,
+    Cluster, ClusterOptions, Node, Process, command::output, eventually, root_test,
+    transfer::random_bytes,
 };
 use nix::sys::signal::Signal;
 
@@ -144,10 +144,9 @@ fn begin_download(cluster: &Cluster, site: SocketAddr) -> (Process, PathBuf) {
     let mut command = program(&cluster.topology.client, &line);
     let mut client = Process::start("gtlsclient", &mut command, &log).unwrap();
     let file = directory.join("blob");
-    wait_until(PATIENCE, "a part of the file", || {
+    eventually(PATIENCE, "a part of the file", || {
         fs::metadata(&file).is_ok_and(|file| file.len() > MIB as u64)
-    })
-    .unwrap();
+    });
     client.signal(Signal::SIGSTOP).unwrap();
     (client, file)
 }

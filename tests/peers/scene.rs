@@ -8,8 +8,8 @@ use std::{
 };
 
 use memlb_tests::{
-    Cluster, ClusterOptions, Namespace, command::output, configuration::service_name, wait_for,
-    wait_until,
+    Cluster, ClusterOptions, Namespace, command::output, configuration::service_name, eventually,
+    wait_for,
 };
 use socket2::SockRef;
 
@@ -69,12 +69,10 @@ pub fn make_certificate(directory: &Path) {
 
 /// Waits until every service's new connections go to `worker`.
 pub fn wait_for_selection(cluster: &Cluster, worker: &str) {
-    cluster
-        .wait_for_status(SOON, &format!("{worker} to be selected"), |status| {
-            let mut services = status["services"].as_array().into_iter().flatten();
-            services.all(|service| service["selected"] == worker)
-        })
-        .unwrap();
+    cluster.assert_status(SOON, &format!("{worker} to be selected"), |status| {
+        let mut services = status["services"].as_array().into_iter().flatten();
+        services.all(|service| service["selected"] == worker)
+    });
 }
 
 /// Returns the address at which clients find the service at `port`.
@@ -103,10 +101,9 @@ pub fn worker1(cluster: &Cluster, port: u16, counter: &str) -> u64 {
 
 /// Waits until `worker1` has that many open connections of the service at `port`.
 pub fn wait_for_flows(cluster: &Cluster, port: u16, flows: u64) {
-    wait_until(PATIENCE, &format!("{flows} open connections"), || {
+    eventually(PATIENCE, &format!("{flows} open connections"), || {
         worker1(cluster, port, "flows") == flows
-    })
-    .unwrap();
+    });
 }
 
 /// Returns a command line that works in `namespace`, for a while at most.

@@ -3,7 +3,7 @@
 use std::{fs, thread};
 
 use memlb_tests::{
-    Cluster, Node, Process, command::output, nginx, root_test, transfer::random_bytes, wait_until,
+    Cluster, Node, Process, command::output, eventually, nginx, root_test, transfer::random_bytes,
 };
 use nix::sys::signal::Signal;
 
@@ -74,10 +74,9 @@ fn wrk(cluster: &mut Cluster) {
     let mut keeps = start(cluster, &line, &[]);
     wait_for_flows(cluster, 80, KEPT);
     let mut renews = start(cluster, &line, &["--header", "Connection: close"]);
-    wait_until(SOON, "many connections", || {
+    eventually(SOON, "many connections", || {
         worker1(cluster, 80, "connections") > 500
-    })
-    .unwrap();
+    });
     disturb(cluster);
     expect_no_errors(&mut keeps);
     expect_no_errors(&mut renews);

@@ -145,6 +145,28 @@ impl Cluster {
         Ok(cluster)
     }
 
+    /// Starts a system for a test, with what `change` makes of the usual options.
+    ///
+    /// # Panics
+    /// When a part of it does not start.
+    #[track_caller]
+    pub fn with(change: impl FnOnce(&mut ClusterOptions)) -> Self {
+        let mut options = ClusterOptions::default();
+        change(&mut options);
+        Self::start(&options).unwrap_or_else(|error| panic!("{error:?}"))
+    }
+
+    /// Starts a system like [`Self::with`], and waits until `worker1` serves its clients.
+    ///
+    /// # Panics
+    /// When a part of it does not start, or clients get another page.
+    #[track_caller]
+    pub fn serving_with(change: impl FnOnce(&mut ClusterOptions)) -> Self {
+        let mut options = ClusterOptions::default();
+        change(&mut options);
+        Self::start_serving(&options).unwrap_or_else(|error| panic!("{error:?}"))
+    }
+
     /// Starts a system at `paths`, which must be free. Returns when the
     /// manager is ready and has heard every worker.
     ///
@@ -374,6 +396,21 @@ impl Cluster {
         condition: impl Fn(&Value) -> bool,
     ) -> Result<Duration> {
         wait_for_status(&self.paths.control_socket(), deadline, what, condition)
+    }
+
+    /// Waits until the manager's status fulfils `condition`, and returns how long that took.
+    ///
+    /// # Panics
+    /// When it does not within `deadline`; the message has the last status.
+    #[track_caller]
+    pub fn assert_status(
+        &self,
+        deadline: Duration,
+        what: &str,
+        condition: impl Fn(&Value) -> bool,
+    ) -> Duration {
+        self.wait_for_status(deadline, what, condition)
+            .unwrap_or_else(|error| panic!("{error:?}"))
     }
 
     /// Waits until new connections go to `backend`, and returns how long that took.

@@ -51,5 +51,5 @@ pub use self::{
     probe::{Probe, Report},
     process::Process,
     topology::{Node, Shape, Topology},
-    wait::{wait_for, wait_until},
+    wait::{eventually, wait_for, wait_until},
 };

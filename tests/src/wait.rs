@@ -40,3 +40,12 @@ pub fn wait_until(
     let start = Instant::now();
     wait_for(deadline, what, || condition().then(|| start.elapsed()))
 }
+
+/// Asks `condition` every 5 ms until it holds, and returns how long that took.
+///
+/// # Panics
+/// When `deadline` passes first; the message names `what` was awaited.
+#[track_caller]
+pub fn eventually(deadline: Duration, what: &str, condition: impl FnMut() -> bool) -> Duration {
+    wait_until(deadline, what, condition).unwrap_or_else(|error| panic!("{error}"))
+}
