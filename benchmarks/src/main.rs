@@ -338,7 +338,7 @@ fn compare(all: &Options, memlb: &Path, directory: &Path, interrupt: &Interrupt)
             attachment.push((laboratory.contender, interfaces));
         }
     }
-    let samples = Samples::take(
+    let samples = Samples::measure(
         &laboratories,
         &options.rows(),
         options.rounds.into(),

@@ -87,7 +87,7 @@ pub struct Samples(Vec<Sample>);
 
 impl Samples {
     /// Measures every row of every laboratory in each of so many `rounds`.
-    pub fn take(
+    pub fn measure(
         laboratories: &[Laboratory],
         rows: &[Row],
         rounds: usize,

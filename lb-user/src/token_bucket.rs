@@ -21,7 +21,7 @@ impl TokenBucket {
     }
 
     /// Takes `wanted` if there is so much, and returns whether there was.
-    pub fn take(&mut self, wanted: u32, now: Instant) -> bool {
+    pub fn try_acquire(&mut self, wanted: u32, now: Instant) -> bool {
         let waited = now.saturating_duration_since(self.filled).as_millis();
         let gained = waited * u128::from(self.per_second) / 1_000;
         if gained > 0 {

@@ -156,7 +156,7 @@ impl Datapath {
         }
         xdp_mut(&mut ebpf).load()?;
         let intake = Intake::load(&mut ebpf)?;
-        let maps = Maps::take(&mut ebpf)?;
+        let maps = Maps::from_ebpf(&mut ebpf)?;
         Ok(Self { ebpf, maps, intake })
     }
 
@@ -289,7 +289,7 @@ pub fn verified_instructions(ebpf: &Ebpf) -> Vec<(String, u64)> {
 }
 
 impl Maps {
-    fn take(ebpf: &mut Ebpf) -> anyhow::Result<Self> {
+    fn from_ebpf(ebpf: &mut Ebpf) -> anyhow::Result<Self> {
         let mut map = |name| ebpf.take_map(name).unwrap();
         Ok(Self {
             settings: map(name::SETTINGS).try_into()?,

@@ -84,7 +84,7 @@ async fn serve(listener: UnixListener, requests: mpsc::Sender<PauseRequest>) {
     loop {
         match listener.accept().await {
             Ok((socket, _)) => {
-                let answered = timeout(PATIENCE, answer(socket, &requests)).await;
+                let answered = timeout(PATIENCE, serve_client(socket, &requests)).await;
                 if let Ok(Err(error)) = answered {
                     debug!("a hook: {error:#}");
                 }
@@ -97,7 +97,7 @@ async fn serve(listener: UnixListener, requests: mpsc::Sender<PauseRequest>) {
     }
 }
 
-async fn answer(mut socket: UnixStream, requests: &mpsc::Sender<PauseRequest>) -> Result<()> {
+async fn serve_client(mut socket: UnixStream, requests: &mpsc::Sender<PauseRequest>) -> Result<()> {
     let user = socket.peer_cred().context("read the peer's user")?.uid();
     let answer = if user == 0 || user == geteuid().as_raw() {
         let for_ms = socket.read_u64().await.context("read")?;

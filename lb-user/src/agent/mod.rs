@@ -366,7 +366,7 @@ impl Agent {
             Reply::Pong(pong) => {
                 manager.handle_pong(*pong, &self.settings.name, answer.at, self.boot);
             }
-            Reply::Whose(Ok(question)) => self.answer(question, answer),
+            Reply::Whose(Ok(question)) => self.reply_to(question, answer),
             Reply::Whose(Err(refusal)) => {
                 self.questions.refuse(refusal.name(), refusal, answer.at);
             }
@@ -374,14 +374,16 @@ impl Agent {
     }
 
     /// Answers a question of a manager. Without a DSR translator, the worker has no such connections.
-    fn answer(&mut self, question: &Whose, received: &ReceivedReply) {
+    fn reply_to(&mut self, question: &Whose, received: &ReceivedReply) {
         let Some(dsr) = &self.dsr else { return };
         let sent = Sequence {
             boot: self.boot,
             number: self.seq,
         };
         let key = self.key.as_ref();
-        let answer = self.questions.answer(question, sent, dsr, key, received.at);
+        let answer = self
+            .questions
+            .reply_to(question, sent, dsr, key, received.at);
         if let Some(datagram) = answer {
             self.managers[received.manager].send_other(&datagram);
         }

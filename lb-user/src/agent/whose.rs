@@ -40,7 +40,7 @@ impl Questions {
     }
 
     /// Answers a question with the datagram for the manager; `None` if it is refused.
-    pub fn answer(
+    pub fn reply_to(
         &mut self,
         question: &Whose,
         sent: Sequence,
@@ -77,7 +77,7 @@ impl Questions {
             return Err(Refusal::OldQuestion);
         }
         let clients = u32::try_from(question.clients.len()).unwrap_or(u32::MAX);
-        if self.limit.take(clients, now.into_std()) {
+        if self.limit.try_acquire(clients, now.into_std()) {
             Ok(())
         } else {
             Err(Refusal::RateLimited)

@@ -203,7 +203,7 @@ impl Authenticator {
         let answer = match (ping, self.authentication) {
             (PingDatagram::Unsigned(_), Authentication::Enforce) => Err(Refusal::Unsigned),
             (PingDatagram::Unsigned(body), Authentication::Permissive) => {
-                Ping::decode(body).and_then(|ping| Ok((ping.answer(None, false)?, None)))
+                Ping::decode(body).and_then(|ping| Ok((ping.pong(None, false)?, None)))
             }
             (PingDatagram::Unsigned(body), Authentication::Off) => {
                 Ping::decode(body).and_then(|ping| both_answers(ping, None))
@@ -359,8 +359,8 @@ impl Authenticator {
 
 /// Returns the answers for a known and for an unknown worker.
 fn both_answers(ping: Ping, key: Option<&Key>) -> Result<(Vec<u8>, Option<PingSender>), Refusal> {
-    let answer = ping.answer(key, false)?;
-    let if_unknown = ping.answer(key, true)?;
+    let answer = ping.pong(key, false)?;
+    let if_unknown = ping.pong(key, true)?;
     let sender = PingSender {
         worker: ping.worker,
         if_unknown,

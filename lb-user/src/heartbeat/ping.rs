@@ -76,7 +76,7 @@ impl Ping {
     }
 
     /// Encodes the answer. `is_unknown` says that no service has such a worker.
-    pub(super) fn answer(&self, key: Option<&Key>, is_unknown: bool) -> Result<Vec<u8>, Refusal> {
+    pub(super) fn pong(&self, key: Option<&Key>, is_unknown: bool) -> Result<Vec<u8>, Refusal> {
         let wire = WirePong {
             sequence: self.sequence.into(),
             unknown: is_unknown,

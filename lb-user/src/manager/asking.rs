@@ -188,7 +188,8 @@ impl Manager {
     /// Writes the flows of an agent's answer.
     pub(super) fn handle_mine(&mut self, received: &ReceivedMine) {
         let questions = &mut self.asking.questions;
-        let Some(found) = questions.answer(received.mine, &received.agent, Instant::now()) else {
+        let Some(found) = questions.handle_reply(received.mine, &received.agent, Instant::now())
+        else {
             return self.receiver.refuse_mine(received);
         };
         if !found.is_empty()

@@ -97,7 +97,7 @@ impl Questions {
         if self.pending.contains_key(&client) {
             return;
         }
-        if !self.limit.take(1, now) {
+        if !self.limit.try_acquire(1, now) {
             self.outcome.limited += 1;
             return;
         }
@@ -164,7 +164,12 @@ impl Questions {
     }
 
     /// Takes an agent's answer; returns the records of its connections. `None`: it answers no question to this agent.
-    pub fn answer(&mut self, mine: Mine, agent: &Agent, now: Instant) -> Option<Vec<FlowRecord>> {
+    pub fn handle_reply(
+        &mut self,
+        mine: Mine,
+        agent: &Agent,
+        now: Instant,
+    ) -> Option<Vec<FlowRecord>> {
         let is_timely = |sent: &Sent| now.saturating_duration_since(sent.at) < ASK_FOR;
         let sent = self.sent.get(&mine.nonce)?;
         if sent.candidate.agent != *agent || !is_timely(sent) {
@@ -258,12 +263,15 @@ mod tests {
             assert_eq!(questions.due(&candidate, after(299)), []);
         }
         let none = Mine { nonce: 1, mine: 0 };
-        assert_eq!(questions.answer(none, &one.agent, after(5)), Some(vec![]));
+        assert_eq!(
+            questions.handle_reply(none, &one.agent, after(5)),
+            Some(vec![])
+        );
         // Each answer counts once, and from the agent that was asked.
-        assert_eq!(questions.answer(none, &one.agent, after(5)), None);
+        assert_eq!(questions.handle_reply(none, &one.agent, after(5)), None);
         let some = Mine { nonce: 2, mine: 5 };
-        assert_eq!(questions.answer(some, &one.agent, after(5)), None);
-        let found = questions.answer(some, &two.agent, after(5)).unwrap();
+        assert_eq!(questions.handle_reply(some, &one.agent, after(5)), None);
+        let found = questions.handle_reply(some, &two.agent, after(5)).unwrap();
         assert_eq!(
             found.iter().map(|it| it.backend).collect::<Vec<_>>(),
             [2, 2]
@@ -286,7 +294,10 @@ mod tests {
             nonce: 600,
             mine: 1,
         };
-        assert_eq!(questions.answer(late, &three.agent, after(1_600)), None);
+        assert_eq!(
+            questions.handle_reply(late, &three.agent, after(1_600)),
+            None
+        );
         let outcome = Outcome {
             found: 2,
             not_found: 1,
@@ -305,10 +316,13 @@ mod tests {
             nonce: 9,
             mine: u64::MAX,
         };
-        assert_eq!(questions.answer(guessed, &candidate(1).agent, start), None);
+        assert_eq!(
+            questions.handle_reply(guessed, &candidate(1).agent, start),
+            None
+        );
         questions.asked(9, candidate(1), vec![client(1)], start);
         let found = questions
-            .answer(guessed, &candidate(1).agent, start)
+            .handle_reply(guessed, &candidate(1).agent, start)
             .unwrap();
         assert_eq!(found.len(), 1, "bits beyond the question mean nothing");
     }

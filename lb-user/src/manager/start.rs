@@ -203,7 +203,7 @@ impl Prepared {
             },
             inputs: Inputs { requests, results },
         };
-        Ok((manager.open()?, handle))
+        Ok((manager.begin_serving()?, handle))
     }
 
     pub fn config(&self) -> &Config {
@@ -213,7 +213,7 @@ impl Prepared {
 
 impl Manager {
     /// Writes the first decisions, and opens the services to clients.
-    fn open(mut self) -> Result<Self> {
+    fn begin_serving(mut self) -> Result<Self> {
         let interfaces = self.interfaces.iter().map(|it| AttachedInterface {
             name: it.name.clone(),
             attachment: it.attachment.clone(),

@@ -32,7 +32,7 @@ const EVENTS_RETRY: Duration = Duration::from_secs(1);
 pub async fn run(docker: Docker, mut source: WorkerSource, period: Duration) {
     let (woken, mut wake) = watch::channel(());
     let events = docker.clone();
-    let _following = AbortOnDrop(tokio::spawn(follow(events, woken)));
+    let _following = AbortOnDrop(tokio::spawn(watch_events(events, woken)));
     let mut ticks = interval(period);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -52,7 +52,7 @@ pub async fn run(docker: Docker, mut source: WorkerSource, period: Duration) {
 }
 
 /// Wakes the loop at each event.
-async fn follow(docker: Docker, woken: watch::Sender<()>) {
+async fn watch_events(docker: Docker, woken: watch::Sender<()>) {
     loop {
         let outcome = docker.follow_events(|| woken.send_replace(())).await;
         if let Err(error) = outcome {

@@ -123,14 +123,14 @@ impl Machine {
     }
 
     /// Fails unless a property of a unit has that `value`.
-    pub fn expect(&self, unit: &str, property: &str, value: &str) -> Result<()> {
+    pub fn check_property(&self, unit: &str, property: &str, value: &str) -> Result<()> {
         let is = self.property(unit, property)?;
         ensure!(is == value, "{unit} has {property} {is}, not {value}");
         Ok(())
     }
 
     /// Fails unless the journal of a unit has `text`.
-    pub fn expect_in_journal(&self, unit: &str, text: &str) -> Result<()> {
+    pub fn check_journal(&self, unit: &str, text: &str) -> Result<()> {
         let unit = format!("--unit={unit}");
         let journal = self.run("journalctl", &["--no-pager", &unit])?;
         ensure!(journal.contains(text), "no {text:?} in:\n{journal}");

@@ -132,8 +132,8 @@ impl PackageTest<'_> {
             machine.run("dpkg", &["--verify", "memlb"])?;
             // One package for managers and workers must start neither by itself.
             for unit in [MANAGER, AGENT] {
-                machine.expect(unit, "UnitFileState", "disabled")?;
-                machine.expect(unit, "ActiveState", "inactive")?;
+                machine.check_property(unit, "UnitFileState", "disabled")?;
+                machine.check_property(unit, "ActiveState", "inactive")?;
             }
         }
         Ok(())
@@ -159,9 +159,9 @@ impl PackageTest<'_> {
         let worker = &self.workers[0];
         let started = worker.run("systemctl", &["start", AGENT]);
         ensure!(started.is_err(), "an agent without a manager has started");
-        worker.expect(AGENT, "ActiveState", "failed")?;
-        worker.expect(AGENT, "NRestarts", "0")?;
-        worker.expect_in_journal(AGENT, "--manager")
+        worker.check_property(AGENT, "ActiveState", "failed")?;
+        worker.check_property(AGENT, "NRestarts", "0")?;
+        worker.check_journal(AGENT, "--manager")
     }
 
     fn start(&self) -> Result<()> {
@@ -233,7 +233,7 @@ impl PackageTest<'_> {
         manager.run("systemctl", &["start", MANAGER])?;
         let foreign = manager.sh("find /sys/fs/bpf/memlb -not -user memlb")?;
         ensure!(foreign.is_empty(), "not the manager's: {foreign}");
-        manager.expect_in_journal(MANAGER, "adopting the maps")?;
+        manager.check_journal(MANAGER, "adopting the maps")?;
         self.wait_for_all()
     }
 
@@ -348,10 +348,12 @@ impl PackageTest<'_> {
         self.page().context("while the manager hangs")?;
         for (machine, unit) in hung {
             wait_until(PATIENCE, &format!("{unit} to be restarted"), || {
-                machine.expect(unit, "NRestarts", "1").is_ok()
-                    && machine.expect(unit, "ActiveState", "active").is_ok()
+                machine.check_property(unit, "NRestarts", "1").is_ok()
+                    && machine
+                        .check_property(unit, "ActiveState", "active")
+                        .is_ok()
             })?;
-            machine.expect_in_journal(unit, "Watchdog timeout")?;
+            machine.check_journal(unit, "Watchdog timeout")?;
         }
         self.wait_for_all()
     }
@@ -370,9 +372,9 @@ impl PackageTest<'_> {
         }
         let after = self.manager.property(MANAGER, "MainPID")?;
         ensure!(before != after, "the old manager still runs");
-        self.manager.expect(MANAGER, "ActiveState", "active")?;
         self.manager
-            .expect_in_journal(MANAGER, "adopting the maps")?;
+            .check_property(MANAGER, "ActiveState", "active")?;
+        self.manager.check_journal(MANAGER, "adopting the maps")?;
         let now = open.get("/").context("on a connection from before")?;
         ensure!(now.first_line() == page, "{page} became {now:?}");
         self.wait_for_all()?;
@@ -386,7 +388,7 @@ impl PackageTest<'_> {
     fn remove(&self) -> Result<()> {
         let manager = &self.manager;
         manager.run_all(&self.guide.remove)?;
-        manager.expect(MANAGER, "ActiveState", "inactive")?;
+        manager.check_property(MANAGER, "ActiveState", "inactive")?;
         let pins = manager.sh("ls /sys/fs/bpf")?;
         ensure!(!pins.contains("memlb"), "pins are left: {pins}");
         ensure!(

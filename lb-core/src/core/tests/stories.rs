@@ -23,7 +23,7 @@ enum Step {
 use Step::*;
 
 impl World {
-    fn take(&mut self, step: Step) {
+    fn apply(&mut self, step: Step) {
         match step {
             Nothing => {}
             Start(worker, mib) => self.start(worker, mib),
@@ -196,7 +196,7 @@ fn the_right_worker_serves() {
         let start = world.now;
         for (row, &(at, step, serves)) in story.iter().enumerate() {
             world.pass(start + ms(at) - world.now);
-            world.take(step);
+            world.apply(step);
             let selected = world.selected();
             assert_eq!(selected, serves, "{title}: row {row}, {at} ms, {step:?}");
         }
@@ -206,7 +206,7 @@ fn the_right_worker_serves() {
 #[test]
 fn a_worker_is_up_at_exactly_down_after_and_down_a_nanosecond_later() {
     let mut world = World::new(lab(Threshold::Auto));
-    world.take(Once("worker1", 400));
+    world.apply(Once("worker1", 400));
     let deadline = world.core.poll_timeout().expect("a deadline");
     assert_eq!(deadline, world.now + DOWN_AFTER + Duration::from_nanos(1));
 
@@ -226,11 +226,11 @@ fn the_threshold_may_be_a_share_of_the_selected_workers_memory() {
     world.start("worker1", 400);
     world.start("worker2", 440);
     assert_eq!(world.selected(), "worker1");
-    world.take(Memory("worker2", 441));
+    world.apply(Memory("worker2", 441));
     assert_eq!(world.selected(), "worker2");
     // It shrinks as the selected worker fills up.
-    world.take(Memory("worker1", 100));
-    world.take(Memory("worker2", 90));
+    world.apply(Memory("worker1", 100));
+    world.apply(Memory("worker2", 90));
     assert_eq!(
         world.selected(),
         "worker1" /* failing to move would need 99 */
@@ -250,13 +250,13 @@ fn the_automatic_threshold_is_the_difference_first_seen() {
         "worker2",
         "the first comparison selects the best worker, not the one whose heartbeat came first"
     );
-    world.take(Memory("worker1", 454));
+    world.apply(Memory("worker1", 454));
     assert_eq!(
         world.selected(),
         "worker2",
         "not better by more than the threshold"
     );
-    world.take(Memory("worker1", 455));
+    world.apply(Memory("worker1", 455));
     assert_eq!(world.selected(), "worker1");
     assert_eq!(threshold(&world), Some(30 * MIB), "it is found once");
     let kinds = world.kinds();
@@ -270,9 +270,9 @@ fn idle_twins_do_not_make_a_threshold_of_nothing() {
     world.start("worker1", 400);
     world.start("worker2", 400);
     // Equal workers differ by up to a hundredth of their total.
-    world.take(Memory("worker2", 407));
+    world.apply(Memory("worker2", 407));
     assert_eq!(world.selected(), "worker1");
-    world.take(Memory("worker2", 408));
+    world.apply(Memory("worker2", 408));
     assert_eq!(world.selected(), "worker2");
 }
 
@@ -284,7 +284,7 @@ fn of_equal_workers_the_one_configured_first_takes_over() {
     world.start("worker3", 500);
     world.start("worker2", 300);
     world.start("worker1", 300);
-    world.take(Leave("worker3"));
+    world.apply(Leave("worker3"));
     assert_eq!(world.selected(), "worker1");
 }
 
@@ -301,9 +301,9 @@ fn a_worker_of_two_services_fails_over_in_both() {
         ids.map(|id| id.expect("a backend").0).collect::<Vec<_>>()
     };
     assert_eq!(selections(&world), [1, 5]);
-    world.take(Leave("worker1"));
+    world.apply(Leave("worker1"));
     assert_eq!(selections(&world), [2, 4]);
-    world.take(Leave("worker2"));
+    world.apply(Leave("worker2"));
     assert_eq!(selections(&world), [3, 6]);
 }
 

@@ -135,7 +135,7 @@ fn entries(client: ControlClient) -> mpsc::Receiver<EventRecord> {
         let mut last = 0;
         while !sender.is_closed() {
             // Why there is no answer is said where the status is asked for.
-            if follow(&client, &sender, &mut last).await.is_err() {
+            if stream_events(&client, &sender, &mut last).await.is_err() {
                 sleep(PACE).await;
             }
         }
@@ -143,7 +143,7 @@ fn entries(client: ControlClient) -> mpsc::Receiver<EventRecord> {
     receiver
 }
 
-async fn follow(
+async fn stream_events(
     client: &ControlClient,
     sender: &mpsc::Sender<EventRecord>,
     last: &mut u64,

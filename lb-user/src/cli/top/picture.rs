@@ -25,7 +25,7 @@ pub fn svg(buffer: &Buffer) -> String {
     );
     for (number, row) in buffer.content.chunks(columns).enumerate() {
         let mut first = 0;
-        for run in row.chunk_by(|one, other| look(one) == look(other)) {
+        for run in row.chunk_by(|one, other| style_of(one) == style_of(other)) {
             draw(&mut svg, run, first, number);
             first += run.len();
         }
@@ -34,7 +34,7 @@ pub fn svg(buffer: &Buffer) -> String {
 }
 
 /// What makes cells look alike; a blank may have any colour of text.
-fn look(cell: &Cell) -> (Color, Color, Modifier) {
+fn style_of(cell: &Cell) -> (Color, Color, Modifier) {
     (cell.fg, cell.bg, cell.modifier)
 }
 

@@ -30,18 +30,18 @@ const MIB: u64 = 1 << 20;
 
 #[test]
 fn fits_a_small_terminal() {
-    expect("80x24", &mut lab(), 80, 24);
+    assert_screen("80x24", &mut lab(), 80, 24);
 }
 
 #[test]
 fn shows_more_on_a_wide_one() {
-    expect("160x50", &mut lab(), 160, 50);
+    assert_screen("160x50", &mut lab(), 160, 50);
 }
 
 #[test]
 fn leaves_columns_out_on_a_narrow_one() {
-    expect("60x24", &mut lab(), 60, 24);
-    expect("40x24", &mut lab(), 40, 24);
+    assert_screen("60x24", &mut lab(), 60, 24);
+    assert_screen("40x24", &mut lab(), 40, 24);
 }
 
 #[test]
@@ -58,7 +58,7 @@ fn shows_the_peers_and_what_they_lack() {
     if let Some(status) = &mut app.status {
         status.peers = vec![peer("manager2", true), peer("manager3", false)];
     }
-    expect("peers", &mut app, 80, 24);
+    assert_screen("peers", &mut app, 80, 24);
 }
 
 #[test]
@@ -87,7 +87,7 @@ fn two_hundred_workers_scroll() {
     for _ in 0..120 {
         app.handle_key(KeyCode::Down.into());
     }
-    expect("200-workers", &mut app, 80, 24);
+    assert_screen("200-workers", &mut app, 80, 24);
 }
 
 #[test]
@@ -97,7 +97,7 @@ fn asks_before_it_orders() {
     app.handle_key(KeyCode::Down.into());
     app.handle_key(KeyCode::Down.into());
     assert_eq!(app.handle_key(KeyCode::Char('d').into()), None);
-    expect("asked", &mut app, 80, 24);
+    assert_screen("asked", &mut app, 80, 24);
     assert_eq!(
         app.handle_key(KeyCode::Char('y').into()),
         Some(UserAction::Order(Request::Order {
@@ -194,7 +194,7 @@ fn searches_by_name_address_or_state() {
 fn explains_its_keys() {
     let mut app = lab();
     app.handle_key(KeyCode::Char('?').into());
-    expect("help", &mut app, 80, 24);
+    assert_screen("help", &mut app, 80, 24);
     // A key closes the window, and does nothing else.
     assert_eq!(app.handle_key(KeyCode::Char('q').into()), None);
     assert!(!app.shows_help);
@@ -206,7 +206,7 @@ fn the_picture_in_the_documents_is_of_this_screen() {
     app.has_color = true;
     app.handle_key(KeyCode::Down.into());
     let picture = super::picture::svg(&buffer(&mut app, 100, 24));
-    expect_file("../docs/top.svg", &picture);
+    assert_file("../docs/top.svg", &picture);
 }
 
 proptest! {
@@ -446,12 +446,12 @@ fn buffer(app: &mut App, width: u16, height: u16) -> Buffer {
     terminal.backend().buffer().clone()
 }
 
-fn expect(name: &str, app: &mut App, width: u16, height: u16) {
+fn assert_screen(name: &str, app: &mut App, width: u16, height: u16) {
     let screen = screen(app, width, height);
-    expect_file(&format!("src/cli/top/screens/{name}.txt"), &screen);
+    assert_file(&format!("src/cli/top/screens/{name}.txt"), &screen);
 }
 
-fn expect_file(name: &str, now: &str) {
+fn assert_file(name: &str, now: &str) {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join(name);
     if std::env::var_os("MEMLB_NEW_SCREENS").is_some() {
         std::fs::write(&file, now).unwrap();

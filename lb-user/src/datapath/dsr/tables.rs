@@ -106,7 +106,7 @@ impl Tables {
     /// Returns how many connections would break without the DSR translator.
     pub fn open_connections(&self) -> Result<usize> {
         let now = maps::coarse_time(monotonic_ns()?);
-        Ok(open(&self.peers, now)? + open(&self.peers6, now)?)
+        Ok(count_open(&self.peers, now)? + count_open(&self.peers6, now)?)
     }
 }
 
@@ -137,7 +137,7 @@ fn known<A: Address>(
     }
 }
 
-fn open<A: Address>(peers: &HashTable<FlowKey<A>, Peer<A>>, now: u32) -> Result<usize> {
+fn count_open<A: Address>(peers: &HashTable<FlowKey<A>, Peer<A>>, now: u32) -> Result<usize> {
     let mut open = 0;
     for entry in peers.entries() {
         let (key, peer) = entry?;

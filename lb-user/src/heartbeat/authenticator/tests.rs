@@ -478,7 +478,7 @@ fn answers_no_question_of_a_forger() {
     let question = ping("worker1").encode(Some(&unknown)).unwrap();
     assert_eq!(world.refusal(&question), "unknown_key");
     // And an answer cannot be forged towards the worker.
-    let answer = ping("worker1").answer(Some(&unknown), false).unwrap();
+    let answer = ping("worker1").pong(Some(&unknown), false).unwrap();
     assert!(Pong::decode(&answer, Some(&key)).is_err());
 }
 
