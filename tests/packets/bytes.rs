@@ -107,9 +107,7 @@ fn a_datagrams_checksum_never_becomes_none(bench: &mut Bench) {
 fn a_datagram_without_a_checksum_stays_without(bench: &mut Bench) {
     let mut call = bench.datagrams(CLIENT, 40_000);
     let first = call.syn().payload(*b"?").checksum(0);
-    let outcome = bench.receives(&first);
-    call.nat_port = outcome.nat_port();
-    outcome.opens(WORKER1, &call.at_worker(WORKER1, &first));
+    call.begins_with(bench, WORKER1, &first);
     for length in 0..4 {
         let answer = call.reply(WORKER1, 0).payload(vec![b'!'; length]);
         call.replies(bench, WORKER1, &answer.checksum(0));

@@ -189,10 +189,15 @@ impl Call {
     /// Sends the SYN, which must begin a connection to `server`.
     #[track_caller]
     pub fn begins(&mut self, bench: &Bench, server: Server) {
-        let syn = self.syn();
-        let outcome = bench.receives(&syn);
+        self.begins_with(bench, server, &self.syn());
+    }
+
+    /// Sends that SYN, which must begin a connection to `server`.
+    #[track_caller]
+    pub fn begins_with(&mut self, bench: &Bench, server: Server, syn: &Segment) {
+        let outcome = bench.receives(syn);
         self.nat_port = outcome.nat_port();
-        outcome.opens(server, &self.at_worker(server, &syn));
+        outcome.opens(server, &self.at_worker(server, syn));
     }
 
     /// As [`Self::begins`], to go on with the call.
@@ -222,12 +227,17 @@ impl Call {
     #[track_caller]
     pub fn connects(&mut self, bench: &Bench, server: Server) {
         self.begins(bench, server);
+        self.establishes(bench, server);
+        if self.protocol == Protocol::Udp {
+            self.establishes(bench, server);
+        }
+    }
+
+    /// Sends the SYN-ACK and the client's acknowledgement.
+    #[track_caller]
+    pub fn establishes(&self, bench: &Bench, server: Server) {
         self.is_answered(bench, server);
         self.requests(bench, server, &self.ack());
-        if self.protocol == Protocol::Udp {
-            self.is_answered(bench, server);
-            self.requests(bench, server, &self.ack());
-        }
     }
 
     /// Sends a segment of the client, which must reach `server`.

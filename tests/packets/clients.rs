@@ -36,8 +36,7 @@ fn a_client_has_as_many_connections_as_it_may(bench: &mut Bench) {
     }
     // Existing connections continue.
     half_open.requests(bench, WORKER1, &half_open.syn());
-    half_open.is_answered(bench, WORKER1);
-    half_open.requests(bench, WORKER1, &half_open.ack());
+    half_open.establishes(bench, WORKER1);
     for ended in [&half_open, &calls[0]] {
         ended.requests(bench, WORKER1, &ended.request(RST));
         let mut next = bench.call(CLIENT, ended.port + 20_000);

@@ -435,8 +435,7 @@ fn the_oldest_handshake_makes_room_where_all_places_are_taken(bench: &mut Bench)
     assert_eq!(newest.nat_port, oldest.nat_port);
     bench.receives(&oldest.ack()).passes(Verdict::NoFlow);
     for call in [second, newest] {
-        call.is_answered(bench, WORKER1);
-        call.requests(bench, WORKER1, &call.ack());
+        call.establishes(bench, WORKER1);
     }
     assert_eq!(bench.entries().len(), 4);
 }

@@ -251,10 +251,8 @@ fn datagrams_and_a_connection_of_one_port_are_two_flows(bench: &mut Bench) {
     udp.begins(bench, WORKER2);
     assert_eq!(bench.handshakes().len(), 2);
     tcp.is_answered(bench, WORKER1);
-    udp.is_answered(bench, WORKER2);
-    udp.requests(bench, WORKER2, &udp.ack());
-    udp.is_answered(bench, WORKER2);
-    udp.requests(bench, WORKER2, &udp.ack());
+    udp.establishes(bench, WORKER2);
+    udp.establishes(bench, WORKER2);
     tcp.requests(bench, WORKER1, &tcp.ack());
     assert_eq!(bench.entries().len(), 4);
     udp.replies(bench, WORKER2, &udp.reply(WORKER2, 0).payload(*b"udp"));
@@ -283,9 +281,7 @@ fn datagrams_without_a_way_are_left_to_the_kernel(bench: &mut Bench) {
 fn no_time_to_live_of_a_datagram_runs_out_at_the_manager(bench: &mut Bench) {
     let mut call = bench.datagrams(CLIENT, 40_000);
     let first = call.syn().time_to_live(1);
-    let outcome = bench.receives(&first);
-    call.nat_port = outcome.nat_port();
-    outcome.opens(WORKER1, &call.at_worker(WORKER1, &first));
+    call.begins_with(bench, WORKER1, &first);
     for hops in [0, 1] {
         call.requests(bench, WORKER1, &call.request(0).time_to_live(hops));
         let reply = call.reply(WORKER1, 0).time_to_live(hops);

@@ -194,8 +194,7 @@ fn an_error_about_what_was_not_sent_just_now_is_dropped(bench: &mut Bench) {
         let syn = call.syn().numbers(CLIENT_START.wrapping_add(offset), 0);
         call.worker_complains(WORKER1, Problem::HostUnreachable, &syn)
     });
-    call.is_answered(bench, WORKER1);
-    call.requests(bench, WORKER1, &call.ack());
+    call.establishes(bench, WORKER1);
     for problem in [Problem::TooBig(552), Problem::PortUnreachable] {
         judges_by_number(bench, |offset| {
             let mut reply = call.reply(WORKER1, ACK);

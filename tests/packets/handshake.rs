@@ -137,9 +137,7 @@ fn every_combination_of_flags_is_forwarded_on_an_established_flow(bench: &mut Be
 fn a_handshake_with_congestion_notification_is_one(bench: &mut Bench) {
     let mut call = bench.call(CLIENT, 40_000);
     let syn = call.syn().flags(SYN | ECE | CWR);
-    let outcome = bench.receives(&syn);
-    call.nat_port = outcome.nat_port();
-    outcome.opens(WORKER1, &call.at_worker(WORKER1, &syn));
+    call.begins_with(bench, WORKER1, &syn);
     let syn_ack = call.syn_ack(WORKER1).flags(SYN | ACK | ECE);
     call.replies(bench, WORKER1, &syn_ack);
     call.requests(bench, WORKER1, &call.ack());
@@ -201,8 +199,7 @@ fn a_repeated_syn_keeps_port_and_worker(bench: &mut Bench) {
     call.is_answered(bench, WORKER1);
     // The SYN-ACK was lost on the way.
     call.requests(bench, WORKER1, &call.syn());
-    call.is_answered(bench, WORKER1);
-    call.requests(bench, WORKER1, &call.ack());
+    call.establishes(bench, WORKER1);
     assert_eq!(bench.connections(WORKER1.id), 1);
 }
 
@@ -211,9 +208,7 @@ fn another_syn_from_the_same_port_is_a_new_connection(bench: &mut Bench) {
     let mut call = bench.call(CLIENT, 40_000).begun(bench, WORKER1);
     bench.select(WORKER2.id);
     let other = call.syn().numbers(CLIENT_START.wrapping_add(1 << 20), 0);
-    let outcome = bench.receives(&other);
-    call.nat_port = outcome.nat_port();
-    outcome.opens(WORKER2, &call.at_worker(WORKER2, &other));
+    call.begins_with(bench, WORKER2, &other);
     assert_eq!(bench.handshakes().len(), 1);
 }
 
@@ -250,9 +245,7 @@ fn a_repeated_syn_stays_where_no_other_worker_is_up(bench: &mut Bench) {
 fn a_syn_with_data_is_forwarded_whole(bench: &mut Bench) {
     let mut call = bench.call(CLIENT, 40_000);
     let syn = call.syn().payload(*b"early");
-    let outcome = bench.receives(&syn);
-    call.nat_port = outcome.nat_port();
-    outcome.opens(WORKER1, &call.at_worker(WORKER1, &syn));
+    call.begins_with(bench, WORKER1, &syn);
 }
 
 #[packet_test(in_both_modes)]
@@ -260,8 +253,7 @@ fn a_refused_connection_reaches_the_client_and_can_be_tried_again(bench: &mut Be
     let mut call = bench.call(CLIENT, 40_000).begun(bench, WORKER1);
     call.replies(bench, WORKER1, &call.reply(WORKER1, RST | ACK));
     call.begins(bench, WORKER1);
-    call.is_answered(bench, WORKER1);
-    call.requests(bench, WORKER1, &call.ack());
+    call.establishes(bench, WORKER1);
     assert_eq!(bench.connections(WORKER1.id), 2);
 }
 

@@ -35,9 +35,7 @@ fn data_in_the_syn_is_carried_and_its_answer_completes_the_handshake(bench: &mut
     let early = *b"GET / HTTP/1.1\r\n\r\n";
     let cookie = [34, 10, 1, 2, 3, 4, 5, 6, 7, 8, 1, 1];
     let syn = call.syn().tcp_options(&cookie).payload(early);
-    let outcome = bench.receives(&syn);
-    call.nat_port = outcome.nat_port();
-    outcome.opens(WORKER1, &call.at_worker(WORKER1, &syn));
+    call.begins_with(bench, WORKER1, &syn);
     let taken = CLIENT_START.wrapping_add(1 + early.len() as u32);
     let answered = WORKER_START.wrapping_add(1 + 4);
     all_pass(
@@ -103,9 +101,7 @@ fn congestion_notification_is_negotiated_and_refused(bench: &mut Bench) {
         let mut call = bench.call(CLIENT, port);
         // RFC 3168, 6.1.1: an ECN-setup SYN has ECE and CWR.
         let syn = call.syn().flags(SYN | ECE | CWR);
-        let outcome = bench.receives(&syn);
-        call.nat_port = outcome.nat_port();
-        outcome.opens(WORKER1, &call.at_worker(WORKER1, &syn));
+        call.begins_with(bench, WORKER1, &syn);
         all_pass(
             bench,
             &call,
@@ -269,8 +265,7 @@ fn a_workers_packet_is_one_on_its_own_interface_only(bench: &mut Bench) {
     call.begins(bench, WORKER1);
     elsewhere(&call.syn_ack(WORKER1));
     elsewhere(&call.reply(WORKER1, RST | ACK));
-    call.is_answered(bench, WORKER1);
-    call.requests(bench, WORKER1, &call.ack());
+    call.establishes(bench, WORKER1);
     for flags in [ACK, FIN | ACK, RST | ACK] {
         elsewhere(&call.reply(WORKER1, flags));
     }

@@ -35,8 +35,7 @@ fn a_refused_syn_goes_to_another_worker_at_once(bench: &mut Bench) {
     // The first worker has no part in it any more.
     let late = before.syn_ack(WORKER1);
     bench.receives(&late).passes(Verdict::NotOurs);
-    call.is_answered(bench, WORKER2);
-    call.requests(bench, WORKER2, &call.ack());
+    call.establishes(bench, WORKER2);
     call.requests(bench, WORKER2, &call.request(PSH | ACK).payload(*b"hello"));
     assert!(bench.handshakes().is_empty());
     assert_eq!(bench.active(WORKER1.id), 0);
@@ -65,7 +64,7 @@ fn options_flags_and_fields_of_the_syn_are_kept(bench: &mut Bench) {
             syn = syn.flags(SYN | ECE | CWR);
         }
         syn.ip.time_to_live = 2 + words as u8;
-        begins_with(bench, &mut call, &syn);
+        call.begins_with(bench, WORKER1, &syn);
         goes_on(bench, &mut call, &syn);
     }
 }
@@ -86,7 +85,7 @@ fn no_other_refusal_leads_to_another_worker(bench: &mut Bench) {
     // With data, which the worker may have taken before it reset the connection.
     let mut with_data = bench.call(CLIENT, 40_001);
     let syn = with_data.syn().payload(*b"GET /");
-    begins_with(bench, &mut with_data, &syn);
+    with_data.begins_with(bench, WORKER1, &syn);
     passes_on(bench, &with_data, WORKER1, &refusal(&with_data, WORKER1));
 
     // Forged: they acknowledge something else.
@@ -154,8 +153,7 @@ fn a_refusal_of_a_server_on_the_manager_leads_to_another_worker(bench: &mut Benc
     let outcome = bench.sends(&refusal_here(&call, WORKER1));
     is_sent_again(outcome, &mut call, &syn);
     assert_eq!(refused(bench), [[1, 1], [0, 0]]);
-    call.is_answered(bench, WORKER2);
-    call.requests(bench, WORKER2, &call.ack());
+    call.establishes(bench, WORKER2);
 
     // The last refusal reaches the client.
     bench.goes_down(WORKER2.id);
@@ -209,14 +207,6 @@ fn refusal_here(call: &Call, server: Server) -> Segment {
     call.segment(call.at(server), call.client_address(), RST | ACK)
         .macs(MANAGER.mac, call.client.mac)
         .numbers(0, CLIENT_START.wrapping_add(1))
-}
-
-/// Sends a SYN, which must begin a connection to the first worker.
-#[track_caller]
-fn begins_with(bench: &Bench, call: &mut Call, syn: &Segment) {
-    let outcome = bench.receives(syn);
-    call.nat_port = outcome.nat_port();
-    outcome.opens(WORKER1, &call.at_worker(WORKER1, syn));
 }
 
 /// The RST of a worker on which no server listens.

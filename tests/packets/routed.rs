@@ -61,8 +61,7 @@ fn a_handshake_whose_answer_passed_elsewhere_is_counted(bench: &mut Bench) {
     assert_eq!(bench.unanswered(WORKER1.id), 2);
     assert!(bench.entries().is_empty());
 
-    call.is_answered(bench, WORKER1);
-    call.requests(bench, WORKER1, &call.ack());
+    call.establishes(bench, WORKER1);
     assert_eq!(bench.unanswered(WORKER1.id), 2);
 }
 

@@ -23,8 +23,7 @@ fn a_changed_selection_moves_new_connections_only(bench: &mut Bench) {
     early.requests(bench, WORKER1, &data);
     early.replies(bench, WORKER1, &early.reply(WORKER1, ACK));
     begun.requests(bench, WORKER1, &begun.syn());
-    begun.is_answered(bench, WORKER1);
-    begun.requests(bench, WORKER1, &begun.ack());
+    begun.establishes(bench, WORKER1);
 }
 
 #[packet_test(in_both_modes)]
@@ -163,9 +162,7 @@ fn no_time_to_live_runs_out_at_the_manager(bench: &mut Bench) {
         call.replies(bench, WORKER1, &reply);
         let mut other = bench.call(CLIENT, 41_000 + u16::from(hops));
         let syn = other.syn().time_to_live(hops);
-        let outcome = bench.receives(&syn);
-        other.nat_port = outcome.nat_port();
-        outcome.opens(WORKER1, &other.at_worker(WORKER1, &syn));
+        other.begins_with(bench, WORKER1, &syn);
     }
 }
 
