@@ -2,13 +2,13 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fmt,
     net::IpAddr,
     time::Instant,
 };
 
 use anyhow::anyhow;
 use lb_core::{Event, milliseconds};
+use thiserror::Error;
 
 use super::{Manager, Save};
 use crate::{
@@ -54,31 +54,23 @@ pub struct SourceReceipt {
 }
 
 /// Why nothing was changed.
-#[derive(Debug)]
+#[derive(Debug, Error)]
 pub enum SourceError {
+    #[error("nothing was changed: {0}")]
     Name(String),
+    #[error("nothing was changed: {}", lines(.0))]
     Workers(Vec<AbsentWorker>),
     /// What the running manager cannot change.
+    #[error("nothing was changed: {}", lines(.0))]
     Refused(Vec<String>),
+    #[error("nothing was changed: {0:#}")]
     RunTime(anyhow::Error),
 }
 
-impl fmt::Display for SourceError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("nothing was changed: ")?;
-        match self {
-            Self::Name(problem) => f.write_str(problem),
-            Self::Workers(problems) => {
-                let texts: Vec<String> = problems.iter().map(AbsentWorker::to_string).collect();
-                f.write_str(&texts.join("\n"))
-            }
-            Self::Refused(problems) => f.write_str(&problems.join("\n")),
-            Self::RunTime(error) => write!(f, "{error:#}"),
-        }
-    }
+fn lines(problems: &[impl ToString]) -> String {
+    let texts: Vec<String> = problems.iter().map(ToString::to_string).collect();
+    texts.join("\n")
 }
-
-impl std::error::Error for SourceError {}
 
 impl SourceUpdate {
     /// The addresses to which routes are needed.
