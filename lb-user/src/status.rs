@@ -297,8 +297,8 @@ pub fn refusals(status: &Status, service: &str) -> Option<String> {
     (!counts.is_empty()).then(|| format!("refused by the manager: {}", counts.join(", ")))
 }
 
-/// Says how many handshakes a backend has refused or left unanswered, and when it was last heard in traffic. Nothing if
-/// there were none.
+/// Says how many handshakes a backend has refused or left unanswered, how many connections it has reset, and when it was
+/// last heard in traffic. Nothing if there were none.
 pub fn failures(traffic: &BackendTraffic) -> Option<String> {
     let BackendTraffic {
         refused,
@@ -318,7 +318,7 @@ pub fn failures(traffic: &BackendTraffic) -> Option<String> {
     let parts: Vec<String> = parts
         .map(|(count, what)| format!("{count} {what}"))
         .collect();
-    if refused + unanswered == 0 {
+    if parts.is_empty() {
         return None;
     }
     let heard = match last_answer_ms {

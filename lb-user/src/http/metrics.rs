@@ -32,6 +32,7 @@ memlb_backend_flows: Connections open now.
 memlb_backend_half_open_flows: Handshakes begun and not completed yet.
 memlb_backend_handshakes_total: Handshakes by result since the maps were made: answered, refused by the backend, or expired without an answer.
 memlb_backend_ineligible: 1 for a backend that is up, but has no route to it or does not answer as its mode asks.
+memlb_backend_last_answer_age_seconds: Time since a backend last answered a client, as far as its answers pass the manager; absent before the first.
 memlb_backend_nat_ports: Connections that a backend in mode nat can have at once; memlb refuses further ones.
 memlb_backend_packets_total: Packets to a backend (in) and from it (out) since the maps were made.
 memlb_backend_resets_total: Answered connections that a backend ended with RST since the maps were made.
@@ -247,6 +248,10 @@ impl Scrape {
             ("memlb_backend_resets_total", whole(traffic.resets)),
         ] {
             self.add(family, &labels, figure)?;
+        }
+        if let Some(age) = traffic.last_answer_ms {
+            let age = Duration::from_millis(age).as_secs_f64();
+            self.add("memlb_backend_last_answer_age_seconds", &labels, age)?;
         }
         if traffic.nat_ports != 0 {
             self.add("memlb_backend_nat_ports", &labels, whole(traffic.nat_ports))?;
