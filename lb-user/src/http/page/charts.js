@@ -153,7 +153,7 @@ export class Chart {
     }
     const { first, last, width } = this.frame;
     const seconds = (last - first) / 1000;
-    const apart = TIME_STEPS_S.find((it) => (width * it) / seconds >= 58) ?? TIME_STEPS_S.at(-1);
+    const apart = TIME_STEPS_S.find((it) => (width * it) / seconds >= 70) ?? TIME_STEPS_S.at(-1);
     pen.textBaseline = "alphabetic";
     for (let back = 0; back <= seconds; back += apart) {
       const text = back === 0 ? "now" : ago(back);
