@@ -36,7 +36,7 @@ pub fn check(bytes: &[u8]) {
         .of(Role::Connector)
         .0
         .seal(*kind, count, &mut frame, |out| {
-            out.extend_from_slice(content)
+            out.extend_from_slice(content);
         });
     let mut opener = session().of(Role::Listener).1;
     let (read, length) = opener.open(&frame).expect("its own key").expect("whole");

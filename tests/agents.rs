@@ -18,7 +18,7 @@ use memlb::{
     heartbeat::{Authentication, Authenticator},
     keys,
 };
-use memlb_tests::{Cluster, Nginx, Process, eventually, root_test, wait_for};
+use memlb_tests::{Cluster, Nginx, Process, eventually, root_test};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
