@@ -10,7 +10,7 @@ use memlb::{
 };
 use serde::Serialize;
 
-use super::{CliError, CliResult, print_json};
+use super::{CliError, CliResult, print_json, terminal::Output};
 
 /// Make a key with which a worker signs its heartbeats, or managers authenticate each other, and write it to a new file
 #[derive(clap::Args)]
@@ -65,11 +65,21 @@ pub fn run(args: &Args) -> CliResult {
             file: &path,
         });
     }
-    super::print(&match name {
+    let advice = match name {
         Some(name) => advice(&path, name, id, &Heartbeats::default().keys),
         None => advice_for_peers(&path, id),
-    });
+    };
+    super::print(&wrapped(&advice, Output::stdout()));
     Ok(())
+}
+
+/// Breaks the sentences to fit. A command stays in one line, to be copied.
+fn wrapped(advice: &str, output: Output) -> String {
+    let line = |line: &str| match line.starts_with(' ') {
+        true => format!("{line}\n"),
+        false => output.wrap_lines(line),
+    };
+    advice.lines().map(line).collect()
 }
 
 /// Says that each of the managers needs the key.
@@ -88,7 +98,7 @@ on this manager, with a [[peer]] table in its configuration{here}:
 on the peer, where a copy of the file lies:
     install -D -m 600 {copy} {PEER_KEY}
     restart the manager    (with the package's service: systemctl restart memlb-manager)
-To replace an older key without a gap, let both files hold two lines, the older key first; restart both managers; put
+To replace an older key without a gap, let both files hold two lines, the older key first; restart both managers; put \
 the new line first on both, and restart them; then remove the older line.
 "
     )
@@ -127,7 +137,7 @@ on the manager (heartbeats.keys in its configuration){managers}:
 {to_manager}    {take_up}
 on {name}{workers}:
 {to_worker}    {start}
-To replace an older key, install this one on the manager first, then on {name}; then remove the older
+To replace an older key, install this one on the manager first, then on {name}; then remove the older \
 one from the manager.
 "
     )
@@ -197,5 +207,20 @@ mod tests {
             let installed = format!("install -D -m 600 {} /etc/memlb/agent.key", path.display());
             assert!(said.contains(&installed), "{said}");
         }
+    }
+
+    #[test]
+    fn sentences_fit_the_terminal() {
+        let output = Output {
+            width: Some(80),
+            has_color: false,
+        };
+        let path = Path::new("peer.key");
+        let said = wrapped(&advice_for_peers(path, KeyId(10)), output);
+        let command = "    install -D -m 600 peer.key /etc/memlb/peer.key\n";
+        assert!(said.contains(command), "{said}");
+        let sentences = said.lines().filter(|it| !it.starts_with("    "));
+        assert!(sentences.clone().count() > 4, "{said}");
+        sentences.for_each(|it| assert!(it.len() <= 80, "{it}"));
     }
 }

@@ -15,7 +15,7 @@ use memlb::{
     simulate::{Contender, Recording, Results, Scenario, WorkerModel, compare_with, plot},
 };
 
-use super::{CliError, CliResult, print, print_json};
+use super::{CliError, CliResult, print, print_json, terminal::Output};
 
 /// Compare the policies in virtual time, over simulated clients and workers
 ///
@@ -104,7 +104,7 @@ pub fn run(args: &Args) -> CliResult {
     if args.json {
         return print_json(&results);
     }
-    print(&results.to_string());
+    print(&Output::stdout().wrap_lines(&results.to_string()));
     Ok(())
 }
 

@@ -36,7 +36,8 @@ pub struct Args {
     #[arg(long, value_name = "NAME", default_value = "swarm")]
     source: String,
 
-    /// The manager's control socket [default: the one in /etc/memlb/memlb.toml, else /run/memlb/manager.sock]
+    /// The manager's control socket [default: $MEMLB_CONTROL_SOCKET, else the one in /etc/memlb/memlb.toml, else
+    /// /run/memlb/manager.sock]
     #[arg(long, value_name = "PATH")]
     control_socket: Option<PathBuf>,
 }

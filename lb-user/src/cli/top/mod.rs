@@ -41,7 +41,8 @@ const PACE: Duration = Duration::from_secs(1);
 /// worker, m for maintenance, u to end either, q to quit. Orders need a confirmation.
 #[derive(clap::Args)]
 pub struct Args {
-    /// The manager's control socket [default: the one in /etc/memlb/memlb.toml, else /run/memlb/manager.sock]
+    /// The manager's control socket [default: $MEMLB_CONTROL_SOCKET, else the one in /etc/memlb/memlb.toml, else
+    /// /run/memlb/manager.sock]
     #[arg(long, value_name = "PATH")]
     control_socket: Option<PathBuf>,
 }
