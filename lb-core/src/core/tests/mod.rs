@@ -10,6 +10,7 @@ mod hold;
 mod outage;
 mod outputs;
 mod pauses;
+mod reasons;
 mod rebalance;
 mod reconfigure;
 mod return_path;
