@@ -1,11 +1,11 @@
-//! The way from nginx or HAProxy to memlb on one machine, and back, as docs/coming-over.md describes it.
+//! The way from nginx, HAProxy or keepalived to memlb on one machine, and back, as docs/coming-over.md describes it.
 
 #![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
 
-use std::{fs, path::Path, time::Duration};
+use std::{fs, net::SocketAddr, path::Path, time::Duration};
 
 use memlb_tests::{
-    Cluster, ClusterOptions,
+    Cluster, ClusterOptions, Shape, client,
     command::run,
     eventually, nginx,
     process::Process,
@@ -45,9 +45,7 @@ fn memlb_takes_over_and_leaves(former: &Former) {
         agents: false,
         ..ClusterOptions::default()
     };
-    let mut cluster = Cluster::start(&options).unwrap();
-    cluster.kill_manager().unwrap();
-    run(&mut cluster.memlb("unload")).unwrap();
+    let mut cluster = without_memlb(&options);
     let blob = random_bytes(1, 8 << 20);
     for server in &cluster.servers {
         fs::write(server.root().join("blob"), &blob).unwrap();
@@ -58,7 +56,7 @@ fn memlb_takes_over_and_leaves(former: &Former) {
     let by_former = download(&cluster);
 
     let configuration = directory.join(former.configuration);
-    cluster.manager = Some(start_imported(&cluster, &configuration, &directory));
+    cluster.manager = Some(start_imported(&cluster, &configuration, &directory, &[]));
     let agents: Vec<Process> = (0..2)
         .map(|index| start_agent(&cluster, index, &directory))
         .collect();
@@ -94,6 +92,73 @@ fn memlb_takes_over_and_leaves(former: &Former) {
     eventually(SOON, "the former balancer to serve again", || {
         logged() > logged_before
     });
+}
+
+/// keepalived moves the address, and memlb serves it in place of IPVS, which this kernel need not have.
+#[root_test]
+fn keepalived_keeps_the_address_that_memlb_serves() {
+    let mut cluster = without_memlb(&ClusterOptions {
+        agents: false,
+        shape: Shape::TwoArm,
+        ..ClusterOptions::default()
+    });
+    let directory = cluster.paths.directory.join("keepalived");
+    fs::create_dir(&directory).unwrap();
+    let file = directory.join("keepalived.conf");
+    let instance = "global_defs {\n    vrrp_version 3\n}\nvrrp_instance shop {\n    state MASTER\n    \
+                    interface eth1\n    virtual_router_id 51\n    priority 100\n    advert_int 0.1\n    \
+                    virtual_ipaddress {\n        192.168.56.150/24\n    }\n}\n";
+    let servers: String = (cluster.topology.workers.iter().zip(&cluster.servers))
+        .map(|(node, server)| {
+            let (address, port) = (node.address(), server.port());
+            format!(
+                "    real_server {address} {port} {{\n        TCP_CHECK {{\n        }}\n    }}\n"
+            )
+        })
+        .collect();
+    let whole = format!(
+        "{instance}virtual_server 192.168.56.150 80 {{\n    lb_algo rr\n    lb_kind NAT\n    \
+         sorry_server 192.168.56.150 8080\n{servers}}}\n"
+    );
+    fs::write(&file, instance).unwrap();
+    let mut keepalived = cluster.topology.manager.command("keepalived");
+    keepalived
+        .args(["--dont-fork", "--no-syslog", "--log-console", "--vrrp"])
+        .arg("--use-file")
+        .arg(&file)
+        .arg("--pid")
+        .arg(directory.join("keepalived.pid"))
+        .arg("--vrrp_pid")
+        .arg(directory.join("vrrp.pid"));
+    let log = directory.join("keepalived.log");
+    let _keepalived = Process::start("keepalived", &mut keepalived, &log).unwrap();
+    eventually(SOON, "the address", || {
+        let shown = cluster.topology.manager.run("ip", &["address"]);
+        shown.is_ok_and(|it| it.contains("192.168.56.150"))
+    });
+
+    let former = directory.join("former.conf");
+    fs::write(&former, whole).unwrap();
+    let interfaces = ["--interface", "eth1", "--interface", "eth2"];
+    cluster.manager = Some(start_imported(&cluster, &former, &directory, &interfaces));
+    let service = SocketAddr::from(([192, 168, 56, 150], 80));
+    let page = || {
+        let page = client::get(&cluster.topology.client, service, "/", SOON);
+        page.map(|it| it.first_line()).unwrap_or_default()
+    };
+    eventually(SOON, "the sorry server", || page() == "Manager");
+    let _agents = [0, 1].map(|index| start_agent(&cluster, index, &directory));
+    for worker in ["Worker1", "Worker2"] {
+        eventually(SOON, worker, || page() == worker);
+    }
+}
+
+/// Starts servers without agents, and no manager.
+fn without_memlb(options: &ClusterOptions) -> Cluster {
+    let mut cluster = Cluster::start(options).unwrap();
+    cluster.kill_manager().unwrap();
+    run(&mut cluster.memlb("unload")).unwrap();
+    cluster
 }
 
 /// Starts HAProxy on the address that memlb will serve.
@@ -132,7 +197,12 @@ fn start_nginx(cluster: &Cluster, directory: &Path) -> Process {
 }
 
 /// Translates a configuration and starts a manager with it.
-fn start_imported(cluster: &Cluster, former: &Path, directory: &Path) -> Process {
+fn start_imported(
+    cluster: &Cluster,
+    former: &Path,
+    directory: &Path,
+    arguments: &[&str],
+) -> Process {
     let configuration = directory.join("memlb.toml");
     run(cluster
         .memlb("import")
@@ -142,7 +212,7 @@ fn start_imported(cluster: &Cluster, former: &Path, directory: &Path) -> Process
     .unwrap();
     let place = &cluster.paths;
     let mut command = cluster.topology.manager.command(&cluster.binary);
-    command.arg("manager");
+    command.arg("manager").args(arguments);
     for (option, path) in [
         ("--config", &configuration),
         ("--pin-path", &place.pin_path),

@@ -141,9 +141,19 @@ fn waits_until_the_drained_workers_connections_are_gone() {
     // It returns as soon as the last connection ends, and not before.
     let mut command = cluster.memlb("drain");
     command.args(["worker1", "--wait", "--deadline", "60s"]);
-    let log = cluster.paths.directory.join("drain.log");
-    let mut draining = Process::start("memlb drain", &mut command, &log).unwrap();
+    let log_file = cluster.paths.directory.join("drain.log");
+    let mut draining = Process::start("memlb drain", &mut command, &log_file).unwrap();
     draining.wait_for_log(SOON, "worker1 is drained").unwrap();
+    // It counts down, and an interruption ends only the wait.
+    let count = "worker1: 1 connection left after 0s, ";
+    draining.wait_for_log(SOON, count).unwrap();
+    draining.signal(Signal::SIGINT).unwrap();
+    assert_eq!(draining.wait(SOON).unwrap().code(), Some(1));
+    let log = draining.log();
+    let words = "interrupted, with 1 connection of worker1 left; worker1 stays drained";
+    assert!(log.contains(words), "{log}");
+    let mut draining = Process::start("memlb drain", &mut command, &log_file).unwrap();
+    draining.wait_for_log(SOON, count).unwrap();
     assert_eq!(kept.get("/").unwrap().first_line(), "Worker1");
     assert!(draining.is_running());
     drop(kept);

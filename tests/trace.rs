@@ -17,6 +17,9 @@ use serde_json::Value;
 
 const SOON: Duration = Duration::from_secs(10);
 
+/// In which some heartbeats arrive.
+const HEARTBEATS: Duration = Duration::from_millis(300);
+
 /// Of a service whose new connections are refused while no worker is up.
 const REFUSING_PORT: u16 = 4000;
 
@@ -93,6 +96,30 @@ fn shows_a_refusal_and_nothing_of_others() {
         log.contains("1 packet; not shown: 0 over the rate"),
         "{log}"
     );
+}
+
+/// Heartbeats pass untouched, ten times a second from each worker.
+#[root_test]
+fn shows_packets_of_services_unless_it_is_told_otherwise() {
+    let cluster = start();
+    let mut trace = tracing(&cluster, &["--count", "4"]);
+    let since = Instant::now();
+    eventually(SOON, "heartbeats", || since.elapsed() > HEARTBEATS);
+    cluster.page().unwrap();
+    assert!(trace.wait(SOON).unwrap().success(), "{}", trace.log());
+    let log = trace.log();
+    assert!(
+        log.contains("only packets of services (--all: of others, too)"),
+        "{log}"
+    );
+    assert!(
+        log.contains("to_backend") && !log.contains("not_ours"),
+        "{log}"
+    );
+
+    let mut trace = tracing(&cluster, &["--all", "--count", "20"]);
+    assert!(trace.wait(SOON).unwrap().success(), "{}", trace.log());
+    assert!(trace.log().contains("not_ours"), "{}", trace.log());
 }
 
 #[root_test]

@@ -3,7 +3,8 @@
 use std::{fs, net::TcpListener, process::Command, time::Duration};
 
 use memlb_tests::{
-    Cluster, ClusterOptions, Process, Shape, cli::expect_failure, command::output, root_test,
+    Cluster, ClusterOptions, Process, Shape, cli::expect_failure, command::output, eventually,
+    root_test,
 };
 
 use crate::{
@@ -395,6 +396,12 @@ fn two_managers() {
         .unwrap();
     let noticed = cluster.expect_events("other_manager_first", 1).unwrap();
     assert_eq!(noticed[0]["interface"], "eth1");
+    let metric = "memlb_programs_of_other_managers{interface=\"eth1\"} 1";
+    eventually(SOON, metric, || {
+        let metrics = ["--silent", "http://127.0.0.1:9998/metrics"];
+        let metrics = cluster.topology.manager.run("curl", &metrics);
+        metrics.is_ok_and(|it| it.contains(metric))
+    });
     // Its programs go on without it.
     let diagnosis = manager(&cluster);
     let left = diagnosis.problem("pins", "another memlb's programs are attached to eth1");

@@ -79,8 +79,10 @@ fn look_at(workers: usize) {
         browser.picture(&format!("overview-{workers}-{size}"));
         service(&mut browser, workers, width);
         browser.picture(&format!("service-{workers}-{size}"));
-        browser.value("history.back()");
-        browser.wait_for("!document.getElementById('overview').hidden");
+        back(&mut browser);
+        ipv6(&mut browser, width);
+        browser.picture(&format!("ipv6-{workers}-{size}"));
+        back(&mut browser);
     }
     events(&mut browser);
     browser.prefer("prefers-color-scheme", "dark");
@@ -147,6 +149,29 @@ fn service(browser: &mut Browser, workers: usize, width: u32) {
         browser.value(&find(""));
         browser.value("document.getElementById('all-workers').click()");
     }
+}
+
+fn back(browser: &mut Browser) {
+    browser.value("history.back()");
+    browser.wait_for("!document.getElementById('overview').hidden");
+}
+
+/// The service with the longest name and the longest addresses.
+fn ipv6(browser: &mut Browser, width: u32) {
+    let name = name(1);
+    browser.value(&format!(
+        "document.querySelector('#fleet > [data-key={name}] a').click()"
+    ));
+    browser.wait_for(&format!(
+        "location.hash == '#{name}' && !document.getElementById('service').hidden"
+    ));
+    let addresses = "[...document.querySelectorAll('#workers .address')]";
+    browser.wait_for(&format!(
+        "{addresses}.some((it) => it.textContent.startsWith('[fd00::'))"
+    ));
+    has_no_overflow(browser, width);
+    let cut = format!("{addresses}.filter((it) => it.scrollWidth > it.clientWidth).length");
+    assert_eq!(browser.value(&cut), 0);
 }
 
 /// No two names look alike, none is cut off, and each tells its worker's whole name.

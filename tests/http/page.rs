@@ -26,6 +26,16 @@ fn shows_a_failover_within_a_second() {
     );
     browser.picture("light");
 
+    browser.value(
+        "window.written = new Set();
+         const pen = CanvasRenderingContext2D.prototype;
+         const write = pen.fillText;
+         pen.fillText = function (text, ...at) {
+             window.written.add(text);
+             return write.call(this, text, ...at);
+         }",
+    );
+
     cluster.kill_agent(0).unwrap();
     browser.wait_for(&format!("{CHOICE} == 'New connections go to worker2'"));
     let moved = "[...document.querySelectorAll('#events [data-event=selection_changed]')]
@@ -42,6 +52,7 @@ fn shows_a_failover_within_a_second() {
     browser.wait_for(&format!(
         "{card}.querySelector('.state').textContent == '✕ down'"
     ));
+    browser.wait_for("window.written.has('worker1 ended')");
     // The record of the decision has its age, and the present figures stand before it.
     let reason = "document.getElementById('reason').textContent";
     browser.wait_for(&format!(
@@ -140,7 +151,7 @@ fn is_used_by_keyboard_and_stands_still_for_those_who_wish() {
 
 #[root_test]
 fn shows_how_connections_are_spread_and_who_is_held() {
-    let cluster = start(ClusterOptions {
+    let mut cluster = start(ClusterOptions {
         available_kb: vec![600 * 1024, 350 * 1024, 500 * 1024, 200 * 1024],
         manager_arguments: vec!["--policy".into(), "balanced".into()],
         ..ClusterOptions::default()
@@ -176,12 +187,34 @@ fn shows_how_connections_are_spread_and_who_is_held() {
     browser.wait_for(&format!(
         "{CHOICE} == 'New connections are spread over 3 of 4 workers'"
     ));
+    has_the_failing_worker(&mut browser, &mut cluster);
     if Browser::pictures().is_some() {
         // Its charts need some figures.
         thread::sleep(Duration::from_secs(75));
     }
     browser.picture("drained");
     assert!(browser.complaints.is_empty(), "{:?}", browser.complaints);
+}
+
+/// Kills the server of `worker3`, whose agent goes on.
+fn has_the_failing_worker(browser: &mut Browser, cluster: &mut Cluster) {
+    let state = "document.querySelector('#workers [data-key=worker3]').dataset.state";
+    browser.value(&format!(
+        "window.failed = null;
+         new MutationObserver(() => {{ if ({state} == 'failing') window.failed ??= Date.now() }})
+             .observe(document.getElementById('workers'), {{ attributes: true, subtree: true }})"
+    ));
+    cluster.servers[2].process.kill().unwrap();
+    browser.wait_for("window.failed");
+    let event = "document.querySelector('#events [data-event=worker_failing] time')";
+    browser.wait_for(event);
+    let late = browser.value(&format!("window.failed - Date.parse({event}.dateTime)"));
+    assert!(late.as_f64().unwrap() < 1000.0, "{late} ms");
+    browser.wait_for(&format!("{state} == 'failing'"));
+    browser.wait_for("document.querySelector('#workers > li').dataset.key == 'worker3'");
+    let why = "document.querySelector('#workers [data-key=worker3] .why').textContent";
+    let why = browser.value(why);
+    assert!(why.as_str().unwrap().contains("refused"), "{why}");
 }
 
 pub fn open(cluster: &Cluster, width: u32, height: u32) -> Browser {
