@@ -42,7 +42,7 @@ const MACHINES: &str = "machines under QEMU";
 const PACKAGE: &str = "package";
 
 /// Runs the `parts`, or everything, also after a failure, and returns success only if nothing failed. Without `parts`,
-/// [`MACHINES`] runs only `at_night`.
+/// the machines under QEMU run only `at_night`.
 ///
 /// # Errors
 /// When there is nothing to test: setting up or building failed.

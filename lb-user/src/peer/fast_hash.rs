@@ -1,5 +1,5 @@
-//! A hash for numbers, and for endpoints that a configuration has: faster than the standard one, but whoever chooses the
-//! keys can make them collide. So clients' addresses are no keys of it.
+//! A hash for numbers, and for endpoints that a configuration has: faster than the standard one, but an attacker who
+//! chooses the keys can make them collide. So clients' addresses are no keys of it.
 
 use std::{
     collections::HashMap,
