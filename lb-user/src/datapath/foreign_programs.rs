@@ -208,8 +208,10 @@ pub(super) fn serve_others(pin_path: &Path, interface: &str) -> bool {
         .iter()
         .filter(|it| it.first_at.contains(interface))
         .peekable();
-    let leaves_alone =
-        |it: &ForeignPrograms| !it.services.is_empty() && it.services.is_disjoint(&own);
+    // A manager that is starting serves nothing yet.
+    let leaves_alone = |it: &ForeignPrograms| {
+        served(&it.pin_path).is_ok_and(|services| services.is_disjoint(&own))
+    };
     first.peek().is_some() && first.all(leaves_alone)
 }
 
