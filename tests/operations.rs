@@ -308,7 +308,7 @@ fn shows_the_events_and_follows_them() {
 fn an_order_that_cannot_be_kept_is_in_force_and_said_so() {
     let cluster = start();
     // What stands in the way of the new file.
-    let draft = cluster.paths.state_file().with_extension("draft");
+    let draft = cluster.paths.state_file().with_added_extension("draft");
     std::fs::create_dir(&draft).unwrap();
     let said = succeed(&cluster, &["drain", "worker1"]);
     assert!(
