@@ -3,6 +3,9 @@
 use super::*;
 use ShareReasonKind as Kind;
 
+/// What changes a worker's report, and the reason that follows.
+type Change = (fn(&mut Report), Kind, &'static str);
+
 const WORKERS: [&str; 3] = ["worker1", "worker2", "worker3"];
 
 /// Workers of policy `balanced` that are up for longer than the ramp lasts.
@@ -35,7 +38,7 @@ fn expect(world: &World, kind: Kind, text: &str) {
 
 #[test]
 fn what_a_worker_reports_limits_its_share() {
-    let changes: [(fn(&mut Report), Kind, &str); 5] = [
+    let changes: [Change; 5] = [
         (
             |agent| agent.pressure = Some(Pressure(2_500)),
             Kind::Pressure,
