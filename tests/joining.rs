@@ -44,8 +44,7 @@ fn an_agent_with_a_key_becomes_a_worker_by_starting_and_stays_one() {
     let backend = cluster.backend("worker2").unwrap();
     // The address is the one it speaks from, the port the one configured.
     assert_eq!(backend["address"], "192.168.56.104:8082");
-    let joined = cluster.events_of("worker_joined").unwrap();
-    assert_eq!(joined.len(), 1);
+    let joined = cluster.expect_events("worker_joined", 1).unwrap();
     assert_eq!(joined[0]["worker"], "worker2");
     cluster.wait_for_page("Worker2", SOON).unwrap();
 

@@ -49,8 +49,7 @@ fn loses_no_request_while_the_manager_is_killed_again_and_again(attach: &str) {
         links,
         "programs are replaced in place"
     );
-    let adopted = cluster.events_of("selection_adopted").unwrap();
-    assert_eq!(adopted.len(), 10);
+    cluster.expect_events("selection_adopted", 10).unwrap();
 }
 
 #[root_test]

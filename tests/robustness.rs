@@ -266,8 +266,7 @@ fn no_event_is_lost_to_a_full_disk() {
         1
     );
     // Every line is whole, in order, and there.
-    let orders = cluster.events_of("admin_command_applied").unwrap();
-    assert_eq!(orders.len(), 20);
+    let orders = cluster.expect_events("admin_command_applied", 20).unwrap();
     let times: Vec<&str> = orders.iter().filter_map(|it| it["time"].as_str()).collect();
     assert!(times.is_sorted(), "{times:?}");
     cluster.kill_manager().unwrap();

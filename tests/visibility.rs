@@ -4,7 +4,7 @@
 
 use std::{fs, io::ErrorKind, process::Command, time::Duration};
 
-use memlb_tests::{Cluster, Connection, Process, command::output, observe, root_test};
+use memlb_tests::{Cluster, Connection, Process, command::output, eventually, observe, root_test};
 use serde_json::Value;
 
 const SOON: Duration = Duration::from_secs(5);
@@ -76,6 +76,12 @@ fn the_manager_tells_what_it_hears_and_decides_and_why() {
     cluster.start_agent(0).unwrap();
     cluster.wait_for_page("Worker1", SOON).unwrap();
 
+    eventually(SOON, "the last change in the log", || {
+        let changes = cluster.events_of("selection_changed").unwrap();
+        let mut changes = changes.iter();
+        changes.any(|it| it["from"] == "worker1" && it["to"] == "manager")
+            && changes.any(|it| it["to"] == "worker1")
+    });
     let log = cluster.manager.as_ref().unwrap().log();
     for line in [
         "INFO received worker1: 450.0 MiB available",
