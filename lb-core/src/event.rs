@@ -432,7 +432,6 @@ events! {
     WARN, "another interface is called {interface} now; the programs are attached to it, too. The former one \
            is called {former}";
 
-    /// Another program had detached them.
     /// Programs of another memlb receive the packets of an interface first.
     OtherManagerFirst { interface: String, programs: Vec<String>, manager: String }
     WARN, "at {interface}, programs of another memlb receive packets before this manager's: {} ({manager}); memlb \
@@ -442,6 +441,7 @@ events! {
     OtherManagerGone { interface: String }
     INFO, "at {interface}, this manager's programs receive packets first again";
 
+    /// Another program had detached them.
     ProgramsRestored { interface: String, programs: Vec<&'static str> }
     WARN, "another program detached {} from interface {interface}; attached again. Find out which one it \
            was (tc, bpftool, another agent)", programs.join(", ");

@@ -276,7 +276,8 @@ fn two_managers() {
     let cluster = Cluster::start(&ClusterOptions::default()).unwrap();
     let first = cluster.manager.as_ref().unwrap().pid();
     let elsewhere = |name: &str| cluster.paths.directory.join(name).display().to_string();
-    let pins = format!("{}/second", cluster.paths.pin_path.display());
+    let pins_beside = cluster.paths.pin_path.display();
+    let pins = format!("{pins_beside}/second");
     let socket = elsewhere("second.sock");
     // The same settings but for the socket: the first one's port and pins are named as its.
     let process = format!("memlb (process {first})");
@@ -292,29 +293,23 @@ fn two_managers() {
     diagnosis.problem("manager", "is a manager, but not with the control socket");
 
     // The same service, and the same workers from the same ports.
-    let second = |file: &str| {
-        let mut command = cluster.topology.manager.command(&cluster.binary);
+    let fill_in = |mut command: Command, file: &str| {
         command.args(["manager", "--config", file, "--control-socket", &socket]);
-        command.args([
-            "--pin-path",
-            &format!("{}-second", cluster.paths.pin_path.display()),
-        ]);
-        command.args([
-            "--heartbeat-listen",
-            "0.0.0.0:9990",
-            "--http-listen",
-            "127.0.0.1:9991",
-        ]);
-        command.args(["--event-log", "", "--state-file", &elsewhere("second.json")]);
+        command.args(["--pin-path", &format!("{pins_beside}-second")]);
+        command.args(["--heartbeat-listen", "0.0.0.0:9990"]);
+        command.args(["--http-listen", "127.0.0.1:9991", "--event-log", ""]);
+        command.args(["--state-file", &elsewhere("second.json")]);
         command
     };
+    let second_command =
+        |file: &str| fill_in(cluster.topology.manager.command(&cluster.binary), file);
     let expect_refusal = |mut command: Command, parts: &[&str]| {
         expect_failure(&command.output().unwrap(), 1, parts);
     };
     let served =
         format!("192.168.56.101:80/tcp at eth1 is served by memlb (process {first}), for ");
     expect_refusal(
-        second(&file),
+        second_command(&file),
         &[
             "service web: ",
             &served,
@@ -325,8 +320,8 @@ fn two_managers() {
     let mut blind = cluster.topology.manager.command("unshare");
     let script = "mount -t bpf bpf /sys/fs/bpf && exec \"$@\"";
     blind.args(["--mount", "sh", "-c", script, "sh"]);
-    blind.arg(second(&file).get_program());
-    blind.args(second(&file).get_args());
+    blind.arg(second_command(&file).get_program());
+    blind.args(second_command(&file).get_args());
     expect_refusal(
         blind,
         &[&format!("service {served}"), "stop the other manager"],
@@ -339,7 +334,7 @@ fn two_managers() {
     )
     .unwrap();
     expect_refusal(
-        second(&other),
+        second_command(&other),
         &[
             "limits.nat_ports: 4096-32767 overlap 4096-32767 of memlb",
             "192.168.56.103:8081",
@@ -348,7 +343,7 @@ fn two_managers() {
     );
 
     // Nothing in common but the packets.
-    let mut command = second(&other);
+    let mut command = second_command(&other);
     command.args(["--set", "limits.nat_ports=61000-62000"]);
     let log = cluster.paths.directory.join("second.log");
     let mut second = Process::start("a second manager", &mut command, &log).unwrap();
@@ -413,4 +408,32 @@ fn two_managers() {
     output(&mut unload).unwrap();
     manager(&cluster).expect_healthy();
     cluster.expect_events("other_manager_gone", 1).unwrap();
+
+    // No interface in common, but the packets come by the other one's.
+    let mut command = fill_in(cluster.topology.switch().command(&cluster.binary), &file);
+    command.args(["--interface", "switch"]);
+    let log = cluster.paths.directory.join("outer.log");
+    let mut outer = Process::start("a manager at the switch", &mut command, &log).unwrap();
+    outer
+        .wait_for_log(Duration::from_secs(60), "ready")
+        .unwrap();
+    let noticed = cluster.expect_events("other_manager_first", 2).unwrap();
+    let programs = "ingress in the network namespace at its other end";
+    assert_eq!(noticed[1]["programs"][0], programs);
+    let diagnosis = manager(&cluster);
+    let found = diagnosis.problem("manager", "another memlb serves 192.168.56.101:80/tcp, too");
+    let held = format!("held by memlb (process {})", outer.pid());
+    assert!(found.found.contains(&held), "{found:?}");
+    // A third one at a port of the switch would take the packets from that one.
+    let mut command = cluster.topology.switch().command(&cluster.binary);
+    command.args(["manager", "--config", &file, "--interface", "manager"]);
+    command.args(["--control-socket", &elsewhere("third.sock")]);
+    command.args(["--pin-path", &format!("{pins_beside}-third")]);
+    let outer_serves = format!(
+        "at manager is served by memlb (process {}), for ",
+        outer.pid()
+    );
+    expect_refusal(command, &["service web: ", &outer_serves]);
+    outer.terminate(SOON).unwrap();
+    cluster.expect_events("other_manager_gone", 2).unwrap();
 }

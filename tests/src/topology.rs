@@ -131,6 +131,14 @@ impl Topology {
         })
     }
 
+    /// The switch of the clients' network.
+    ///
+    /// # Panics
+    /// When cards stand for it.
+    pub fn switch(&self) -> &Namespace {
+        self.switches.first().expect("a switch joins the nodes")
+    }
+
     /// Puts one more machine into the clients' network, at the switch's port `port`.
     ///
     /// # Errors

@@ -15,9 +15,10 @@ use tracing::debug;
 use super::{
     announcement::Announcement,
     attach::{self, AttachMode, EGRESS, INGRESS, LINKS, LOOPBACK, Program, XDP},
-    foreign_programs::{foreign_programs, serve_others},
+    foreign_programs::{foreign_programs, pin_directories, serve_others, served},
     interface::{Interface, InterfaceRef, index_of, name_of},
     precedence::preceding,
+    upstream::{UpstreamManager, upstream_managers},
 };
 use crate::config::Attach;
 
@@ -159,8 +160,9 @@ impl Attachments {
         changes.extend(self.attach_namesakes());
         let all = [&mut self.loopback].into_iter().chain(&mut self.interfaces);
         changes.extend(all.filter_map(|it| it.restore(ebpf, &self.links)));
+        let others = pin_directories(pin_path(&self.links));
         let interfaces = self.interfaces.iter_mut();
-        changes.extend(interfaces.filter_map(|it| it.refresh_preceding(&self.links)));
+        changes.extend(interfaces.filter_map(|it| it.refresh_preceding(&self.links, &others)));
         // Do not wait for an interface whose name another one has.
         let is_awaited = |it: &Attachment| it.index.is_some() || it.configured.is_some();
         self.interfaces.retain(is_awaited);
@@ -274,28 +276,24 @@ impl Attachment {
     }
 
     /// Looks for programs of another memlb before this one's; each change from none or to none is reported.
-    fn refresh_preceding(&mut self, links: &Path) -> Option<Event> {
+    fn refresh_preceding(&mut self, links: &Path, others: &[PathBuf]) -> Option<Event> {
         self.announce();
-        let pin_path = links.parent().unwrap_or(links);
-        let found = match self.target() {
-            Some(target) => match preceding(links, target, self.mode) {
-                Ok(found) if found.is_empty() => found,
-                Ok(_) if serve_others(pin_path, target.name) => Vec::new(),
-                Ok(found) => found,
-                Err(error) => {
-                    debug!("{error:#}");
-                    return None;
-                }
-            },
-            None => Vec::new(),
+        let target = self.target();
+        let found = target.map(|it| find_preceding(links, others, it, self.mode));
+        let (programs, manager) = match found.transpose() {
+            Ok(found) => found.unwrap_or_default(),
+            Err(error) => {
+                debug!("{error:#}");
+                return None;
+            }
         };
-        let before = std::mem::replace(&mut self.preceding, found);
+        let before = std::mem::replace(&mut self.preceding, programs);
         let interface = self.interface.clone();
         match (before.is_empty(), self.preceding.is_empty()) {
             (true, false) => Some(Event::OtherManagerFirst {
-                manager: manager_at(&interface, pin_path),
                 interface,
                 programs: self.preceding.clone(),
+                manager,
             }),
             (false, true) => Some(Event::OtherManagerGone { interface }),
             _ => None,
@@ -341,6 +339,33 @@ impl Attachment {
 fn not_attached(interface: String, error: &anyhow::Error) -> Event {
     let error = format!("{error:#}");
     Event::InterfaceNotAttached { interface, error }
+}
+
+/// The directory of pins that has these links.
+fn pin_path(links: &Path) -> &Path {
+    links.parent().unwrap_or(links)
+}
+
+/// The programs of another memlb that steer packets to `target` before this one's, and whose they are.
+fn find_preceding(
+    links: &Path,
+    others: &[PathBuf],
+    target: InterfaceRef<'_>,
+    mode: AttachMode,
+) -> Result<(Vec<String>, String)> {
+    let pin_path = pin_path(links);
+    let found = preceding(links, target, mode)?;
+    if !found.is_empty() && !serve_others(pin_path, target.name) {
+        return Ok((found, manager_at(target.name, pin_path)));
+    }
+    if others.is_empty() {
+        return Ok(Default::default());
+    }
+    let services = served(pin_path).unwrap_or_default();
+    let managers = upstream_managers(others, target, &services)?;
+    let manager = managers.first().map(UpstreamManager::origin);
+    let programs = managers.iter().map(UpstreamManager::programs);
+    Ok((programs.collect(), manager.unwrap_or_default()))
 }
 
 /// Names the manager whose programs are attached at an interface, beside this one.

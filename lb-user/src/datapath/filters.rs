@@ -1,18 +1,23 @@
-//! Look-up of clsact filters, for kernels without tcx, and of XDP programs.
+//! Blocking questions to the kernel: clsact filters, for kernels without tcx, XDP programs, interfaces and network
+//! namespaces.
 
 use std::io;
 
 use anyhow::{Context, Result};
 use aya::programs::TcAttachType;
+use procfs::process::Process;
 use rtnetlink::{
     packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload},
     packet_route::{
         RouteNetlinkMessage,
         link::{LinkAttribute, LinkMessage, LinkXdp},
+        nsid::{NsidAttribute, NsidMessage},
         tc::{TcAttribute, TcMessage},
     },
     sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE},
 };
+
+use super::links::Links;
 
 /// Parents of the filters of a clsact queueing discipline (`TC_H_CLSACT`, linux/pkt_sched.h).
 const INGRESS: u32 = 0xffff_fff2;
@@ -60,6 +65,47 @@ pub fn xdp_program(interface: u32) -> Result<Option<u32>> {
     });
     Ok(xdp.flatten().find_map(|it| match it {
         LinkXdp::ProgId(id) => Some(id),
+        _ => None,
+    }))
+}
+
+/// Lists all interfaces.
+///
+/// # Errors
+///
+/// The kernel's error.
+pub fn links() -> Result<Links> {
+    let request = RouteNetlinkMessage::GetLink(LinkMessage::default());
+    let replies = ask(request, NLM_F_DUMP).context("list the interfaces")?;
+    let links = replies.into_iter().filter_map(|reply| match reply {
+        RouteNetlinkMessage::NewLink(link) => Some(link),
+        _ => None,
+    });
+    Ok(links.collect())
+}
+
+/// Returns the number that this network namespace has for that of a process; `None` if it has none for it, or if there
+/// is no such process.
+///
+/// # Errors
+///
+/// The kernel's error.
+pub fn namespace_of(pid: i32) -> Result<Option<i32>> {
+    let mut request = NsidMessage::default();
+    request
+        .attributes
+        .push(NsidAttribute::Pid(pid.cast_unsigned()));
+    let replies = match ask(RouteNetlinkMessage::GetNsId(request), NLM_F_ACK) {
+        Ok(replies) => replies,
+        Err(_) if Process::new(pid).is_err() => return Ok(None),
+        Err(error) => return Err(error.context(format!("look at the network of process {pid}"))),
+    };
+    let attributes = replies.into_iter().filter_map(|reply| match reply {
+        RouteNetlinkMessage::NewNsId(message) => Some(message.attributes),
+        _ => None,
+    });
+    Ok(attributes.flatten().find_map(|it| match it {
+        NsidAttribute::Id(number) => u32::try_from(number).is_ok().then_some(number),
         _ => None,
     }))
 }

@@ -19,6 +19,7 @@ use super::{
     attach::{INGRESS, LINKS},
     bpffs,
     family::from_mapped,
+    filters,
     interface::{index_of, name_of},
     layout, link_info,
     named_map::ArrayMap,
@@ -70,11 +71,7 @@ impl fmt::Display for ForeignPrograms {
 impl ForeignPrograms {
     /// Names the pins and who holds them.
     pub fn origin(&self) -> String {
-        let pins = self.pin_path.display();
-        match &self.holder {
-            Some(holder) => format!("pins {pins}, held by {}", holder.with_age()),
-            None => format!("pins {pins}, left of a manager that no longer runs"),
-        }
+        origin(&self.pin_path, self.holder.as_ref())
     }
 
     /// What to do about the programs. A manager that runs may be the one that should.
@@ -87,14 +84,39 @@ impl ForeignPrograms {
     }
 }
 
+/// Names pins and who holds them.
+pub(super) fn origin(pin_path: &Path, holder: Option<&Holder>) -> String {
+    let pins = pin_path.display();
+    match holder {
+        Some(holder) => format!("pins {pins}, held by {}", holder.with_age()),
+        None => format!("pins {pins}, left of a manager that no longer runs"),
+    }
+}
+
 /// Finds what is attached from other directories of pins than `pin_path`, as far as this user may see
 /// them. A kernel without tcx has no such: there one manager's programs take the place of another's.
 pub fn foreign_programs(pin_path: &Path) -> Vec<ForeignPrograms> {
-    let mut seen: BTreeSet<(u64, u64)> = device_and_inode(pin_path).into_iter().collect();
     let own = pinned_programs(&pin_path.join(LINKS));
+    let attached_here = |pin_path: PathBuf| {
+        let (interfaces, first_at) = attached(&pin_path.join(LINKS), &own);
+        (!interfaces.is_empty()).then(|| ForeignPrograms {
+            interfaces,
+            first_at,
+            holder: bpffs::locked_by(&pin_path).and_then(holder),
+            services: served(&pin_path).unwrap_or_default(),
+            pin_path,
+        })
+    };
+    let directories = pin_directories(pin_path).into_iter();
+    directories.filter_map(attached_here).collect()
+}
+
+/// The directories other than `pin_path` with pinned links of programs for what arrives, in any network namespace.
+pub(super) fn pin_directories(pin_path: &Path) -> Vec<PathBuf> {
+    let mut seen: BTreeSet<(u64, u64)> = device_and_inode(pin_path).into_iter().collect();
     let mut found = Vec::new();
     for mount in mounts() {
-        scan(&mount, DEPTH, &own, &mut seen, &mut found);
+        scan(&mount, DEPTH, &mut seen, &mut found);
     }
     found
 }
@@ -136,7 +158,7 @@ fn service_conflict(
 ) -> Option<Conflict> {
     let own_name = |name: &String| index_of(name).and_then(name_of);
     let mut interfaces = config.manager.interfaces.iter().filter_map(own_name);
-    let interface = interfaces.find(|it| programs.interfaces.contains(it))?;
+    let interface = interfaces.find(|it| are_joined(it, &programs.interfaces))?;
     let mut services = config.services.iter();
     let service = services.find(|it| programs.services.contains(&it.endpoint()))?;
     let Service { name, address, .. } = service;
@@ -155,6 +177,24 @@ fn service_conflict(
             programs.pin_path.display()
         ),
     })
+}
+
+/// Whether one of `others` is `interface`, or its packets come by that one, or that one's by it.
+fn are_joined(interface: &str, others: &BTreeSet<String>) -> bool {
+    if others.contains(interface) {
+        return true;
+    }
+    let Ok(links) = filters::links() else {
+        return false;
+    };
+    let passes = |from: &str, by: &str| {
+        let (Some(from), Some(by)) = (index_of(from), index_of(by)) else {
+            return false;
+        };
+        links.places_before(from).interfaces.contains(&by)
+    };
+    let mut others = others.iter();
+    others.any(|it| passes(interface, it) || passes(it, interface))
 }
 
 /// A manager that announces a service of this configuration at one of its interfaces, although its pins cannot be read.
@@ -216,7 +256,7 @@ pub(super) fn serve_others(pin_path: &Path, interface: &str) -> bool {
 }
 
 /// What a manager serves.
-fn served(pin_path: &Path) -> Result<BTreeSet<Endpoint>> {
+pub(super) fn served(pin_path: &Path) -> Result<BTreeSet<Endpoint>> {
     layout::check(pin_path)?;
     let services = adopt::service_numbers(pin_path)?;
     Ok(services.into_iter().map(|(_, endpoint)| endpoint).collect())
@@ -255,39 +295,26 @@ fn device_and_inode(directory: &Path) -> Option<(u64, u64)> {
     Some((about.dev(), about.ino()))
 }
 
-fn scan(
-    directory: &Path,
-    depth: u32,
-    own: &BTreeSet<u32>,
-    seen: &mut BTreeSet<(u64, u64)>,
-    found: &mut Vec<ForeignPrograms>,
-) {
+fn scan(directory: &Path, depth: u32, seen: &mut BTreeSet<(u64, u64)>, found: &mut Vec<PathBuf>) {
     if !device_and_inode(directory).is_some_and(|id| seen.insert(id)) {
         return;
     }
-    let (interfaces, first_at) = attached(&directory.join(LINKS), own);
-    if !interfaces.is_empty() {
-        found.push(ForeignPrograms {
-            pin_path: directory.to_owned(),
-            interfaces,
-            first_at,
-            holder: bpffs::locked_by(directory).and_then(holder),
-            services: served(directory).unwrap_or_default(),
-        });
+    if ingress_links(&directory.join(LINKS)).next().is_some() {
+        found.push(directory.to_owned());
     }
     if depth == 0 {
         return;
     }
     for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
         if entry.file_type().is_ok_and(|it| it.is_dir()) {
-            scan(&entry.path(), depth - 1, own, seen, found);
+            scan(&entry.path(), depth - 1, seen, found);
         }
     }
 }
 
 /// The interfaces here at which a program of these pinned links meets what arrives, and those of them where it does so
 /// before the programs with the numbers `own`. An interface of another network namespace may have the same name.
-fn attached(links: &Path, own: &BTreeSet<u32>) -> (BTreeSet<String>, BTreeSet<String>) {
+pub(super) fn attached(links: &Path, own: &BTreeSet<u32>) -> (BTreeSet<String>, BTreeSet<String>) {
     let (mut all, mut first_at) = (BTreeSet::new(), BTreeSet::new());
     for link in ingress_links(links) {
         let attached = || {

@@ -24,6 +24,17 @@ pub struct Link {
     below: Option<u32>,
     /// The bridge or bond that this is a port of.
     master: Option<u32>,
+    /// Number of the network namespace, as this one numbers it, that has the interface below or the other end.
+    namespace: Option<i32>,
+}
+
+/// Where packets come by before they arrive at an interface.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct PlacesBefore {
+    /// Interfaces of this network namespace.
+    pub interfaces: BTreeSet<u32>,
+    /// Numbers of other network namespaces.
+    pub namespaces: BTreeSet<i32>,
 }
 
 impl Links {
@@ -87,6 +98,33 @@ impl Links {
         }
         found
     }
+
+    /// Where packets come by before they arrive at `interface`: ports of bridges and bonds, parents of VLANs, other ends
+    /// of veths.
+    pub fn places_before(&self, interface: u32) -> PlacesBefore {
+        let mut places = PlacesBefore::default();
+        let mut to_do = vec![interface];
+        while let Some(upper) = to_do.pop() {
+            let Some(link) = self.0.get(&upper) else {
+                continue;
+            };
+            places.namespaces.extend(link.namespace);
+            let carries = matches!(
+                link.kind.as_deref(),
+                Some("vlan" | "ipvlan" | "macvlan" | "veth")
+            );
+            let below = link.below.filter(|_| carries && link.namespace.is_none());
+            let is_port = |(index, it): (&u32, &Link)| (it.master == Some(upper)).then_some(*index);
+            let ports = self.0.iter().filter_map(is_port);
+            to_do.extend(
+                below
+                    .into_iter()
+                    .chain(ports)
+                    .filter(|it| *it != interface && places.interfaces.insert(*it)),
+            );
+        }
+        places
+    }
 }
 
 impl FromIterator<LinkMessage> for Links {
@@ -110,6 +148,7 @@ impl From<&LinkMessage> for Link {
             address: Vec::new(),
             below: None,
             master: None,
+            namespace: None,
         };
         for attribute in &message.attributes {
             match attribute {
@@ -121,6 +160,7 @@ impl From<&LinkMessage> for Link {
                 LinkAttribute::Address(address) => link.address.clone_from(address),
                 LinkAttribute::Link(index) => link.below = Some(*index),
                 LinkAttribute::Controller(index) => link.master = Some(*index),
+                LinkAttribute::LinkNetNsId(number) => link.namespace = Some(*number),
                 _ => {}
             }
         }
@@ -159,6 +199,7 @@ mod tests {
             address: address.to_vec(),
             below: None,
             master: None,
+            namespace: None,
         }
     }
 
@@ -205,15 +246,43 @@ mod tests {
             (7, macvlan),
         ];
         let links = Links(all.into());
-        for (interface, expected) in [
-            (2, [].into()),
-            (4, [2].into()),
-            (5, [2, 4].into()),
-            (6, BTreeSet::new()),
-            (7, BTreeSet::new()),
-            (99, BTreeSet::new()),
+        for (interface, lower, before) in [
+            (2, &[][..], &[][..]),
+            (4, &[2], &[2, 3]),
+            (5, &[2, 4], &[2, 3, 4]),
+            (6, &[], &[2]),
+            (7, &[], &[2]),
+            (99, &[], &[]),
         ] {
-            assert_eq!(links.lower_interfaces(interface), expected, "{interface}");
+            let set = |indices: &[u32]| indices.iter().copied().collect();
+            assert_eq!(links.lower_interfaces(interface), set(lower), "{interface}");
+            let places = links.places_before(interface);
+            assert_eq!(places.interfaces, set(before), "{interface}");
+            assert_eq!(places.namespaces, BTreeSet::new(), "{interface}");
         }
+    }
+
+    #[test]
+    fn the_other_end_of_a_veth_may_be_in_another_network_namespace() {
+        let veth = |index, namespace| Link {
+            below: Some(index),
+            namespace,
+            ..link("eth1", "veth", MAC)
+        };
+        // Two ends of one veth, and one whose other end has there the number that an interface here has.
+        let links = Links(
+            [
+                (2, veth(3, None)),
+                (3, veth(2, None)),
+                (4, veth(2, Some(7))),
+            ]
+            .into(),
+        );
+        assert_eq!(links.places_before(2).interfaces, [3].into());
+        let outside = PlacesBefore {
+            interfaces: BTreeSet::new(),
+            namespaces: [7].into(),
+        };
+        assert_eq!(links.places_before(4), outside);
     }
 }

@@ -37,6 +37,7 @@ mod source_filter;
 mod stats;
 mod tables;
 mod trace;
+mod upstream;
 
 pub use adopt::{Adoption, service_numbers};
 pub use attach::AttachMode;
@@ -57,6 +58,7 @@ pub use peer::{AskedEvents, FlowEvents, FlowScan, Intake, IntakeOutcome, PeerTab
 pub use pins::Pins;
 pub use stats::{BackendTraffic, MapFill, Packets, Stats};
 pub use trace::KernelTrace;
+pub use upstream::upstream_conflicts;
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -43,7 +43,7 @@ pub use finding::{Diagnosis, Finding, Severity};
 
 use crate::{
     config::{Config, PortRange},
-    datapath::{Netlink, Route, conflicts},
+    datapath::{Netlink, Route, conflicts, upstream_conflicts},
 };
 use host::Host;
 use machine::Clocks;
@@ -208,6 +208,7 @@ async fn network(
         workers: &workers.iter().map(|worker| worker.address).collect(),
     }));
     let conflicts = conflicts(config).into_iter();
+    let conflicts = conflicts.chain(upstream_conflicts(config));
     findings.extend(conflicts.map(|it| Finding::problem(it.check, it.found, it.remedy)));
     Ok(findings)
 }
