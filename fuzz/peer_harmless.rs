@@ -16,7 +16,7 @@ pub fn check(bytes: &[u8]) {
     let keys = PeerKeys::single(SigningKey::new(KeyId(0xa1), &Zeroizing::new([0xfb; 32])));
     let session = || SessionKeys::derive(keys.signing(), b"one", b"other");
     for role in [Role::Connector, Role::Listener] {
-        let refused = Hello::open(bytes, role, |_| Ok(&keys)).expect_err("a hello was forged");
+        let refused = Hello::verify(bytes, role, |_| Ok(&keys)).expect_err("a hello was forged");
         printable(&refused);
     }
     match session().of(Role::Listener).1.open(bytes) {
@@ -35,25 +35,31 @@ pub fn check(bytes: &[u8]) {
     session()
         .of(Role::Connector)
         .0
-        .seal(*kind, count, &mut frame, |out| {
+        .sign(*kind, count, &mut frame, |out| {
             out.extend_from_slice(content);
         });
-    let mut opener = session().of(Role::Listener).1;
-    let (read, length) = opener.open(&frame).expect("its own key").expect("whole");
+    let mut verifier = session().of(Role::Listener).1;
+    let (read, length) = verifier
+        .verify(&frame)
+        .expect("its own key")
+        .expect("whole");
     assert_eq!(length, frame.len());
     match Message::decode(&read) {
         Ok(Some(message)) => {
             // What is understood can be said again, and means the same then.
             let mut again = Vec::new();
-            message.seal(&mut session().of(Role::Connector).0, &mut again);
-            let mut opener = session().of(Role::Listener).1;
-            let (read, _) = opener.open(&again).expect("its own key").expect("whole");
+            message.sign(&mut session().of(Role::Connector).0, &mut again);
+            let mut verifier = session().of(Role::Listener).1;
+            let (read, _) = verifier
+                .verify(&again)
+                .expect("its own key")
+                .expect("whole");
             assert_eq!(Message::decode(&read), Ok(Some(message)));
         }
         Ok(None) => {}
         Err(refused) => printable(&refused),
     }
-    assert!(opener.open(&frame).is_err(), "a frame was repeated");
+    assert!(verifier.verify(&frame).is_err(), "a frame was repeated");
 }
 
 fn printable(refused: &memlb::peer::wire::Refusal) {

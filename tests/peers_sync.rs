@@ -11,7 +11,7 @@ use std::{
 
 use memlb::{
     keys::{KeyId, SigningKey, read_peer_keys},
-    peer::wire::{About, Hello, Role, Sealer, SessionKeys},
+    peer::wire::{About, FrameSigner, Hello, Role, SessionKeys},
 };
 use memlb_tests::{
     command::output,
@@ -113,7 +113,7 @@ impl Stranger {
     fn hello(&self, hello: &Hello, key: &SigningKey) -> (TcpStream, Vec<u8>, Vec<u8>) {
         let mut stream = TcpStream::connect(self.address).unwrap();
         stream.set_read_timeout(Some(SOON)).unwrap();
-        let sent = hello.seal(Role::Connector, key);
+        let sent = hello.sign(Role::Connector, key);
         stream.write_all(&sent).unwrap();
         let mut answer = vec![0; 4096];
         let length = stream.read(&mut answer).unwrap_or(0);
@@ -122,7 +122,7 @@ impl Stranger {
     }
 
     /// Says hello with the right key; `frames` makes the frames that follow.
-    fn session(&self, frames: impl Fn(&mut Sealer) -> Vec<u8>) -> Vec<u8> {
+    fn session(&self, frames: impl Fn(&mut FrameSigner) -> Vec<u8>) -> Vec<u8> {
         let (mut stream, sent, answer) = self.hello(&self.hello, &self.key);
         let keys = SessionKeys::derive(&self.key, &sent, &answer);
         let frames = frames(&mut keys.of(Role::Connector).0);
@@ -133,9 +133,9 @@ impl Stranger {
 }
 
 /// A frame of a type that this memlb does not know.
-fn unknown(sealer: &mut Sealer) -> Vec<u8> {
+fn unknown(signer: &mut FrameSigner) -> Vec<u8> {
     let mut out = Vec::new();
-    sealer.seal(99, 1, &mut out, |out| out.extend_from_slice(&[7; 40]));
+    signer.sign(99, 1, &mut out, |out| out.extend_from_slice(&[7; 40]));
     out
 }
 
@@ -198,8 +198,8 @@ fn what_strangers_send_changes_nothing_and_is_counted() {
     });
     // Without the key, a recorded hello begins no session, and the frames of its session are no use.
     send("bad_signature", &|| {
-        stranger.session(|sealer| {
-            let mut forged = unknown(sealer);
+        stranger.session(|signer| {
+            let mut forged = unknown(signer);
             forged[20] ^= 1;
             forged
         });
@@ -208,14 +208,14 @@ fn what_strangers_send_changes_nothing_and_is_counted() {
     // With the key: skipped, then repeated or cut.
     let recorded = Mutex::default();
     send("replayed", &|| {
-        *recorded.lock().unwrap() = stranger.session(|sealer| unknown(sealer).repeat(2));
+        *recorded.lock().unwrap() = stranger.session(|signer| unknown(signer).repeat(2));
     });
     send("bad_signature", &|| {
         stranger.session(|_| recorded.lock().unwrap().clone());
     });
     send("cut", &|| {
-        stranger.session(|sealer| {
-            let mut cut = unknown(sealer);
+        stranger.session(|signer| {
+            let mut cut = unknown(signer);
             cut.pop();
             cut
         });

@@ -113,7 +113,7 @@ fn the_layout_of_version_6_is_as_pinned() {
     assert_layout!(PeerSwitch, 8, reports 0, interfaces 4);
     assert_layout!(PeerLinks, 112, links 0);
     assert_layout!(PeerLink, 16, mac 0, own_mac 8);
-    assert_layout!(Asked, 16, first_ns 0, told 8, reserved 12);
+    assert_layout!(Asked, 16, first_ns 0, reported 8, reserved 12);
 }
 
 #[test]

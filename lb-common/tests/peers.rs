@@ -557,7 +557,7 @@ fn a_peers_frame_does_not_say_where_the_client_is() {
     let client_mac = packet(ACK).source_mac;
     let known = || memory.established.entries()[&client()].client_mac;
     assert_eq!(known(), client_mac);
-    // The peer is told once a second, because it does not know the connection.
+    // The connection is reported to the peer once a second, because it does not know the connection.
     memory.records.take();
     for _ in 0..40 {
         memory.wait(SECOND / 10);
@@ -598,9 +598,9 @@ fn agents_are_asked_about_unknown_clients_once() {
         );
         memory.wait(SECOND / 4);
     }
-    let told = memory.told.take();
-    let [record] = told[..] else {
-        panic!("one record: {told:?}");
+    let reported = memory.reported.take();
+    let [record] = reported[..] else {
+        panic!("one record: {reported:?}");
     };
     assert_eq!(record.kind, record_kind::ASKED);
     assert_eq!(record.client_key::<[u8; 4]>(), client());

@@ -561,8 +561,8 @@ impl<A: Family> Tables for Maps<A> {
     }
 
     #[inline(always)]
-    fn tell(&self, record: &FlowRecord) -> bool {
-        peer::tell(record)
+    fn report_unknown(&self, record: &FlowRecord) -> bool {
+        peer::report_unknown(record)
     }
 
     #[inline(always)]

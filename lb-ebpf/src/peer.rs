@@ -86,7 +86,7 @@ pub fn set_asked(tuple: &FlowKey<V6>, asked: &Asked) {
 
 /// Adds a record to `asked_events`; returns whether there was room.
 #[inline(always)]
-pub fn tell(record: &FlowRecord) -> bool {
+pub fn report_unknown(record: &FlowRecord) -> bool {
     ASKED_EVENTS.output(record, 0).is_ok()
 }
 

@@ -17,12 +17,12 @@ pub const FLOW_EVENT_BYTES: u32 = 8 * 1024 * 1024;
 /// Size of map `asked_events` in bytes.
 pub const ASKED_EVENT_BYTES: u32 = 64 * 1024;
 
-/// Time in nanoseconds in which packets of an unknown connection go to the peers, if these have told of all theirs.
+/// Time in nanoseconds in which packets of an unknown connection go to the peers, if these have reported all of theirs.
 pub const ASKED_NS: u64 = 1_000_000_000;
 /// Time in nanoseconds after which an unknown connection is asked about again.
 pub const ASKED_AGAIN_NS: u64 = 10_000_000_000;
 
-/// A connection as one manager tells it to another: an entry of `flow_events`, and the input of program
+/// A connection as one manager reports it to another: an entry of `flow_events`, and the input of program
 /// `memlb_intake`. Addresses of IPv4 are IPv4-mapped.
 ///
 /// In `flow_events`, backend, interface, link addresses and times are the sender's. The receiver replaces them by its
@@ -71,7 +71,7 @@ pub mod record_kind {
     pub const PRESENT: u8 = 3;
     /// In `asked_events`: an unknown client. The sequence numbers are the packet's; backend and source are empty.
     pub const ASKED: u8 = 4;
-    /// For the intake only: no peer has told of the connection for long. Removes it if no packet has passed here.
+    /// For the intake only: no peer has reported the connection for long. Removes it if no packet has passed here.
     pub const FORGOTTEN: u8 = 5;
 }
 
@@ -235,7 +235,7 @@ pub struct Asked {
     /// CLOCK_MONOTONIC, in nanoseconds.
     pub first_ns: u64,
     /// 1: `asked_events` has the record.
-    pub told: u32,
+    pub reported: u32,
     pub reserved: u32,
 }
 

@@ -312,8 +312,8 @@ pub trait Tables: ChoiceTables {
     /// Whether and since when a connection is asked about.
     fn asked(&self, tuple: &FlowKey<V6>) -> Option<Asked>;
     fn set_asked(&self, tuple: &FlowKey<V6>, asked: &Asked);
-    /// Tells the manager of an unknown client; returns whether there was room.
-    fn tell(&self, record: &FlowRecord) -> bool;
+    /// Reports an unknown client to the manager; returns whether there was room.
+    fn report_unknown(&self, record: &FlowRecord) -> bool;
     /// Changes a backend's counters.
     fn count_traffic(&self, backend: u32, change: impl FnOnce(&mut Traffic));
     /// Changes a service's counters of refused connections.

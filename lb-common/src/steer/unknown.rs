@@ -94,8 +94,8 @@ fn is_nat_port<T: Tables>(tables: &T, key: &FlowKey<T::Address>) -> bool {
         && tables.is_peer_address(&key.destination.mapped())
 }
 
-/// Notes that the connection is asked about, and tells the manager if agents are to be `asked`. Returns whether an
-/// answer may still come.
+/// Notes that the connection is asked about, and reports the client to the manager if `agents` are to be asked.
+/// Returns whether an answer may still come.
 #[inline(never)]
 fn ask<T: Tables>(
     tables: &T,
@@ -122,17 +122,22 @@ fn ask<T: Tables>(
     if now.saturating_sub(asked.first_ns) >= ASKED_NS {
         return tables.peer_switch().incomplete != 0;
     }
-    let tells = agents && asked.told == 0 && tell(tables, packet, key, now);
-    if tells || asked.first_ns == now {
-        asked.told |= u32::from(tells);
+    let is_reported = agents && asked.reported == 0 && report_unknown(tables, packet, key, now);
+    if is_reported || asked.first_ns == now {
+        asked.reported |= u32::from(is_reported);
         tables.set_asked(&tuple, &asked);
     }
     true
 }
 
-/// Tells the manager of an unknown client. Returns whether there was room.
+/// Reports an unknown client to the manager. Returns whether there was room.
 #[inline(always)]
-fn tell<T: Tables>(tables: &T, packet: &PacketMeta, key: &FlowKey<T::Address>, now: u64) -> bool {
+fn report_unknown<T: Tables>(
+    tables: &T,
+    packet: &PacketMeta,
+    key: &FlowKey<T::Address>,
+    now: u64,
+) -> bool {
     let Some(mut scratch) = tables.flow_scratch() else {
         return false;
     };
@@ -146,5 +151,5 @@ fn tell<T: Tables>(tables: &T, packet: &PacketMeta, key: &FlowKey<T::Address>, n
     record.created_ticks = ticks(now);
     record.last_seen_ticks = ticks(now);
     record.sequences = [packet.sequence, packet.acknowledgement];
-    tables.tell(record)
+    tables.report_unknown(record)
 }

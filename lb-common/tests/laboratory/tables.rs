@@ -66,11 +66,11 @@ pub struct Memory {
     /// By interface.
     pub peers: BTreeMap<u32, PeerLinks>,
     pub peer_addresses: Vec<V6>,
-    /// What peers are told.
+    /// The records for peers.
     pub records: RefCell<Vec<FlowRecord>>,
     pub asked: RefCell<BTreeMap<FlowKey<V6>, Asked>>,
-    /// What the manager is told of unknown clients.
-    pub told: RefCell<Vec<FlowRecord>>,
+    /// The unknown clients reported to the manager.
+    pub reported: RefCell<Vec<FlowRecord>>,
     flow_scratch: RefCell<FlowScratch>,
 }
 
@@ -159,7 +159,7 @@ impl Memory {
             peer_addresses: Vec::new(),
             records: RefCell::default(),
             asked: RefCell::default(),
-            told: RefCell::default(),
+            reported: RefCell::default(),
             flow_scratch: RefCell::new(FlowScratch {
                 request: empty(),
                 reply: empty(),
@@ -463,8 +463,8 @@ impl Tables for Memory {
         self.asked.borrow_mut().insert(*tuple, *asked);
     }
 
-    fn tell(&self, record: &FlowRecord) -> bool {
-        self.told.borrow_mut().push(*record);
+    fn report_unknown(&self, record: &FlowRecord) -> bool {
+        self.reported.borrow_mut().push(*record);
         true
     }
 

@@ -43,7 +43,7 @@ impl PeerKeys {
     }
 
     /// Whether these are the same keys, with the same secrets, in the same order.
-    pub fn are(&self, other: &Self) -> bool {
+    pub fn is_same_as(&self, other: &Self) -> bool {
         let pairs = self.iter().zip(other.iter());
         self.iter().count() == other.iter().count() && { pairs }.all(|(own, other)| own.is(other))
     }

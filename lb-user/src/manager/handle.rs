@@ -289,7 +289,7 @@ impl ManagerHandle {
     ///
     /// Says of each peer what is missing after `wait`, in a sentence.
     pub async fn peers_acknowledged(&self, wait: Duration) -> Result<(), Vec<String>> {
-        self.records.peers.acknowledged(wait).await
+        self.records.peers.flush(wait).await
     }
 
     async fn request<T>(

@@ -73,7 +73,7 @@ impl Manager {
     /// Whether the peers are others, or have other keys, after a reload.
     pub(super) fn are_peers_changed(&self, peers: &[PeerSettings]) -> bool {
         let replicated = self.replicated.as_ref();
-        replicated.is_some_and(|it| !it.listener.peers().are(peers))
+        replicated.is_some_and(|it| !it.listener.peers().is_same_as(peers))
     }
 
     /// Starts the replication again, with other peers. All connections are sent again.

@@ -1,7 +1,6 @@
 //! What the replication's thread and views of the manager share.
 
 use std::{
-    collections::BTreeMap,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU16, Ordering},
@@ -11,7 +10,7 @@ use std::{
 
 use tokio::time::{Instant, sleep};
 
-use super::{PeerSettings, PeerStatus, slot::Slot, wire::Refusal};
+use super::{PeerSettings, PeerStatus, slot::Slot};
 
 /// How often a waiting handover looks again; longer than the time from an event to the queue.
 const POLL: Duration = Duration::from_millis(12);
@@ -23,7 +22,6 @@ pub struct Peers(Arc<Shared>);
 #[derive(Debug, Default)]
 struct Shared {
     slots: Mutex<Arc<[Slot]>>,
-    strangers: Mutex<BTreeMap<String, u64>>,
     serving: AtomicU16,
 }
 
@@ -40,7 +38,7 @@ impl Peers {
     }
 
     /// Whether these are the peers, with the same addresses and keys.
-    pub fn are(&self, peers: &[PeerSettings]) -> bool {
+    pub fn is_same_as(&self, peers: &[PeerSettings]) -> bool {
         let slots = self.slots();
         let mut pairs = slots.iter().zip(peers);
         slots.len() == peers.len() && pairs.all(|(slot, peer)| slot.settings.is_same(peer))
@@ -48,18 +46,6 @@ impl Peers {
 
     fn lock(&self) -> MutexGuard<'_, Arc<[Slot]>> {
         self.0.slots.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Returns how many hellos were refused that came from no peer's address, by reason.
-    pub fn strangers(&self) -> BTreeMap<String, u64> {
-        let strangers = self.0.strangers.lock();
-        strangers.unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    pub(super) fn refuse_stranger(&self, refusal: &Refusal) {
-        let strangers = self.0.strangers.lock();
-        let mut strangers = strangers.unwrap_or_else(PoisonError::into_inner);
-        *strangers.entry(refusal.name().to_owned()).or_default() += 1;
     }
 
     pub fn statuses(&self) -> Vec<PeerStatus> {
@@ -77,7 +63,7 @@ impl Peers {
     /// # Errors
     ///
     /// Says of each peer what is missing after `wait`, in a sentence.
-    pub async fn acknowledged(&self, wait: Duration) -> Result<(), Vec<String>> {
+    pub async fn flush(&self, wait: Duration) -> Result<(), Vec<String>> {
         let end = Instant::now() + wait;
         // What happened before this call is in the queues then.
         sleep(POLL).await;
@@ -115,13 +101,13 @@ mod tests {
 
     #[tokio::test]
     async fn a_handover_waits_for_the_last_acknowledgement() {
-        assert_eq!(Peers::default().acknowledged(Duration::ZERO).await, Ok(()));
+        assert_eq!(Peers::default().flush(Duration::ZERO).await, Ok(()));
         let peers = Peers::new([PeerSettings {
             name: "manager2".to_owned(),
             address: ([127, 0, 0, 1], 1).into(),
             keys: PeerKeys::single(SigningKey::new(KeyId(1), &Zeroizing::new([7; 32]))),
         }]);
-        let missing = peers.acknowledged(Duration::ZERO).await.unwrap_err();
+        let missing = peers.flush(Duration::ZERO).await.unwrap_err();
         assert_eq!(
             missing,
             ["manager2 is not connected: it has not answered yet"]
@@ -139,21 +125,21 @@ mod tests {
             taken: sequence,
             completes,
         };
-        link().sent(sent(0, Some(losses)));
+        link().record_sent(sent(0, Some(losses)));
         slots[0].push(&[FlowRecord::default()]);
-        link().take(1, &mut Vec::new());
-        link().sent(sent(1, None));
-        let missing = peers.acknowledged(Duration::ZERO).await.unwrap_err();
+        link().dequeue(1, &mut Vec::new());
+        link().record_sent(sent(1, None));
+        let missing = peers.flush(Duration::ZERO).await.unwrap_err();
         assert_eq!(missing, ["manager2 does not know all connections yet"]);
-        link().acknowledged(0, now);
-        let missing = peers.acknowledged(Duration::ZERO).await.unwrap_err();
+        link().handle_acknowledgement(0, now);
+        let missing = peers.flush(Duration::ZERO).await.unwrap_err();
         assert_eq!(missing, ["manager2 has not acknowledged 1 records"]);
-        let waits = peers.acknowledged(Duration::from_secs(20));
+        let waits = peers.flush(Duration::from_secs(20));
         let goes_on = async {
             sleep(POLL * 3).await;
             // What happens later is not waited for.
             slots[0].push(&[FlowRecord::default(); 2]);
-            link().acknowledged(1, now);
+            link().handle_acknowledgement(1, now);
         };
         let (waited, ()) = tokio::join!(waits, goes_on);
         assert_eq!(waited, Ok(()));
@@ -163,17 +149,17 @@ mod tests {
             serving,
             ..About::default()
         };
-        link().introduced(1, &about(1));
-        let missing = peers.acknowledged(Duration::ZERO).await.unwrap_err();
+        link().handle_hello(1, &about(1));
+        let missing = peers.flush(Duration::ZERO).await.unwrap_err();
         assert!(missing[0].starts_with("manager2 has 1 usable backends, and this manager 2: "));
-        link().introduced(1, &about(2));
+        link().handle_hello(1, &about(2));
         // The answer to a hello may be older.
-        link().answered(1, &about(1));
-        link().acknowledged(1, now);
+        link().handle_hello_reply(1, &about(1));
+        link().handle_acknowledgement(1, now);
         // What was lost meanwhile is still missing after the end of a transmission.
-        link().lost(3);
-        link().sent(sent(2, Some(losses)));
-        link().acknowledged(2, now);
-        assert!(peers.acknowledged(Duration::ZERO).await.is_err());
+        link().record_loss(3);
+        link().record_sent(sent(2, Some(losses)));
+        link().handle_acknowledgement(2, now);
+        assert!(peers.flush(Duration::ZERO).await.is_err());
     }
 }

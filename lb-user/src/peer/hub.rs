@@ -30,7 +30,7 @@ type Link = (u32, PeerLink);
 
 /// Who this manager is, and when it acts.
 #[derive(Debug, Clone)]
-pub struct Own {
+pub struct LocalManager {
     pub name: String,
     /// When it started, in milliseconds since 1970.
     pub epoch: u64,
@@ -40,8 +40,7 @@ pub struct Own {
 
 /// Shared by all tasks of the replication.
 pub struct Hub {
-    pub own: Own,
-    pub peers: Peers,
+    pub own: LocalManager,
     /// Of the peers at the start of the replication.
     pub slots: Arc<[Slot]>,
     pub topology: watch::Receiver<Topology>,
@@ -66,17 +65,15 @@ impl fmt::Debug for Hub {
 
 impl Hub {
     pub fn new(
-        own: Own,
-        peers: Peers,
+        own: LocalManager,
+        slots: Arc<[Slot]>,
         topology: watch::Receiver<Topology>,
         kernel: Box<dyn Kernel>,
     ) -> Self {
-        let slots = peers.slots();
         Self {
             incoming: slots.iter().map(|_| AtomicU64::new(0)).collect(),
             slots,
             own,
-            peers,
             topology,
             tables: Mutex::new(Tables {
                 kernel,
@@ -97,9 +94,9 @@ impl Hub {
     }
 
     /// Notes that events of the kernel were lost.
-    pub fn lost(&self, records: u64) {
+    pub fn record_loss(&self, records: u64) {
         for slot in &*self.slots {
-            slot.lock().lost(records);
+            slot.lock().record_loss(records);
             slot.wake.notify_one();
         }
     }
@@ -115,7 +112,7 @@ impl Hub {
         Ok(Hello {
             protocols: (*PROTOCOLS.start(), *PROTOCOLS.end()),
             nonce,
-            answers: [0; 16],
+            echoed_nonce: [0; 16],
             epoch: self.own.epoch,
             name: self.own.name.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),

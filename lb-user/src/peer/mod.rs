@@ -4,7 +4,6 @@
 //! A thread of its own does it, so that neither it nor the manager's loop delays the other. For each peer there are two
 //! connections: `sender` opens one and sends records, `receiver` accepts the other and acknowledges.
 
-mod brief;
 mod confirmed;
 mod dictionary;
 mod fast_hash;
@@ -15,6 +14,7 @@ mod orders;
 mod receiver;
 mod sender;
 mod session;
+mod short_lived;
 mod slot;
 mod status;
 mod tables;

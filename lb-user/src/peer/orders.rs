@@ -51,12 +51,12 @@ pub struct InForce {
 
 /// What the task of the orders and the senders share.
 #[derive(Debug, Clone)]
-pub struct Book {
+pub struct OrderExchange {
     registers: Arc<Mutex<Registers>>,
     changes: watch::Sender<()>,
 }
 
-impl Book {
+impl OrderExchange {
     pub fn new(registers: Registers) -> Self {
         Self {
             registers: Arc::new(Mutex::new(registers)),
@@ -68,7 +68,7 @@ impl Book {
     pub fn outbox(&self, peer: usize) -> Outbox {
         Outbox {
             peer,
-            book: self.clone(),
+            exchange: self.clone(),
             changes: self.changes.subscribe(),
             sent: 0,
         }
@@ -85,7 +85,7 @@ impl Book {
 #[derive(Debug)]
 pub struct Outbox {
     peer: usize,
-    book: Book,
+    exchange: OrderExchange,
     changes: watch::Receiver<()>,
     /// The last change that was sent.
     sent: u64,
@@ -106,7 +106,7 @@ impl Outbox {
 
     /// Returns the next entries as JSON, as many as fit into a frame.
     pub fn next(&mut self) -> Option<Vec<u8>> {
-        let registers = self.book.lock();
+        let registers = self.exchange.lock();
         let mut json = Vec::new();
         for (change, entry) in registers.since(self.sent) {
             if entry.from == Some(self.peer) {
@@ -130,7 +130,7 @@ impl Outbox {
 
 /// Keeps registers and what is in force the same, until the manager ends.
 pub async fn run(
-    book: Book,
+    exchange: OrderExchange,
     mut in_force: InForce,
     mut received: mpsc::Receiver<Received>,
     manager: ManagerHandle,
@@ -138,7 +138,7 @@ pub async fn run(
     file: StateFile<Registers>,
 ) {
     let mut orders = Orders {
-        book,
+        exchange,
         manager,
         own_name,
         file,
@@ -152,7 +152,7 @@ pub async fn run(
             changed = in_force.denied.changed() => if changed.is_err() { return },
             Some(news) = received.recv() => orders.receive(news, &mut in_force).await,
             _ = retry.tick() => {
-                orders.book.lock().expire(now_ms());
+                orders.exchange.lock().expire(now_ms());
                 orders.apply(&mut in_force).await;
             }
         }
@@ -160,7 +160,7 @@ pub async fn run(
 }
 
 struct Orders {
-    book: Book,
+    exchange: OrderExchange,
     manager: ManagerHandle,
     own_name: String,
     file: StateFile<Registers>,
@@ -174,16 +174,16 @@ impl Orders {
             membership: in_force.membership.borrow_and_update().1.clone(),
             denied: in_force.denied.borrow_and_update().1.clone(),
         };
-        let changed = self.book.lock().note(&now, now_ms(), &self.own_name);
+        let changed = self.exchange.lock().note(&now, now_ms(), &self.own_name);
         if changed {
             self.changed();
         }
     }
 
     fn changed(&self) {
-        let registers = self.book.lock().clone();
+        let registers = self.exchange.lock().clone();
         self.file.save(registers);
-        self.book.changes.send_replace(());
+        self.exchange.changes.send_replace(());
     }
 
     async fn receive(&mut self, news: Received, in_force: &mut InForce) {
@@ -194,7 +194,7 @@ impl Orders {
         };
         let mut is_newer = false;
         for entry in entries {
-            is_newer |= self.book.lock().merge(entry, news.peer);
+            is_newer |= self.exchange.lock().merge(entry, news.peer);
         }
         if is_newer {
             self.apply(in_force).await;
@@ -204,11 +204,11 @@ impl Orders {
 
     /// Brings what is in force in line with the registers.
     async fn apply(&mut self, in_force: &mut InForce) {
-        let pending = self.book.lock().pending();
+        let pending = self.exchange.lock().pending();
         for entry in pending {
             let applied = apply::apply(&entry, in_force, &self.manager).await;
             match applied {
-                Ok(()) => self.book.lock().applied(&entry),
+                Ok(()) => self.exchange.lock().applied(&entry),
                 // Such as an order for a worker that only the peer has; tried again later.
                 Err(error) => debug!("an order of {}: {error:#}", entry.manager),
             }

@@ -24,11 +24,11 @@ use super::{
     session::{self, Session, SessionError},
     slot::Slot,
     topology::Topology,
-    wire::{Hello, Message, Record, Refusal, Resync, Scope, Sealer},
+    wire::{FrameSigner, Hello, Message, Record, Refusal, Resync, Scope},
 };
 
 /// The most connections that have not sent their hello.
-const STRANGERS: usize = 16;
+const MAX_PENDING_HELLOS: usize = 16;
 
 /// How long a peer may be silent: it sends something every 200 ms.
 const SILENCE: Duration = Duration::from_secs(1);
@@ -45,7 +45,7 @@ const UNHEARD_REQUESTS: u32 = 40;
 
 /// Accepts connections for ever.
 pub async fn serve(hub: Arc<Hub>, listener: TcpListener, orders: mpsc::Sender<Received>) {
-    let strangers = Arc::new(Semaphore::new(STRANGERS));
+    let pending = Arc::new(Semaphore::new(MAX_PENDING_HELLOS));
     let mut sessions = JoinSet::new();
     loop {
         // Those that have ended.
@@ -58,7 +58,7 @@ pub async fn serve(hub: Arc<Hub>, listener: TcpListener, orders: mpsc::Sender<Re
                 continue;
             }
         };
-        let Ok(permit) = strangers.clone().try_acquire_owned() else {
+        let Ok(permit) = pending.clone().try_acquire_owned() else {
             refuse(&hub, from, &Refusal::TooMany);
             continue;
         };
@@ -93,10 +93,7 @@ fn refuse(hub: &Hub, from: SocketAddr, refusal: &Refusal) {
                 );
             }
         }
-        None => {
-            debug!("{from}: {refusal}");
-            hub.peers.refuse_stranger(refusal);
-        }
+        None => debug!("{from}: {refusal}"),
     }
 }
 
@@ -131,7 +128,7 @@ async fn receive(hub: &Hub, peer: usize, session: Session, orders: mpsc::Sender<
         topology: hub.topology.clone(),
         dictionary: Incoming::default(),
         hello: session.hello,
-        sealer: session.sealer,
+        signer: session.signer,
         out: Vec::new(),
         number: None,
         wants_all: false,
@@ -163,7 +160,7 @@ async fn receive(hub: &Hub, peer: usize, session: Session, orders: mpsc::Sender<
         if let Some(error) = ended {
             break error;
         }
-        if let Err(error) = receiver.answer(last, &mut writer).await {
+        if let Err(error) = receiver.acknowledge(last, &mut writer).await {
             break error;
         }
     };
@@ -180,7 +177,7 @@ struct Receiver<'a> {
     dictionary: Incoming,
     /// What the peer said of itself at the beginning.
     hello: Hello,
-    sealer: Sealer,
+    signer: FrameSigner,
     out: Vec<u8>,
     /// Of this session among the peer's, after its first frame.
     number: Option<u64>,
@@ -194,7 +191,7 @@ struct Receiver<'a> {
 impl Receiver<'_> {
     async fn handle(&mut self, message: Option<Message>) -> Result<(), SessionError> {
         self.is_newest()?;
-        self.slot.lock().lives(Instant::now(), true);
+        self.slot.lock().set_living(Instant::now(), true);
         if self.topology.has_changed().unwrap_or(false) {
             let topology = self.topology.borrow_and_update().clone();
             self.wants_all |= self.dictionary.set_topology(&topology);
@@ -244,7 +241,7 @@ impl Receiver<'_> {
                 // The first frame that is right shows that the hello is no recording.
                 let mut link = self.slot.lock();
                 link.shown.received_complete = false;
-                link.introduced(self.hello.epoch, &self.hello.about);
+                link.handle_hello(self.hello.epoch, &self.hello.about);
                 number
             }
         };
@@ -306,19 +303,19 @@ impl Receiver<'_> {
     }
 
     /// Acknowledges what is applied, and asks for all connections where some are missing.
-    async fn answer(
+    async fn acknowledge(
         &mut self,
         last: Option<u64>,
         writer: &mut OwnedWriteHalf,
     ) -> Result<(), SessionError> {
         if let Some(sequence) = last {
-            Message::Acknowledge(sequence).seal(&mut self.sealer, &mut self.out);
+            Message::Acknowledge(sequence).sign(&mut self.signer, &mut self.out);
         }
         let may_request = self.requested.is_none_or(|at| at.elapsed() > REQUEST_AGAIN);
         if self.wants_all && may_request {
             (self.wants_all, self.requested) = (false, Some(Instant::now()));
             self.slot.lock().shown.received_complete = false;
-            Message::Resync(Resync::Requested).seal(&mut self.sealer, &mut self.out);
+            Message::Resync(Resync::Requested).sign(&mut self.signer, &mut self.out);
         }
         if self.out.is_empty() {
             return Ok(());

@@ -24,7 +24,7 @@ use super::{
     session::{self, FrameReader, Session, SessionError},
     slot::{Sent, Slot},
     topology::Topology,
-    wire::{About, Message, Record, Resync, Scope, Sealer},
+    wire::{About, FrameSigner, Message, Record, Resync, Scope},
 };
 
 /// How long a machine may take to answer a connection.
@@ -98,8 +98,8 @@ async fn attempt(hub: &Hub, slot: &Slot, outbox: &mut Outbox) -> SessionError {
         Err(error) => error.kind() == ErrorKind::ConnectionRefused,
     };
     match answers {
-        true => slot.lock().lives(Instant::now(), false),
-        false => slot.lock().is_silent(),
+        true => slot.lock().set_living(Instant::now(), false),
+        false => slot.lock().set_silent(),
     }
     hub.update_tables(Instant::now());
     let stream = match connected {
@@ -122,14 +122,14 @@ async fn converse(
     slot: &Slot,
     outbox: &mut Outbox,
     session: Session,
-    told: About,
+    sent_about: About,
 ) -> SessionError {
     let Session {
         hello,
         protocol,
         frames,
         writer,
-        sealer,
+        signer,
     } = session;
     let (name, version) = (&hello.name, &hello.version);
     info!("peer {name}: connected; it runs memlb {version}, protocol {protocol}");
@@ -137,8 +137,8 @@ async fn converse(
         let mut link = slot.lock();
         link.connected(protocol);
         link.shown.version.clone_from(version);
-        link.lives(Instant::now(), true);
-        link.answered(hello.epoch, &hello.about);
+        link.set_living(Instant::now(), true);
+        link.handle_hello_reply(hello.epoch, &hello.about);
     }
     hub.update_tables(Instant::now());
     outbox.restart();
@@ -146,9 +146,9 @@ async fn converse(
         hub,
         slot,
         topology: hub.topology.clone(),
-        told,
+        sent_about,
         dictionary: Outgoing::default(),
-        sealer,
+        signer,
         out: Vec::new(),
         sent: Vec::new(),
         taken: slot.lock().reported(),
@@ -177,16 +177,16 @@ async fn read_acknowledgements(slot: &Slot, mut frames: FrameReader) -> SessionE
                 Err(refusal) => return refusal.into(),
             };
             let mut link = slot.lock();
-            link.lives(Instant::now(), true);
+            link.set_living(Instant::now(), true);
             match message {
                 Some(Message::Acknowledge(sequence)) => {
-                    link.acknowledged(sequence, Instant::now());
+                    link.handle_acknowledgement(sequence, Instant::now());
                     if link.is_transmitting {
                         slot.wake.notify_one();
                     }
                 }
                 Some(Message::Resync(Resync::Requested)) => {
-                    link.lost(0);
+                    link.record_loss(0);
                     slot.wake.notify_one();
                 }
                 // Nothing else concerns the side that sends records.
@@ -210,9 +210,9 @@ struct Transmitter<'a> {
     slot: &'a Slot,
     topology: watch::Receiver<Topology>,
     /// What the peer knows of this manager.
-    told: About,
+    sent_about: About,
     dictionary: Outgoing,
-    sealer: Sealer,
+    signer: FrameSigner,
     out: Vec<u8>,
     /// The frames in `out`.
     sent: Vec<Sent>,
@@ -260,9 +260,9 @@ impl Transmitter<'_> {
 
     /// Makes the frames of what there is to send.
     fn gather(&mut self, outbox: &mut Outbox) -> anyhow::Result<()> {
-        self.tell_changes();
+        self.add_changed_about();
         let mut records = Vec::new();
-        let taken = self.slot.lock().take(FRAME_RECORDS, &mut records);
+        let taken = self.slot.lock().dequeue(FRAME_RECORDS, &mut records);
         self.add_records(&records, Some(taken))?;
         while let Some(orders) = outbox.next() {
             self.add(&Message::Orders(orders), None, None);
@@ -277,16 +277,16 @@ impl Transmitter<'_> {
     }
 
     /// Tells the peer what has changed since the hello.
-    fn tell_changes(&mut self) {
+    fn add_changed_about(&mut self) {
         if !self.topology.has_changed().unwrap_or(false) {
             return;
         }
         let topology = self.topology.borrow_and_update().clone();
         self.dictionary.set_topology(&topology);
         let about = topology.about();
-        if about != self.told {
+        if about != self.sent_about {
             self.add(&Message::About(about.clone()), None, None);
-            self.told = about;
+            self.sent_about = about;
         }
     }
 
@@ -364,7 +364,7 @@ impl Transmitter<'_> {
         self.begin_after = Instant::now() + if is_complete { Duration::ZERO } else { PAUSE };
     }
 
-    /// Adds connections; `taken` is what [`Link::take`](super::slot::Link::take) returned, of those from the queue.
+    /// Adds connections; `taken` is what [`Link::dequeue`](super::slot::Link::dequeue) returned, of those from the queue.
     fn add_records(
         &mut self,
         flows: &[FlowRecord],
@@ -396,7 +396,7 @@ impl Transmitter<'_> {
 
     fn add(&mut self, message: &Message, since: Option<Instant>, completes: Option<u64>) {
         let begin = self.out.len();
-        let sequence = message.seal(&mut self.sealer, &mut self.out);
+        let sequence = message.sign(&mut self.signer, &mut self.out);
         self.sent.push(Sent {
             sequence,
             bytes: self.out.len() - begin,
@@ -411,7 +411,9 @@ impl Transmitter<'_> {
         // Before they leave, so that no acknowledgement comes first.
         {
             let mut link = self.slot.lock();
-            self.sent.drain(..).for_each(|frame| link.sent(frame));
+            self.sent
+                .drain(..)
+                .for_each(|frame| link.record_sent(frame));
         }
         let written = timeout(SILENCE, writer.write_all(&self.out)).await;
         written.map_err(|_| SessionError::Silent)??;

@@ -13,7 +13,7 @@ use tokio::{
 };
 
 use super::wire::{
-    Hello, MAX_FRAME, MAX_HELLO, Message, Opener, Refusal, Role, Sealer, SessionKeys,
+    FrameSigner, FrameVerifier, Hello, MAX_FRAME, MAX_HELLO, Message, Refusal, Role, SessionKeys,
     common_protocol,
 };
 use crate::keys::PeerKeys;
@@ -47,7 +47,7 @@ pub struct Session {
     pub protocol: u16,
     pub frames: FrameReader,
     pub writer: OwnedWriteHalf,
-    pub sealer: Sealer,
+    pub signer: FrameSigner,
 }
 
 /// Opens a session with a peer of this name.
@@ -64,7 +64,7 @@ pub async fn connect(
     stream.set_nodelay(true)?;
     let (mut reader, mut writer) = stream.into_split();
     let key = keys.signing();
-    let sent = own.seal(Role::Connector, key);
+    let sent = own.sign(Role::Connector, key);
     writer.write_all(&sent).await?;
     let mut buffer = Vec::new();
     let answer = timeout(HELLO_TIMEOUT, read_hello(&mut reader, &mut buffer));
@@ -80,22 +80,22 @@ pub async fn connect(
         }),
     };
     let received = &buffer[..length];
-    let (hello, signed_with) = Hello::open(received, Role::Listener, keys_of)?;
+    let (hello, signed_with) = Hello::verify(received, Role::Listener, keys_of)?;
     if signed_with.id() != key.id() {
         return Err(Refusal::OtherKey.into());
     }
-    if hello.answers != own.nonce {
+    if hello.echoed_nonce != own.nonce {
         return Err(Refusal::Replayed.into());
     }
     let protocol = common_protocol(hello.protocols)?;
-    let (sealer, opener) = SessionKeys::derive(key, &sent, received).of(Role::Connector);
+    let (signer, verifier) = SessionKeys::derive(key, &sent, received).of(Role::Connector);
     buffer.drain(..length);
     Ok(Session {
         hello,
         protocol,
-        frames: FrameReader::new(reader, buffer, opener),
+        frames: FrameReader::new(reader, buffer, verifier),
         writer,
-        sealer,
+        signer,
     })
 }
 
@@ -117,22 +117,22 @@ pub async fn accept<'k>(
     let length = timeout(HELLO_TIMEOUT, read_hello(&mut reader, &mut buffer));
     let length = length.await.map_err(|_| Refusal::Late)??;
     let received = buffer[..length].to_vec();
-    let (hello, key) = Hello::open(&received, Role::Connector, keys_of)?;
+    let (hello, key) = Hello::verify(&received, Role::Connector, keys_of)?;
     let answer = Hello {
-        answers: hello.nonce,
+        echoed_nonce: hello.nonce,
         ..own.clone()
     };
-    let sent = answer.seal(Role::Listener, key);
+    let sent = answer.sign(Role::Listener, key);
     writer.write_all(&sent).await?;
     let protocol = common_protocol(hello.protocols)?;
-    let (sealer, opener) = SessionKeys::derive(key, &received, &sent).of(Role::Listener);
+    let (signer, verifier) = SessionKeys::derive(key, &received, &sent).of(Role::Listener);
     buffer.drain(..length);
     Ok(Session {
         hello,
         protocol,
-        frames: FrameReader::new(reader, buffer, opener),
+        frames: FrameReader::new(reader, buffer, verifier),
         writer,
-        sealer,
+        signer,
     })
 }
 
@@ -164,16 +164,16 @@ pub struct FrameReader {
     buffer: Vec<u8>,
     /// How much of the buffer is read.
     read: usize,
-    opener: Opener,
+    verifier: FrameVerifier,
 }
 
 impl FrameReader {
-    fn new(reader: OwnedReadHalf, buffer: Vec<u8>, opener: Opener) -> Self {
+    fn new(reader: OwnedReadHalf, buffer: Vec<u8>, verifier: FrameVerifier) -> Self {
         Self {
             reader,
             buffer,
             read: 0,
-            opener,
+            verifier,
         }
     }
 
@@ -200,7 +200,7 @@ impl FrameReader {
     ///
     /// Says what is wrong with it. The session ends then.
     pub fn next(&mut self) -> Result<Option<(u64, Option<Message>)>, Refusal> {
-        let Some((frame, length)) = self.opener.open(&self.buffer[self.read..])? else {
+        let Some((frame, length)) = self.verifier.verify(&self.buffer[self.read..])? else {
             return Ok(None);
         };
         let message = (frame.sequence, Message::decode(&frame)?);

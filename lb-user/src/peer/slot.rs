@@ -93,7 +93,8 @@ pub struct Sent {
 impl PeerSettings {
     /// Whether the same machine is meant, with the same keys.
     pub fn is_same(&self, other: &Self) -> bool {
-        (&self.name, self.address) == (&other.name, other.address) && self.keys.are(&other.keys)
+        (&self.name, self.address) == (&other.name, other.address)
+            && self.keys.is_same_as(&other.keys)
     }
 }
 
@@ -159,13 +160,13 @@ impl Link {
         let (fitting, lost) = records.split_at(room.min(records.len()));
         self.queue.extend(fitting);
         if !lost.is_empty() {
-            self.lost(lost.len() as u64);
+            self.record_loss(lost.len() as u64);
         }
         true
     }
 
     /// Notes that the peer lacks records, or may lack some.
-    pub fn lost(&mut self, records: u64) {
+    pub fn record_loss(&mut self, records: u64) {
         self.shown.lost_records += records;
         self.shown.complete = false;
         self.needs_all = true;
@@ -174,7 +175,7 @@ impl Link {
 
     /// Moves at most `most` records of the queue to `into`. Returns since when they wait, and how many have left the
     /// queue.
-    pub fn take(&mut self, most: usize, into: &mut Vec<FlowRecord>) -> (Instant, u64) {
+    pub fn dequeue(&mut self, most: usize, into: &mut Vec<FlowRecord>) -> (Instant, u64) {
         let taken = most.min(self.queue.len());
         into.extend(self.queue.drain(..taken));
         self.taken += taken as u64;
@@ -187,14 +188,14 @@ impl Link {
     }
 
     /// Notes the hello of a peer that answers. What the same manager has said since on its own session is newer.
-    pub fn answered(&mut self, epoch: u64, about: &About) {
+    pub fn handle_hello_reply(&mut self, epoch: u64, about: &About) {
         if self.epoch != Some(epoch) {
-            self.introduced(epoch, about);
+            self.handle_hello(epoch, about);
         }
     }
 
     /// Notes the hello of a peer that has begun a session.
-    pub fn introduced(&mut self, epoch: u64, about: &About) {
+    pub fn handle_hello(&mut self, epoch: u64, about: &About) {
         self.epoch = Some(epoch);
         self.about = Some(about.clone());
     }
@@ -233,7 +234,7 @@ impl Link {
         self.enter(PeerState::Connected, None);
         self.clear_queue();
         self.shown.protocol = Some(protocol);
-        self.lost(0);
+        self.record_loss(0);
     }
 
     /// Ends a session, or a try to begin one.
@@ -252,13 +253,13 @@ impl Link {
     }
 
     /// Notes what was sent.
-    pub fn sent(&mut self, frame: Sent) {
+    pub fn record_sent(&mut self, frame: Sent) {
         self.shown.bytes_sent += frame.bytes as u64;
         self.unacknowledged.push_back(frame);
     }
 
     /// Notes that the peer has applied everything up to the frame `sequence`.
-    pub fn acknowledged(&mut self, sequence: u64, now: Instant) {
+    pub fn handle_acknowledgement(&mut self, sequence: u64, now: Instant) {
         while let Some(frame) = self.unacknowledged.front().copied() {
             if frame.sequence > sequence {
                 break;
@@ -301,7 +302,7 @@ impl Link {
     }
 
     /// Notes a sign of life of the machine; `session`: of its manager.
-    pub fn lives(&mut self, now: Instant, session: bool) {
+    pub fn set_living(&mut self, now: Instant, session: bool) {
         self.last_life = Some(now);
         if session {
             self.last_session = Some(now);
@@ -309,7 +310,7 @@ impl Link {
     }
 
     /// Notes that the machine does not answer.
-    pub fn is_silent(&mut self) {
+    pub fn set_silent(&mut self) {
         self.last_life = None;
     }
 

@@ -13,9 +13,9 @@ use tokio::time::sleep;
 use tracing::warn;
 
 use super::{
-    brief::Brief,
     hub::Hub,
     kernel::{Kernel, Outcomes, Scan},
+    short_lived::ShortLived,
 };
 use crate::datapath::{FlowEvents, FlowScan, Intake, PeerTables, monotonic_ns};
 
@@ -75,7 +75,7 @@ impl Scan for FlowScan {
 /// Passes on what happens to connections, until the manager ends.
 pub async fn read_events(mut events: FlowEvents, hub: Arc<Hub>) {
     let mut records = Vec::new();
-    let mut brief = Brief::default();
+    let mut short_lived = ShortLived::default();
     let mut lost_before = events.lost().unwrap_or_default();
     let mut looked = Instant::now();
     let mut wait = COALESCING;
@@ -85,7 +85,7 @@ pub async fn read_events(mut events: FlowEvents, hub: Arc<Hub>) {
             true => (wait * 2).min(IDLE),
             false => COALESCING,
         };
-        brief.remove_from(&mut records);
+        short_lived.remove_from(&mut records);
         if !records.is_empty() {
             hub.publish(&records);
             records.clear();
@@ -94,7 +94,7 @@ pub async fn read_events(mut events: FlowEvents, hub: Arc<Hub>) {
             looked = Instant::now();
             match events.lost() {
                 Ok(lost) if lost > lost_before => {
-                    hub.lost(lost - lost_before);
+                    hub.record_loss(lost - lost_before);
                     lost_before = lost;
                 }
                 Ok(_) => {}

@@ -20,8 +20,8 @@ use tokio::{
 use zeroize::Zeroizing;
 
 use super::{
-    hub::{Hub, Own},
-    orders::Book,
+    hub::{Hub, LocalManager},
+    orders::OrderExchange,
     wire::{Hello, Message, Role, SessionKeys},
     *,
 };
@@ -169,7 +169,7 @@ impl Side {
             memory: memory.clone(),
             ticks: number * 1_000,
         };
-        let own = Own {
+        let own = LocalManager {
             name: format!("manager{number}"),
             epoch: 1,
             refresh: Duration::from_millis(100),
@@ -182,8 +182,8 @@ impl Side {
         let peers = Peers::new([settings]);
         let hub = Arc::new(Hub::new(own, peers, receiver, Box::new(tables)));
         let mut tasks = JoinSet::new();
-        let book = Book::new(Registers::default());
-        tasks.spawn(sender::run(hub.clone(), 0, book.outbox(0)));
+        let exchange = OrderExchange::new(Registers::default());
+        tasks.spawn(sender::run(hub.clone(), 0, exchange.outbox(0)));
         let (orders, mut received) = mpsc::channel(1);
         tasks.spawn(receiver::serve(hub.clone(), listener, orders));
         tasks.spawn(async move { while received.recv().await.is_some() {} });
@@ -416,7 +416,7 @@ async fn packets_go_to_living_peers_only() {
     assert_eq!(links(), [(3, link)]);
     assert!(one.memory.lock().unwrap().incomplete);
     // Nothing answers.
-    one.hub.slot(0).lock().is_silent();
+    one.hub.slot(0).lock().set_silent();
     one.hub.update_tables(Instant::now());
     assert_eq!(links(), []);
 }
@@ -427,13 +427,13 @@ async fn hello_to(address: SocketAddr, name: &str, secret: u8) -> (TcpStream, Ve
     let hello = Hello {
         protocols: (1, 1),
         nonce: [3; 16],
-        answers: [0; 16],
+        echoed_nonce: [0; 16],
         epoch: 1,
         name: name.to_owned(),
         version: "0.1.0".to_owned(),
         about: topology(20, 6).about(),
     };
-    let sent = hello.seal(Role::Connector, keys(secret).signing());
+    let sent = hello.sign(Role::Connector, keys(secret).signing());
     stream.write_all(&sent).await.unwrap();
     let mut answer = vec![0; 4_096];
     let length = stream.read(&mut answer).await.unwrap();
@@ -446,7 +446,7 @@ async fn first_frame(address: SocketAddr) -> (TcpStream, Vec<u8>) {
     let (stream, sent, answer) = hello_to(address, "manager2", 5).await;
     let keys = SessionKeys::derive(keys(5).signing(), &sent, &answer);
     let mut frame = Vec::new();
-    Message::Records(Vec::new()).seal(&mut keys.of(Role::Connector).0, &mut frame);
+    Message::Records(Vec::new()).sign(&mut keys.of(Role::Connector).0, &mut frame);
     (stream, frame)
 }
 

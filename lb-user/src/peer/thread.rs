@@ -18,8 +18,8 @@ use tracing::error;
 
 use super::{
     handle::Peers,
-    hub::{Hub, Own},
-    orders::{self, Book, InForce, Registers},
+    hub::{Hub, LocalManager},
+    orders::{self, InForce, OrderExchange, Registers},
     receiver, sender,
     slot::PeerSettings,
     tables::{KernelTables, read_events},
@@ -213,7 +213,7 @@ async fn run(listener: PeerListener, replication: Replication) {
         peers,
         name,
     } = listener;
-    let own = Own {
+    let own = LocalManager {
         name: name.clone(),
         epoch: now_ms(),
         refresh: REFRESH,
@@ -223,7 +223,7 @@ async fn run(listener: PeerListener, replication: Replication) {
         Err(error) => return error!("listen for peers: {error}"),
     };
     let (file, registers) = replication.registers;
-    let book = Book::new(registers);
+    let exchange = OrderExchange::new(registers);
     let hub = Hub::new(
         own,
         peers,
@@ -233,12 +233,12 @@ async fn run(listener: PeerListener, replication: Replication) {
     let hub = Arc::new(hub);
     let (sender, received) = mpsc::channel(ORDERS);
     for peer in 0..hub.slots.len() {
-        tokio::spawn(sender::run(hub.clone(), peer, book.outbox(peer)));
+        tokio::spawn(sender::run(hub.clone(), peer, exchange.outbox(peer)));
     }
     tokio::spawn(receiver::serve(hub.clone(), listener, sender));
     tokio::spawn(check_lives(hub.clone()));
     let orders = orders::run(
-        book,
+        exchange,
         replication.in_force,
         received,
         replication.manager,

@@ -3,7 +3,7 @@ use std::{net::IpAddr, slice};
 use lb_core::{AdminAction, AdminCommand, AdminOverrides, AdminState};
 
 use super::{
-    Book,
+    OrderExchange,
     apply::commands,
     register::{Entry, InForce, Registers},
 };
@@ -67,8 +67,8 @@ fn pass(from: &mut super::Outbox, to: &mut Registers) -> usize {
 #[test]
 fn the_last_change_wins_and_a_removal_is_one() {
     let (one, other) = (
-        Book::new(Registers::default()),
-        Book::new(Registers::default()),
+        OrderExchange::new(Registers::default()),
+        OrderExchange::new(Registers::default()),
     );
     let (mut to_other, mut to_one) = (one.outbox(0), other.outbox(0));
     let drained = in_force(
@@ -101,7 +101,7 @@ fn the_last_change_wins_and_a_removal_is_one() {
     let saved = serde_json::to_string(&*one.lock()).unwrap();
     let mut restarted: Registers = serde_json::from_str(&saved).unwrap();
     assert!(!restarted.note(&ended, 3_000, "manager1"));
-    let old = Book::new(Registers::default());
+    let old = OrderExchange::new(Registers::default());
     old.lock().note(&drained, 900, "manager3");
     assert_eq!(pass(&mut old.outbox(0), &mut restarted), 0);
     restarted.expire(40 * 24 * 3_600_000);
@@ -110,14 +110,15 @@ fn the_last_change_wins_and_a_removal_is_one() {
 
 #[test]
 fn entries_are_bounded_and_checked() {
-    let book = Book::new(Registers::default());
+    let exchange = OrderExchange::new(Registers::default());
     let prefixes: Vec<String> = (0..900)
         .map(|it| format!("10.{}.{}.0/24", it / 200, it % 200))
         .collect();
     let prefixes: Vec<&str> = prefixes.iter().map(String::as_str).collect();
-    book.lock()
+    exchange
+        .lock()
         .note(&in_force(&[], &[], &prefixes), 1, "manager1");
-    let mut outbox = book.outbox(0);
+    let mut outbox = exchange.outbox(0);
     let mut frames = 0;
     while let Some(json) = outbox.next() {
         assert!(json.len() <= super::super::wire::MAX_ORDERS_BYTES);

@@ -9,7 +9,7 @@ use crate::datapath::{from_mapped, mapped};
 pub struct Input<'a>(pub &'a [u8]);
 
 impl<'a> Input<'a> {
-    pub fn take(&mut self, length: usize) -> Option<&'a [u8]> {
+    pub fn bytes(&mut self, length: usize) -> Option<&'a [u8]> {
         let (taken, rest) = self.0.split_at_checked(length)?;
         self.0 = rest;
         Some(taken)
@@ -40,7 +40,7 @@ impl<'a> Input<'a> {
     /// Reads bytes after their number.
     pub fn short(&mut self) -> Option<&'a [u8]> {
         let length = self.u8()?;
-        self.take(length.into())
+        self.bytes(length.into())
     }
 
     pub fn ip(&mut self) -> Option<IpAddr> {

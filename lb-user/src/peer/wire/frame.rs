@@ -34,12 +34,12 @@ pub struct Frame<'a> {
 
 /// Makes the frames of one direction of a session.
 #[derive(Debug)]
-pub struct Sealer {
+pub struct FrameSigner {
     key: SigningKey,
     next: u64,
 }
 
-impl Sealer {
+impl FrameSigner {
     pub fn new(key: SigningKey) -> Self {
         Self { key, next: 0 }
     }
@@ -47,7 +47,7 @@ impl Sealer {
     /// Appends a frame to `out`, whose content `write` appends; returns its sequence.
     ///
     /// The content is at most [`MAX_FRAME`] less [`FRAME_OVERHEAD`] bytes long.
-    pub fn seal(
+    pub fn sign(
         &mut self,
         kind: u8,
         count: u16,
@@ -74,12 +74,12 @@ impl Sealer {
 
 /// Checks the frames of one direction of a session.
 #[derive(Debug)]
-pub struct Opener {
+pub struct FrameVerifier {
     key: SigningKey,
     next: u64,
 }
 
-impl Opener {
+impl FrameVerifier {
     pub fn new(key: SigningKey) -> Self {
         Self { key, next: 0 }
     }
@@ -89,7 +89,7 @@ impl Opener {
     /// # Errors
     ///
     /// Says what is wrong with it. The session ends then.
-    pub fn open<'a>(&mut self, bytes: &'a [u8]) -> Result<Option<(Frame<'a>, usize)>, Refusal> {
+    pub fn verify<'a>(&mut self, bytes: &'a [u8]) -> Result<Option<(Frame<'a>, usize)>, Refusal> {
         let mut input = Input(bytes);
         let Some(length) = input.u32() else {
             return Ok(None);

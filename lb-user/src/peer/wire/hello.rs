@@ -5,7 +5,7 @@ use std::{net::IpAddr, ops::RangeInclusive};
 use zeroize::Zeroizing;
 
 use super::{
-    Input, Opener, Refusal, Sealer,
+    FrameSigner, FrameVerifier, Input, Refusal,
     bytes::{put_ip, put_short},
 };
 use crate::{
@@ -72,7 +72,7 @@ pub struct Hello {
     /// Drawn at random for this connection.
     pub nonce: [u8; 16],
     /// The connector's nonce, in the listener's hello; otherwise zeros.
-    pub answers: [u8; 16],
+    pub echoed_nonce: [u8; 16],
     /// When the sender started, in milliseconds since 1970 by its clock.
     pub epoch: u64,
     pub name: String,
@@ -116,7 +116,7 @@ impl About {
 
 impl Hello {
     /// Returns the hello as it is sent, signed.
-    pub fn seal(&self, role: Role, key: &SigningKey) -> Vec<u8> {
+    pub fn sign(&self, role: Role, key: &SigningKey) -> Vec<u8> {
         let mut out = Vec::with_capacity(256);
         out.extend_from_slice(MARK);
         out.extend_from_slice(&[0; LENGTH]);
@@ -124,7 +124,7 @@ impl Hello {
         out.extend_from_slice(&self.protocols.0.to_be_bytes());
         out.extend_from_slice(&self.protocols.1.to_be_bytes());
         out.extend_from_slice(&self.nonce);
-        out.extend_from_slice(&self.answers);
+        out.extend_from_slice(&self.echoed_nonce);
         out.extend_from_slice(&self.epoch.to_be_bytes());
         put_short(self.name.as_bytes(), &mut out);
         put_short(self.version.as_bytes(), &mut out);
@@ -164,7 +164,7 @@ impl Hello {
     /// # Errors
     ///
     /// Says why it is refused.
-    pub fn open<'k>(
+    pub fn verify<'k>(
         bytes: &[u8],
         role: Role,
         keys_of: impl FnOnce(&str) -> Result<&'k PeerKeys, Refusal>,
@@ -188,7 +188,7 @@ impl Hello {
         let hello = Self {
             protocols: (input.u16()?, input.u16()?),
             nonce: input.array()?,
-            answers: input.array()?,
+            echoed_nonce: input.array()?,
             epoch: input.u64()?,
             name: text(input.short()?)?,
             version: text(input.short()?)?,
@@ -239,11 +239,11 @@ impl SessionKeys {
     }
 
     /// Returns what makes this side's frames, and what checks the other side's.
-    pub fn of(self, role: Role) -> (Sealer, Opener) {
+    pub fn of(self, role: Role) -> (FrameSigner, FrameVerifier) {
         let (own, other) = match role {
             Role::Connector => (self.connector, self.listener),
             Role::Listener => (self.listener, self.connector),
         };
-        (Sealer::new(own), Opener::new(other))
+        (FrameSigner::new(own), FrameVerifier::new(other))
     }
 }

@@ -6,7 +6,8 @@ use lb_common::headers::{PROTOCOL_TCP, PROTOCOL_UDP};
 use lb_core::{Endpoint, Mode, Protocol};
 
 use super::{
-    About, FRAME_OVERHEAD, Frame, Input, MAX_FRAME, Record, Refusal, Sealer, bytes::put_endpoint,
+    About, FRAME_OVERHEAD, Frame, FrameSigner, Input, MAX_FRAME, Record, Refusal,
+    bytes::put_endpoint,
 };
 use crate::config::Identity;
 
@@ -103,13 +104,13 @@ impl Message {
             kind::RESYNC => Self::Resync(Resync::decode(input)?),
             kind::PING => Self::Ping,
             kind::ABOUT => Self::About(About::decode(input)?),
-            kind::ORDERS => Self::Orders(input.take(input.0.len())?.to_vec()),
+            kind::ORDERS => Self::Orders(input.bytes(input.0.len())?.to_vec()),
             _ => return None,
         })
     }
 
     /// Appends it as a frame; returns the frame's sequence. The caller bounds its size.
-    pub fn seal(&self, sealer: &mut Sealer, out: &mut Vec<u8>) -> u64 {
+    pub fn sign(&self, signer: &mut FrameSigner, out: &mut Vec<u8>) -> u64 {
         let (kind, count) = match self {
             Self::Records(records) => (kind::RECORDS, records.len()),
             Self::Backends(backends) => (kind::BACKENDS, backends.len()),
@@ -120,7 +121,7 @@ impl Message {
             Self::About(_) => (kind::ABOUT, 1),
             Self::Orders(_) => (kind::ORDERS, 1),
         };
-        sealer.seal(kind, count as u16, out, |out| self.encode(out))
+        signer.sign(kind, count as u16, out, |out| self.encode(out))
     }
 
     fn encode(&self, out: &mut Vec<u8>) {

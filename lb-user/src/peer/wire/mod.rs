@@ -11,7 +11,7 @@ mod record;
 mod refusal;
 
 pub use bytes::Input;
-pub use frame::{FRAME_OVERHEAD, Frame, MAX_FRAME, Opener, Sealer};
+pub use frame::{FRAME_OVERHEAD, Frame, FrameSigner, FrameVerifier, MAX_FRAME};
 pub use hello::{
     About, Hello, MAX_HELLO, MAX_INTERFACES, PROTOCOLS, Role, SessionKeys, common_protocol,
 };

@@ -22,7 +22,7 @@ fn hello() -> Hello {
     Hello {
         protocols: (1, 1),
         nonce: [1; 16],
-        answers: [0; 16],
+        echoed_nonce: [0; 16],
         epoch: 1_700_000_000_000,
         name: "manager1".to_owned(),
         version: "0.1.0".to_owned(),
@@ -35,7 +35,7 @@ fn hello() -> Hello {
     }
 }
 
-fn session() -> (Sealer, Opener) {
+fn session() -> (FrameSigner, FrameVerifier) {
     let derive = || SessionKeys::derive(&key(1, 9), b"one", b"other");
     (
         derive().of(Role::Connector).0,
@@ -129,19 +129,19 @@ fn message() -> impl Strategy<Value = Message> {
 proptest! {
     #[test]
     fn what_is_sent_arrives(messages in prop::collection::vec(message(), 1..9)) {
-        let (mut sealer, mut opener) = session();
+        let (mut signer, mut verifier) = session();
         let mut bytes = Vec::new();
         for message in &messages {
-            message.seal(&mut sealer, &mut bytes);
+            message.sign(&mut signer, &mut bytes);
         }
         let mut rest = bytes.as_slice();
         for (message, number) in messages.iter().zip(0..) {
-            let (frame, length) = opener.open(rest).unwrap().unwrap();
+            let (frame, length) = verifier.verify(rest).unwrap().unwrap();
             prop_assert_eq!(frame.sequence, number);
             let read = Message::decode(&frame).unwrap();
             prop_assert_eq!(read.as_ref(), Some(message));
             // Nothing is read of a frame that has not come as a whole.
-            prop_assert_eq!(session().1.open(&rest[..length - 1]), Ok(None));
+            prop_assert_eq!(session().1.verify(&rest[..length - 1]), Ok(None));
             rest = &rest[length..];
         }
         prop_assert!(rest.is_empty());
@@ -149,39 +149,39 @@ proptest! {
 
     #[test]
     fn a_changed_frame_is_refused(message in message(), at: prop::sample::Index, bit in 0..8) {
-        let (mut sealer, mut opener) = session();
+        let (mut signer, mut verifier) = session();
         let mut bytes = Vec::new();
-        message.seal(&mut sealer, &mut bytes);
+        message.sign(&mut signer, &mut bytes);
         let at = at.index(bytes.len());
         bytes[at] ^= 1_u8 << bit;
         // A longer length only makes it wait, and a later byte then shows it.
         bytes.resize(MAX_FRAME, 0);
-        prop_assert!(opener.open(&bytes).is_err());
+        prop_assert!(verifier.verify(&bytes).is_err());
     }
 
     #[test]
     fn no_bytes_do_harm(bytes in prop::collection::vec(any::<u8>(), 0..400), kind: u8, count: u16) {
-        prop_assert!(!matches!(session().1.open(&bytes), Ok(Some(_))));
+        prop_assert!(!matches!(session().1.verify(&bytes), Ok(Some(_))));
         let frame = Frame { kind, version: 1, count, sequence: 0, content: &bytes };
         if let Ok(Some(message)) = Message::decode(&frame) {
             // What is understood can be said again, and means the same then.
-            let (mut sealer, mut opener) = session();
+            let (mut signer, mut verifier) = session();
             let mut again = Vec::new();
-            message.seal(&mut sealer, &mut again);
-            let (frame, _) = opener.open(&again).unwrap().unwrap();
+            message.sign(&mut signer, &mut again);
+            let (frame, _) = verifier.verify(&again).unwrap().unwrap();
             prop_assert_eq!(Message::decode(&frame).unwrap(), Some(message));
         }
         let own = keys(1, 9);
-        prop_assert!(Hello::open(&bytes, Role::Connector, |_| Ok(&own)).is_err());
+        prop_assert!(Hello::verify(&bytes, Role::Connector, |_| Ok(&own)).is_err());
     }
 
     #[test]
     fn a_changed_hello_is_refused(at: prop::sample::Index, bit in 0..8) {
         let own = keys(1, 9);
-        let mut bytes = hello().seal(Role::Connector, own.signing());
+        let mut bytes = hello().sign(Role::Connector, own.signing());
         let at = at.index(bytes.len());
         bytes[at] ^= 1_u8 << bit;
-        prop_assert!(Hello::open(&bytes, Role::Connector, |_| Ok(&own)).is_err());
+        prop_assert!(Hello::verify(&bytes, Role::Connector, |_| Ok(&own)).is_err());
     }
 }
 
@@ -214,10 +214,10 @@ fn records_have_the_documented_sizes() {
 #[test]
 fn a_hello_names_its_sender_and_its_role() {
     let own = keys(1, 9);
-    let bytes = hello().seal(Role::Connector, own.signing());
+    let bytes = hello().sign(Role::Connector, own.signing());
     assert_eq!(Hello::length(&bytes), Ok(Some(bytes.len())));
     assert_eq!(Hello::length(&bytes[..9]), Ok(None));
-    let open = |role, keys: &PeerKeys| Hello::open(&bytes, role, |_| Ok(keys)).map(|it| it.0);
+    let open = |role, keys: &PeerKeys| Hello::verify(&bytes, role, |_| Ok(keys)).map(|it| it.0);
     assert_eq!(open(Role::Connector, &own), Ok(hello()));
     assert_eq!(open(Role::Listener, &own), Err(Refusal::BadSignature));
     assert_eq!(open(Role::Connector, &keys(2, 9)), Err(Refusal::OtherKey));
@@ -228,7 +228,7 @@ fn a_hello_names_its_sender_and_its_role() {
     let unknown = Refusal::UnknownPeer {
         name: "manager1".to_owned(),
     };
-    let opened = Hello::open(&bytes, Role::Connector, |name| {
+    let opened = Hello::verify(&bytes, Role::Connector, |name| {
         Err(Refusal::UnknownPeer {
             name: name.to_owned(),
         })
@@ -248,33 +248,33 @@ fn a_signature_is_of_one_kind() {
     let secret = Zeroizing::new([9; 32]);
     let worker = Key::new("worker1".to_owned(), KeyId(1), &secret);
     let own = keys(1, 9);
-    let mut bytes = hello().seal(Role::Connector, own.signing());
+    let mut bytes = hello().sign(Role::Connector, own.signing());
     let body = bytes.len() - 32;
     let tag = worker.sign(&[b"memlb1 ", b"00000001", b"\n", &bytes[..body]]);
     bytes[body..].copy_from_slice(&tag);
-    let opened = Hello::open(&bytes, Role::Connector, |_| Ok(&own));
+    let opened = Hello::verify(&bytes, Role::Connector, |_| Ok(&own));
     assert_eq!(opened.map(|it| it.0), Err(Refusal::BadSignature));
 }
 
 #[test]
 fn a_frame_is_accepted_once_in_its_place_and_its_session() {
-    let (mut sealer, mut opener) = session();
+    let (mut signer, mut verifier) = session();
     let (mut first, mut second) = (Vec::new(), Vec::new());
-    Message::Ping.seal(&mut sealer, &mut first);
-    Message::Ping.seal(&mut sealer, &mut second);
+    Message::Ping.sign(&mut signer, &mut first);
+    Message::Ping.sign(&mut signer, &mut second);
     // One is left out.
-    assert_eq!(session().1.open(&second), Err(Refusal::Replayed));
-    assert!(opener.open(&first).unwrap().is_some());
+    assert_eq!(session().1.verify(&second), Err(Refusal::Replayed));
+    assert!(verifier.verify(&first).unwrap().is_some());
     // It comes again.
-    assert_eq!(opener.open(&first), Err(Refusal::Replayed));
+    assert_eq!(verifier.verify(&first), Err(Refusal::Replayed));
     let other = SessionKeys::derive(&key(1, 9), b"another", b"other");
     let mut other = other.of(Role::Listener).1;
-    assert_eq!(other.open(&first), Err(Refusal::BadSignature));
+    assert_eq!(other.verify(&first), Err(Refusal::BadSignature));
     // It comes back to its sender.
     let mut sender = SessionKeys::derive(&key(1, 9), b"one", b"other")
         .of(Role::Connector)
         .1;
-    assert_eq!(sender.open(&first), Err(Refusal::BadSignature));
+    assert_eq!(sender.verify(&first), Err(Refusal::BadSignature));
 }
 
 #[test]
@@ -301,15 +301,18 @@ fn frames_of_later_versions_are_skipped() {
 
 #[test]
 fn lengths_are_bounded() {
-    let (_, mut opener) = session();
+    let (_, mut verifier) = session();
     for length in [0, 27, MAX_FRAME as u32 - 3, u32::MAX] {
         let bytes = length.to_be_bytes();
-        let refused = opener.open(&bytes);
+        let refused = verifier.verify(&bytes);
         assert!(
             matches!(refused, Err(Refusal::BadLength { .. })),
             "{length}"
         );
     }
-    assert_eq!(opener.open(&(28_u32).to_be_bytes()), Ok(None));
-    assert_eq!(opener.open(&(MAX_FRAME as u32 - 4).to_be_bytes()), Ok(None));
+    assert_eq!(verifier.verify(&(28_u32).to_be_bytes()), Ok(None));
+    assert_eq!(
+        verifier.verify(&(MAX_FRAME as u32 - 4).to_be_bytes()),
+        Ok(None)
+    );
 }

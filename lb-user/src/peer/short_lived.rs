@@ -9,12 +9,12 @@ type Tuple = ([u8; 16], [u8; 2], [u8; 16], [u8; 2], u8);
 
 /// Removes them from what was read at once. Kept only for its memory.
 #[derive(Debug, Default)]
-pub struct Brief {
+pub struct ShortLived {
     /// The places of the records of connections that have begun.
     begun: HashMap<Tuple, usize>,
 }
 
-impl Brief {
+impl ShortLived {
     pub fn remove_from(&mut self, records: &mut Vec<FlowRecord>) {
         self.begun.clear();
         let mut over = 0;
@@ -79,10 +79,10 @@ mod tests {
             record(ENDED, 4, 2),
         ];
         let rest = [1, 2, 3, 5, 6, 7, 8].map(|place| records[place]);
-        let mut brief = Brief::default();
-        brief.remove_from(&mut records);
+        let mut short_lived = ShortLived::default();
+        short_lived.remove_from(&mut records);
         assert_eq!(records, rest);
-        brief.remove_from(&mut records);
+        short_lived.remove_from(&mut records);
         assert_eq!(records, rest);
     }
 }
