@@ -93,7 +93,7 @@ impl Holder {
 
 /// The process that receives the datagrams to a UDP port, or the connections to a TCP port.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Receiver {
+pub enum PortHolder {
     /// No process: the port is free.
     Free,
     Known(Holder),
@@ -102,7 +102,7 @@ pub enum Receiver {
 }
 
 /// Returns the process that has bound a UDP port at this address, or at one that includes it.
-pub fn receiver(address: IpAddr, port: u16) -> Receiver {
+pub fn udp_holder(address: IpAddr, port: u16) -> PortHolder {
     let sockets = procfs::net::udp().unwrap_or_default().into_iter();
     let sockets = sockets.chain(procfs::net::udp6().unwrap_or_default());
     bound(
@@ -112,7 +112,7 @@ pub fn receiver(address: IpAddr, port: u16) -> Receiver {
 }
 
 /// Returns the process that listens at a TCP port at this address, or at one that includes it.
-pub fn listener(address: IpAddr, port: u16) -> Receiver {
+pub fn tcp_holder(address: IpAddr, port: u16) -> PortHolder {
     let sockets = procfs::net::tcp().unwrap_or_default().into_iter();
     let sockets = sockets.chain(procfs::net::tcp6().unwrap_or_default());
     let sockets = sockets.filter(|socket| socket.state == TcpState::Listen);
@@ -122,15 +122,15 @@ pub fn listener(address: IpAddr, port: u16) -> Receiver {
     )
 }
 
-fn bound(mut sockets: impl Iterator<Item = (SocketAddr, u64)>, wanted: SocketAddr) -> Receiver {
+fn bound(mut sockets: impl Iterator<Item = (SocketAddr, u64)>, wanted: SocketAddr) -> PortHolder {
     let found = sockets.find(|(own, _)| {
         let (own_ip, ip) = (own.ip(), wanted.ip());
         let meets = own_ip == ip || own_ip.is_unspecified() || ip.is_unspecified();
         own.port() == wanted.port() && meets
     });
     match found {
-        None => Receiver::Free,
-        Some((_, inode)) => holder_of(inode).map_or(Receiver::Unknown, Receiver::Known),
+        None => PortHolder::Free,
+        Some((_, inode)) => holder_of(inode).map_or(PortHolder::Unknown, PortHolder::Known),
     }
 }
 
@@ -164,21 +164,21 @@ mod tests {
         let port = socket.local_addr().unwrap().port();
         let own = i32::try_from(std::process::id()).unwrap();
         for asked in [Ipv4Addr::LOCALHOST, Ipv4Addr::UNSPECIFIED] {
-            let Receiver::Known(holder) = receiver(asked.into(), port) else {
+            let PortHolder::Known(holder) = receiver(asked.into(), port) else {
                 panic!("this process has it");
             };
             assert_eq!(holder.pid, own);
             assert!(!holder.program.is_empty());
         }
         drop(socket);
-        assert_eq!(receiver(Ipv4Addr::LOCALHOST.into(), port), Receiver::Free);
+        assert_eq!(receiver(Ipv4Addr::LOCALHOST.into(), port), PortHolder::Free);
 
         let socket = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = socket.local_addr().unwrap().port();
         let holder = holder(own).unwrap();
         assert_eq!(
             listener(Ipv4Addr::LOCALHOST.into(), port),
-            Receiver::Known(holder)
+            PortHolder::Known(holder)
         );
     }
 }

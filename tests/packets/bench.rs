@@ -56,7 +56,7 @@ pub const DATAGRAM_IDLE: Duration = Duration::from_secs(60);
 pub const SERVICE_ID: u32 = 3;
 const FOREIGN_SERVICE_ID: u32 = 5;
 
-/// `1`: each story at each edge over one family, and a tenth of the random cases. This is for further kernels, where
+/// `1`: each test at each edge over one family, and a tenth of the random cases. This is for further kernels, where
 /// the same programs run: a kernel differs in how it loads and attaches them and in what it does for them. The
 /// differential test has both families at each edge.
 const SPARSE: &str = "MEMLB_SPARSE";
@@ -75,27 +75,27 @@ pub struct Bench {
     _ingress_link: Option<SchedClassifierLink>,
 }
 
-/// Tells `story` four times: with the TC program at the edge of the network and with the XDP program,
+/// Runs `test` four times: with the TC program at the edge of the network and with the XDP program,
 /// over IPv4 and over IPv6.
-pub fn at_both_edges(story: impl Fn(&mut Bench) + Sync) {
+pub fn at_both_edges(test: impl Fn(&mut Bench) + Sync) {
     for edge in [Edge::Tc, Edge::Xdp] {
-        at_edge(edge, &story);
+        at_edge(edge, &test);
     }
 }
 
-/// Tells `story` at both edges with workers reached by mode `nat`, and by mode `routed`: nothing but the
+/// Runs `test` at both edges with workers reached by mode `nat`, and by mode `routed`: nothing but the
 /// client that the worker sees may differ.
-pub fn in_both_modes(story: impl Fn(&mut Bench) + Sync) {
-    at_both_edges(&story);
+pub fn in_both_modes(test: impl Fn(&mut Bench) + Sync) {
+    at_both_edges(&test);
     at_both_edges(|bench| {
         bench.routes();
-        story(bench);
+        test(bench);
     });
 }
 
-/// Tells `story` over both families; where [`is_sparse`], over one. A test's name selects it, so that the stories as a
+/// Runs `test` over both families; where [`is_sparse`], over one. A test's name selects it, so that the tests as a
 /// whole cover each edge with each family.
-pub fn at_edge(edge: Edge, story: impl Fn(&mut Bench) + Sync) {
+pub fn at_edge(edge: Edge, test: impl Fn(&mut Bench) + Sync) {
     let thread = thread::current();
     let name = thread.name().unwrap_or_default();
     let selected = name
@@ -103,7 +103,7 @@ pub fn at_edge(edge: Edge, story: impl Fn(&mut Bench) + Sync) {
         .fold(edge as usize, |sum, byte| sum + usize::from(byte));
     for (index, family) in Family::BOTH.into_iter().enumerate() {
         if !is_sparse() || index == selected % Family::BOTH.len() {
-            run_at(edge, family, &story);
+            run_at(edge, family, &test);
         }
     }
 }
@@ -121,27 +121,27 @@ pub fn cases(usual: u32) -> u32 {
     }
 }
 
-/// Tells `story` at both edges.
-pub fn over(family: Family, story: impl Fn(&mut Bench) + Sync) {
+/// Runs `test` at both edges.
+pub fn over(family: Family, test: impl Fn(&mut Bench) + Sync) {
     for edge in [Edge::Tc, Edge::Xdp] {
-        run_at(edge, family, &story);
+        run_at(edge, family, &test);
     }
 }
 
-/// Tells `story` on a thread of its own, in a namespace of its own.
-pub fn run_at(edge: Edge, family: Family, story: impl FnOnce(&mut Bench) + Send) {
+/// Runs `test` on a thread of its own, in a namespace of its own.
+pub fn run_at(edge: Edge, family: Family, test: impl FnOnce(&mut Bench) + Send) {
     if !require_root() {
         return;
     }
-    let told = thread::scope(|scope| {
-        let teller = scope.spawn(|| {
+    let outcome = thread::scope(|scope| {
+        let runner = scope.spawn(|| {
             let mut bench = Bench::new(edge, family).unwrap();
-            story(&mut bench);
+            test(&mut bench);
             bench.datapath.put_by();
         });
-        teller.join()
+        runner.join()
     });
-    if let Err(panic) = told {
+    if let Err(panic) = outcome {
         eprintln!("… at the {edge:?} edge, over {family:?}");
         resume_unwind(panic);
     }
@@ -566,7 +566,7 @@ impl Bench {
         )
     }
 
-    /// Has packets told for so long; whatever was told before is forgotten. [`TraceConfig::OFF`] ends it.
+    /// Traces packets for so long, and discards earlier events. [`TraceConfig::OFF`] ends it.
     pub fn traces(&mut self, order: TraceConfig, lasting: Duration) {
         let expires_ns = match order {
             TraceConfig::OFF => 0,
@@ -578,7 +578,7 @@ impl Bench {
         };
         self.datapath.maps.trace.set(0, order, 0).unwrap();
         self.counts_trace(TraceCounts::default());
-        self.told();
+        self.trace_events();
     }
 
     pub fn trace_order(&self) -> TraceConfig {
@@ -594,15 +594,15 @@ impl Bench {
         map.set(0, counts, 0).unwrap();
     }
 
-    /// What was told since last asked.
-    pub fn told(&mut self) -> Vec<TraceEvent> {
-        let mut told = Vec::new();
+    /// The trace events since the last call.
+    pub fn trace_events(&mut self) -> Vec<TraceEvent> {
+        let mut events = Vec::new();
         while let Some(entry) = self.datapath.maps.trace_events.next() {
             assert_eq!(entry.len(), size_of::<TraceEvent>());
             // SAFETY: as long as an event, of which any bytes are one.
-            told.push(unsafe { entry.as_ptr().cast::<TraceEvent>().read_unaligned() });
+            events.push(unsafe { entry.as_ptr().cast::<TraceEvent>().read_unaligned() });
         }
-        told
+        events
     }
 
     /// How many handshakes a client went on with although no answer of this backend had passed.

@@ -26,13 +26,13 @@ const LONG: Duration = Duration::from_secs(600);
 #[packet_test(at_both_edges)]
 fn nothing_is_traced_without_a_request(bench: &mut Bench) {
     let call = bench.call(CLIENT, 40_000).connected(bench, WORKER1);
-    assert_eq!(bench.told(), []);
+    assert_eq!(bench.trace_events(), []);
     bench.traces(TraceConfig::ALL, LONG);
     call.requests(bench, WORKER1, &call.ack());
-    assert_eq!(bench.told().len(), 1);
+    assert_eq!(bench.trace_events().len(), 1);
     bench.traces(TraceConfig::OFF, Duration::ZERO);
     call.requests(bench, WORKER1, &call.ack());
-    assert_eq!(bench.told(), []);
+    assert_eq!(bench.trace_events(), []);
 }
 
 #[packet_test(at_both_edges)]
@@ -92,7 +92,7 @@ fn packets_that_pass_are_traced_under_the_verdict_that_counts_them(bench: &mut B
     bench.traces(TraceConfig::ALL, LONG);
     for (what, frame, ..) in untouched::rows(&call, &datagrams) {
         let outcome = bench.receives(frame);
-        let told = bench.told();
+        let told = bench.trace_events();
         let [
             Counted::Verdict {
                 verdict,
@@ -118,11 +118,11 @@ fn refusals_are_traced_with_their_client(bench: &mut Bench) {
     let stray = bench.call(OTHER_CLIENT, 40_000);
     bench.receives(&stray.ack()).passes(Verdict::NoFlow);
     let call = bench.call(CLIENT, 40_000).connected(bench, WORKER1);
-    bench.told();
+    bench.trace_events();
     bench.goes_down(WORKER1.id);
     bench.receives(&call.ack()).passes(Verdict::BackendDown);
     bench.receives(&stray.syn()).passes(Verdict::NoBackend);
-    let told = bench.told();
+    let told = bench.trace_events();
     let shown: Vec<_> = told
         .iter()
         .map(|it| (it.verdict, it.backend, it.service, it.kind, it.original))
@@ -157,7 +157,7 @@ fn what_the_manager_sends_is_traced_at_its_hook(bench: &mut Bench) {
     let stray = stray.segment(stray.client_address(), stray.service(), RST);
     bench.loops(&stray).passes(Verdict::NoFlow);
     let met: Vec<_> = bench
-        .told()
+        .trace_events()
         .iter()
         .map(|it| (it.hook, it.verdict))
         .collect();
@@ -176,7 +176,7 @@ fn what_the_manager_sends_is_traced_at_its_hook(bench: &mut Bench) {
         ..Circumstances::received_on(LOOPBACK)
     };
     bench.meets(&stray, forwarded).is_skipped();
-    assert_eq!(bench.told(), []);
+    assert_eq!(bench.trace_events(), []);
 }
 
 #[packet_test(at_both_edges)]
@@ -188,7 +188,7 @@ fn only_packets_that_match_the_filter_are_traced(bench: &mut Bench) {
         call.requests(bench, WORKER1, &call.ack());
         call.replies(bench, WORKER1, &call.reply(WORKER1, ACK));
         bench.receives(&other.ack()).passes(Verdict::NoFlow);
-        let told: Vec<_> = bench.told().iter().map(|it| it.verdict).collect();
+        let told: Vec<_> = bench.trace_events().iter().map(|it| it.verdict).collect();
         let expected: Vec<_> = expected.iter().map(|it| *it as u8).collect();
         assert_eq!(told, expected, "{order:?}");
     };
@@ -237,7 +237,7 @@ fn no_more_is_traced_than_the_rate_allows_and_the_rest_is_counted(bench: &mut Be
     for _ in 0..50 {
         bench.receives(&call.ack()).passes(Verdict::NoFlow);
     }
-    assert_eq!(bench.told().len(), 5);
+    assert_eq!(bench.trace_events().len(), 5);
     assert_eq!(bench.trace_counts().over_rate, 45);
     assert_eq!(bench.trace_counts().no_room, 0);
     // The next second has a budget of its own.
@@ -246,7 +246,7 @@ fn no_more_is_traced_than_the_rate_allows_and_the_rest_is_counted(bench: &mut Be
         ..TraceCounts::default()
     });
     bench.receives(&call.ack()).passes(Verdict::NoFlow);
-    assert_eq!(bench.told().len(), 1);
+    assert_eq!(bench.trace_events().len(), 1);
 }
 
 #[packet_test(at_edge(Edge::Xdp))]
@@ -260,7 +260,7 @@ fn a_sample_is_about_as_large_as_it_is_meant_to_be(bench: &mut Bench) {
     for _ in 0..400 {
         bench.receives(&call.ack()).passes(Verdict::NoFlow);
     }
-    let told = bench.told().len();
+    let told = bench.trace_events().len();
     assert!((40..=180).contains(&told), "{told}");
 }
 
@@ -270,7 +270,7 @@ fn a_filter_that_is_not_renewed_expires_and_costs_nothing_any_more(bench: &mut B
     bench.traces(TraceConfig::ALL, Duration::ZERO);
     assert_ne!(bench.trace_order().expires_ns, 0);
     bench.receives(&call.ack()).passes(Verdict::NoFlow);
-    assert_eq!(bench.told(), []);
+    assert_eq!(bench.trace_events(), []);
     assert_eq!(bench.trace_order().expires_ns, 0);
 }
 
@@ -285,7 +285,7 @@ fn a_full_ring_loses_packets_from_the_trace_only(bench: &mut Bench) {
         sent += 1;
         assert!(sent < 10_000, "the ring never fills");
     }
-    assert_eq!(bench.told().len(), sent - 1);
+    assert_eq!(bench.trace_events().len(), sent - 1);
 }
 
 fn expected(
@@ -317,7 +317,7 @@ fn expected(
 /// As expected, but for the time and the length.
 #[track_caller]
 fn is_traced(bench: &mut Bench, expected: &[TraceEvent]) {
-    let told = bench.told();
+    let told = bench.trace_events();
     let timeless: Vec<_> = told
         .iter()
         .map(|it| {

@@ -54,7 +54,9 @@ pub(crate) use links::alternative;
 pub use map_batch::lookup_batch;
 pub use netlink::{Neighbour, Netlink, NetlinkChange, Route, Routes};
 pub use object::OBJECT;
-pub use peer::{AskedEvents, FlowEvents, FlowScan, Intake, IntakeOutcome, PeerTables, Replication};
+pub use peer::{
+    AskedEvents, FlowEvents, FlowScan, Intake, IntakeOutcome, PeerTables, ReplicationTables,
+};
 pub use pins::Pins;
 pub use stats::{BackendTraffic, MapFill, Packets, Stats};
 pub use trace::KernelTrace;

@@ -14,7 +14,7 @@ use crate::{
     control::{ControlClient, Request},
     datapath::{ForeignPrograms, foreign_programs},
     processes::{self, MemlbProcess, Unit},
-    sockets::{Holder, Receiver, listener, receiver},
+    sockets::{Holder, PortHolder, tcp_holder, udp_holder},
     status::Status,
 };
 
@@ -26,9 +26,9 @@ pub struct Facts {
     /// What the control socket answers.
     pub pid: Option<i32>,
     pub heartbeat_listen: SocketAddr,
-    pub receiver: Receiver,
+    pub receiver: PortHolder,
     /// Where the web page is served, if anywhere, and by whom.
-    pub http: Option<(SocketAddr, Receiver)>,
+    pub http: Option<(SocketAddr, PortHolder)>,
     /// All managers in this network namespace.
     pub managers: Vec<Holder>,
     /// Those in other network namespaces.
@@ -70,8 +70,8 @@ pub async fn gather(manager: &config::Manager) -> Facts {
         heartbeat_listen,
         http: manager
             .http_listen
-            .map(|listen| (listen, listener(listen.ip(), listen.port()))),
-        receiver: receiver(heartbeat_listen.ip(), heartbeat_listen.port()),
+            .map(|listen| (listen, tcp_holder(listen.ip(), listen.port()))),
+        receiver: udp_holder(heartbeat_listen.ip(), heartbeat_listen.port()),
         managers: holders(managers),
         elsewhere: holders(elsewhere),
         others: foreign_programs(&manager.pin_path),
@@ -159,7 +159,7 @@ struct Port<'a> {
     check: &'static str,
     /// Protocol and address.
     at: String,
-    receiver: &'a Receiver,
+    receiver: &'a PortHolder,
     /// What a process does at the port.
     verb: &'static str,
     /// What the manager does there.
@@ -222,18 +222,18 @@ fn at_port(facts: &Facts, port: Port<'_>) -> Finding {
     } = &port;
     let is_running = matches!(facts.answer, ControlReply::Status(..));
     match port.receiver {
-        Receiver::Free if is_running => port.unused,
-        Receiver::Free => Finding::ok(check, format!("{at} is free for a manager")),
-        Receiver::Known(holder) if facts.pid == Some(holder.pid) => {
+        PortHolder::Free if is_running => port.unused,
+        PortHolder::Free => Finding::ok(check, format!("{at} is free for a manager")),
+        PortHolder::Known(holder) if facts.pid == Some(holder.pid) => {
             Finding::ok(check, format!("the manager {}", port.own))
         }
         // A manager that works is not ended: which of two should serve, the operator knows.
-        Receiver::Known(holder) if facts.managers.contains(holder) => Finding::problem(
+        PortHolder::Known(holder) if facts.managers.contains(holder) => Finding::problem(
             check,
             format!("{at} belongs to {holder}, a second manager"),
             format!("choose another: {}", port.another),
         ),
-        Receiver::Known(holder) => Finding::problem(
+        PortHolder::Known(holder) => Finding::problem(
             check,
             format!("{at} belongs to {holder}: {}", port.prevented),
             format!(
@@ -241,15 +241,15 @@ fn at_port(facts: &Facts, port: Port<'_>) -> Finding {
                 holder.pid, port.another
             ),
         ),
-        Receiver::Unknown if is_running && facts.pid.is_none() => {
+        PortHolder::Unknown if is_running && facts.pid.is_none() => {
             Finding::ok(check, format!("a process {verb} at {at}"))
         }
-        Receiver::Unknown if matches!(facts.answer, ControlReply::Forbidden) => Finding::warning(
+        PortHolder::Unknown if matches!(facts.answer, ControlReply::Forbidden) => Finding::warning(
             check,
             format!("this user may not see which process {verb} at {at}"),
             "sudo memlb doctor",
         ),
-        Receiver::Unknown => Finding::problem(
+        PortHolder::Unknown => Finding::problem(
             check,
             format!("{at} belongs to another user's program"),
             port.list,
@@ -369,7 +369,7 @@ pub mod tests {
         }
     }
 
-    fn running(receiver: Receiver, managers: &[i32]) -> Facts {
+    fn running(receiver: PortHolder, managers: &[i32]) -> Facts {
         Facts {
             control_socket: "/run/memlb/manager.sock".into(),
             answer: ControlReply::Status(Box::new(status())),
@@ -383,7 +383,7 @@ pub mod tests {
         }
     }
 
-    fn absent(receiver: Receiver, managers: &[i32]) -> Facts {
+    fn absent(receiver: PortHolder, managers: &[i32]) -> Facts {
         Facts {
             answer: ControlReply::NoManager,
             pid: None,
@@ -399,8 +399,8 @@ pub mod tests {
 
     #[test]
     fn one_manager_that_receives_is_well() {
-        assert_eq!(problems(&running(Receiver::Known(memlb(7)), &[7])), []);
-        assert_eq!(problems(&absent(Receiver::Free, &[])), []);
+        assert_eq!(problems(&running(PortHolder::Known(memlb(7)), &[7])), []);
+        assert_eq!(problems(&absent(PortHolder::Free, &[])), []);
     }
 
     #[test]
@@ -409,13 +409,13 @@ pub mod tests {
             pid: 99,
             program: "python3".to_owned(),
         };
-        let found = problems(&absent(Receiver::Known(python), &[]));
+        let found = problems(&absent(PortHolder::Known(python), &[]));
         found[0].assert(
             Severity::Problem,
             "belongs to python3 (process 99)",
             "kill 99 ",
         );
-        let deaf = problems(&running(Receiver::Free, &[7]));
+        let deaf = problems(&running(PortHolder::Free, &[7]));
         assert!(deaf[0].found.contains("does not receive"));
     }
 
@@ -427,21 +427,21 @@ pub mod tests {
             program: "nginx".to_owned(),
         };
         let taken = Facts {
-            http: at(Receiver::Known(nginx)),
-            ..absent(Receiver::Free, &[])
+            http: at(PortHolder::Known(nginx)),
+            ..absent(PortHolder::Free, &[])
         };
         let found = problems(&taken);
         let says = "TCP 127.0.0.1:9998 belongs to nginx (process 99)";
         found[0].assert(Severity::Problem, says, "kill 99 ");
         found[0].assert(Severity::Problem, says, "--http-listen");
         let own = Facts {
-            http: at(Receiver::Known(memlb(7))),
-            ..running(Receiver::Known(memlb(7)), &[7])
+            http: at(PortHolder::Known(memlb(7))),
+            ..running(PortHolder::Known(memlb(7)), &[7])
         };
         assert_eq!(problems(&own), []);
         let free = Facts {
-            http: at(Receiver::Free),
-            ..absent(Receiver::Free, &[])
+            http: at(PortHolder::Free),
+            ..absent(PortHolder::Free, &[])
         };
         assert_eq!(problems(&free), []);
     }
@@ -452,25 +452,25 @@ pub mod tests {
             elsewhere: vec![memlb(7)],
             ..facts
         };
-        let found = problems(&elsewhere(running(Receiver::Free, &[])));
+        let found = problems(&elsewhere(running(PortHolder::Free, &[])));
         assert_eq!(found.len(), 1, "{found:?}");
         let says = "in another network namespace";
         let remedy = "nsenter --target 7 --net --mount memlb doctor";
         found[0].assert(Severity::Problem, says, remedy);
-        let stranger = Receiver::Known(Holder {
+        let stranger = PortHolder::Known(Holder {
             pid: 99,
             program: "python3".to_owned(),
         });
         let taken = problems(&elsewhere(absent(stranger, &[])));
         assert!(taken[0].found.contains("belongs to python3"), "{taken:?}");
-        let absent = findings(&elsewhere(absent(Receiver::Free, &[])));
+        let absent = findings(&elsewhere(absent(PortHolder::Free, &[])));
         assert!(absent.iter().any(|it| it.found.contains("is free")));
         (absent.last().unwrap()).assert(Severity::Warning, says, remedy);
     }
 
     #[test]
     fn reports_two_managers() {
-        let found = problems(&running(Receiver::Known(memlb(7)), &[7, 8]));
+        let found = problems(&running(PortHolder::Known(memlb(7)), &[7, 8]));
         assert_eq!(found.len(), 1);
         let text = &found[0].found;
         assert!(
@@ -482,7 +482,7 @@ pub mod tests {
         assert!(text.contains("serves nothing that can be read"), "{text}");
         let remedy = found[0].remedy.as_ref().unwrap();
         assert!(!remedy.contains("kill"), "{remedy}");
-        let found = problems(&absent(Receiver::Known(memlb(7)), &[7]));
+        let found = problems(&absent(PortHolder::Known(memlb(7)), &[7]));
         assert_eq!(found.len(), 2, "{found:?}");
         assert!(found[0].found.contains("not with the control socket"));
         assert!(found[1].found.contains("a second manager"));

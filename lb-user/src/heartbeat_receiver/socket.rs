@@ -21,7 +21,7 @@ use tracing::debug;
 
 use crate::{
     dual_stack::both_families,
-    sockets::{Receiver, receiver},
+    sockets::{PortHolder, udp_holder},
 };
 
 /// A flood of small datagrams fills the kernel's default of 208 KiB in milliseconds, and heartbeats would be
@@ -71,8 +71,8 @@ impl Socket {
         let socket = bind(address).map_err(|error| {
             let hint = match error.kind() {
                 io::ErrorKind::AddrInUse => {
-                    let holder = match receiver(address.ip(), address.port()) {
-                        Receiver::Known(holder) => format!("by {holder}"),
+                    let holder = match udp_holder(address.ip(), address.port()) {
+                        PortHolder::Known(holder) => format!("by {holder}"),
                         _ => "by another process".to_owned(),
                     };
                     format!(

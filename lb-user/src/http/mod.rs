@@ -30,7 +30,7 @@ use tokio::sync::{Semaphore, oneshot};
 use self::{guard::HostNames, timeline::Recorder};
 use crate::{
     manager::ManagerHandle,
-    sockets::{Receiver, listener},
+    sockets::{PortHolder, tcp_holder},
 };
 
 /// The listening socket.
@@ -129,8 +129,8 @@ impl Drop for ServerThread {
 fn bind_error(address: SocketAddr, error: &io::Error) -> anyhow::Error {
     let hint = match error.kind() {
         io::ErrorKind::AddrInUse => {
-            let holder = match listener(address.ip(), address.port()) {
-                Receiver::Known(holder) => format!("by {holder}"),
+            let holder = match tcp_holder(address.ip(), address.port()) {
+                PortHolder::Known(holder) => format!("by {holder}"),
                 _ => "by another process".to_owned(),
             };
             format!(

@@ -12,8 +12,8 @@ use crate::{
     config::Config,
     datapath::{Datapath, PeerTables},
     peer::{
-        InForce, OwnInterface, PeerListener, PeerSettings, Registers, Replication, Replicator,
-        Topology,
+        OperatorStateWatch, OwnInterface, PeerListener, PeerSettings, Registers, Replication,
+        Replicator, Topology,
     },
 };
 
@@ -41,7 +41,7 @@ pub(super) fn start(
     let Some(listener) = listener else {
         return Ok(None);
     };
-    let replication = datapath.replication()?;
+    let replication = datapath.replication_tables()?;
     let registers = StateFile::<Registers>::load(
         &config.manager.state_file.with_file_name("peers.json"),
         "the orders of all managers",
@@ -53,7 +53,7 @@ pub(super) fn start(
         replication,
         datapath.pin_path(),
         topology,
-        InForce {
+        OperatorStateWatch {
             overrides: state_files.overrides.contents(),
             membership: state_files.membership.contents(),
             denied: state_files.denied.contents(),

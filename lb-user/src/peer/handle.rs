@@ -10,7 +10,7 @@ use std::{
 
 use tokio::time::{Instant, sleep};
 
-use super::{PeerSettings, PeerStatus, slot::Slot};
+use super::{PeerSettings, PeerStatus, remote::RemotePeer};
 
 /// How often a waiting handover looks again; longer than the time from an event to the queue.
 const POLL: Duration = Duration::from_millis(12);
@@ -21,7 +21,7 @@ pub struct Peers(Arc<Shared>);
 
 #[derive(Debug, Default)]
 struct Shared {
-    slots: Mutex<Arc<[Slot]>>,
+    remotes: Mutex<Arc<[RemotePeer]>>,
     serving: AtomicU16,
 }
 
@@ -34,22 +34,25 @@ impl Peers {
 
     /// Begins with new states of other peers.
     pub fn replace(&self, peers: impl IntoIterator<Item = PeerSettings>) {
-        *self.lock() = peers.into_iter().map(Slot::new).collect();
+        *self.lock() = peers.into_iter().map(RemotePeer::new).collect();
     }
 
     /// Whether these are the peers, with the same addresses and keys.
     pub fn is_same_as(&self, peers: &[PeerSettings]) -> bool {
-        let slots = self.slots();
-        let mut pairs = slots.iter().zip(peers);
-        slots.len() == peers.len() && pairs.all(|(slot, peer)| slot.settings.is_same(peer))
+        let remotes = self.remotes();
+        let mut pairs = remotes.iter().zip(peers);
+        remotes.len() == peers.len() && pairs.all(|(remote, peer)| remote.settings.is_same(peer))
     }
 
-    fn lock(&self) -> MutexGuard<'_, Arc<[Slot]>> {
-        self.0.slots.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Arc<[RemotePeer]>> {
+        self.0
+            .remotes
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     pub fn statuses(&self) -> Vec<PeerStatus> {
-        self.slots().iter().map(Slot::status).collect()
+        self.remotes().iter().map(RemotePeer::status).collect()
     }
 
     /// Notes how many backends of this manager can take connections.
@@ -67,13 +70,13 @@ impl Peers {
         let end = Instant::now() + wait;
         // What happened before this call is in the queues then.
         sleep(POLL).await;
-        let slots = self.slots();
-        let reported: Vec<u64> = slots.iter().map(|it| it.lock().reported()).collect();
+        let remotes = self.remotes();
+        let reported: Vec<u64> = remotes.iter().map(|it| it.lock().reported()).collect();
         loop {
             let serving = self.0.serving.load(Ordering::Relaxed);
-            let slots = slots.iter().zip(&reported);
+            let remotes = remotes.iter().zip(&reported);
             let missing =
-                slots.filter_map(|(slot, reported)| slot.lock().missing(*reported, serving));
+                remotes.filter_map(|(remote, reported)| remote.lock().missing(*reported, serving));
             let missing: Vec<String> = missing.collect();
             match missing.is_empty() {
                 true => return Ok(()),
@@ -83,7 +86,7 @@ impl Peers {
         }
     }
 
-    pub(super) fn slots(&self) -> Arc<[Slot]> {
+    pub(super) fn remotes(&self) -> Arc<[RemotePeer]> {
         Arc::clone(&self.lock())
     }
 }
@@ -96,7 +99,7 @@ mod tests {
     use super::*;
     use crate::{
         keys::{KeyId, PeerKeys, SigningKey},
-        peer::{slot::Sent, wire::About},
+        peer::{remote::SentFrame, wire::About},
     };
 
     #[tokio::test]
@@ -112,12 +115,12 @@ mod tests {
             missing,
             ["manager2 is not connected: it has not answered yet"]
         );
-        let slots = peers.slots();
-        let link = || slots[0].lock();
+        let remotes = peers.remotes();
+        let link = || remotes[0].lock();
         link().connected(1);
         let losses = link().losses;
         let now = std::time::Instant::now();
-        let sent = |sequence, completes| Sent {
+        let sent = |sequence, completes| SentFrame {
             sequence,
             bytes: 100,
             at: now,
@@ -126,7 +129,7 @@ mod tests {
             completes,
         };
         link().record_sent(sent(0, Some(losses)));
-        slots[0].push(&[FlowRecord::default()]);
+        remotes[0].push(&[FlowRecord::default()]);
         link().dequeue(1, &mut Vec::new());
         link().record_sent(sent(1, None));
         let missing = peers.flush(Duration::ZERO).await.unwrap_err();
@@ -138,7 +141,7 @@ mod tests {
         let goes_on = async {
             sleep(POLL * 3).await;
             // What happens later is not waited for.
-            slots[0].push(&[FlowRecord::default(); 2]);
+            remotes[0].push(&[FlowRecord::default(); 2]);
             link().handle_acknowledgement(1, now);
         };
         let (waited, ()) = tokio::join!(waits, goes_on);

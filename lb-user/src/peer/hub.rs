@@ -20,13 +20,13 @@ use super::{
     confirmed::Confirmed,
     handle::Peers,
     kernel::{Kernel, Outcomes, Scan},
-    slot::Slot,
+    remote::RemotePeer,
     topology::Topology,
     wire::{Hello, PROTOCOLS},
 };
 
 /// The index of an interface of this manager, and link addresses.
-type Link = (u32, PeerLink);
+type InterfaceLink = (u32, PeerLink);
 
 /// Who this manager is, and when it acts.
 #[derive(Debug, Clone)]
@@ -42,7 +42,7 @@ pub struct LocalManager {
 pub struct Hub {
     pub own: LocalManager,
     /// Of the peers at the start of the replication.
-    pub slots: Arc<[Slot]>,
+    pub remotes: Arc<[RemotePeer]>,
     pub topology: watch::Receiver<Topology>,
     tables: Mutex<Tables>,
     /// The number of the newest incoming session of each peer.
@@ -53,7 +53,7 @@ struct Tables {
     kernel: Box<dyn Kernel>,
     confirmed: Confirmed,
     /// As last written: the living peers, and whether one is incomplete.
-    links: (Vec<Link>, bool),
+    links: (Vec<InterfaceLink>, bool),
     addresses: BTreeSet<IpAddr>,
 }
 
@@ -66,13 +66,13 @@ impl fmt::Debug for Hub {
 impl Hub {
     pub fn new(
         own: LocalManager,
-        slots: Arc<[Slot]>,
+        remotes: Arc<[RemotePeer]>,
         topology: watch::Receiver<Topology>,
         kernel: Box<dyn Kernel>,
     ) -> Self {
         Self {
-            incoming: slots.iter().map(|_| AtomicU64::new(0)).collect(),
-            slots,
+            incoming: remotes.iter().map(|_| AtomicU64::new(0)).collect(),
+            remotes,
             own,
             topology,
             tables: Mutex::new(Tables {
@@ -84,20 +84,20 @@ impl Hub {
         }
     }
 
-    pub fn slot(&self, peer: usize) -> &Slot {
-        &self.slots[peer]
+    pub fn remote(&self, peer: usize) -> &RemotePeer {
+        &self.remotes[peer]
     }
 
     /// Passes what happened to connections here to all peers.
     pub fn publish(&self, records: &[FlowRecord]) {
-        self.slots.iter().for_each(|slot| slot.push(records));
+        self.remotes.iter().for_each(|remote| remote.push(records));
     }
 
     /// Notes that events of the kernel were lost.
     pub fn record_loss(&self, records: u64) {
-        for slot in &*self.slots {
-            slot.lock().record_loss(records);
-            slot.wake.notify_one();
+        for remote in &*self.remotes {
+            remote.lock().record_loss(records);
+            remote.wake.notify_one();
         }
     }
 
@@ -184,8 +184,8 @@ impl Hub {
         let mut addresses: BTreeSet<IpAddr> = topology.nat_sources.iter().copied().collect();
         let mut links = Vec::new();
         let mut incomplete = false;
-        for slot in &*self.slots {
-            let mut link = slot.lock();
+        for remote in &*self.remotes {
+            let mut link = remote.lock();
             let Some(about) = link.about.clone() else {
                 continue;
             };
@@ -215,7 +215,7 @@ impl Hub {
 
 impl Tables {
     /// What cannot be written is tried again at the next change or tick.
-    fn write(&mut self, links: (Vec<Link>, bool), addresses: BTreeSet<IpAddr>) {
+    fn write(&mut self, links: (Vec<InterfaceLink>, bool), addresses: BTreeSet<IpAddr>) {
         if addresses != self.addresses {
             let list: Vec<IpAddr> = addresses.iter().copied().collect();
             match self.kernel.set_addresses(&list) {

@@ -26,7 +26,7 @@ use crate::{
     manager::{ManagerHandle, StateFile},
     membership::Membership,
 };
-pub use register::{Entry, Registers};
+pub use register::{OrderEntry, Registers};
 
 /// The most bytes of JSON in a frame.
 const FRAME_BYTES: usize = 32 * 1024;
@@ -36,14 +36,14 @@ const RETRY: Duration = Duration::from_secs(30);
 
 /// Orders that a peer has sent.
 #[derive(Debug)]
-pub struct Received {
+pub struct ReceivedOrders {
     pub peer: usize,
     pub json: Vec<u8>,
 }
 
 /// What is in force here, with the number of its version.
 #[derive(Debug)]
-pub struct InForce {
+pub struct OperatorStateWatch {
     pub overrides: watch::Receiver<(u64, AdminOverrides)>,
     pub membership: watch::Receiver<(u64, Membership)>,
     pub denied: watch::Receiver<(u64, DenyList)>,
@@ -131,8 +131,8 @@ impl Outbox {
 /// Keeps registers and what is in force the same, until the manager ends.
 pub async fn run(
     exchange: OrderExchange,
-    mut in_force: InForce,
-    mut received: mpsc::Receiver<Received>,
+    mut in_force: OperatorStateWatch,
+    mut received: mpsc::Receiver<ReceivedOrders>,
     manager: ManagerHandle,
     own_name: String,
     file: StateFile<Registers>,
@@ -168,8 +168,8 @@ struct Orders {
 
 impl Orders {
     /// Stamps what was changed here.
-    fn note_changes(&mut self, in_force: &mut InForce) {
-        let now = register::InForce {
+    fn note_changes(&mut self, in_force: &mut OperatorStateWatch) {
+        let now = register::OperatorState {
             overrides: in_force.overrides.borrow_and_update().1.clone(),
             membership: in_force.membership.borrow_and_update().1.clone(),
             denied: in_force.denied.borrow_and_update().1.clone(),
@@ -186,8 +186,8 @@ impl Orders {
         self.exchange.changes.send_replace(());
     }
 
-    async fn receive(&mut self, news: Received, in_force: &mut InForce) {
-        let entries: Vec<Entry> = match serde_json::from_slice(&news.json) {
+    async fn receive(&mut self, news: ReceivedOrders, in_force: &mut OperatorStateWatch) {
+        let entries: Vec<OrderEntry> = match serde_json::from_slice(&news.json) {
             Ok(entries) => entries,
             // The frame is signed: a version that has other kinds of entries sent it.
             Err(error) => return warn!("orders of a peer: {error}"),
@@ -203,7 +203,7 @@ impl Orders {
     }
 
     /// Brings what is in force in line with the registers.
-    async fn apply(&mut self, in_force: &mut InForce) {
+    async fn apply(&mut self, in_force: &mut OperatorStateWatch) {
         let pending = self.exchange.lock().pending();
         for entry in pending {
             let applied = apply::apply(&entry, in_force, &self.manager).await;

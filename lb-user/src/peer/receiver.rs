@@ -20,9 +20,9 @@ use super::{
     dictionary::{Incoming, Untranslated},
     hub::Hub,
     kernel::Outcomes,
-    orders::Received,
+    orders::ReceivedOrders,
+    remote::RemotePeer,
     session::{self, Session, SessionError},
-    slot::Slot,
     topology::Topology,
     wire::{FrameSigner, Hello, Message, Record, Refusal, Resync, Scope},
 };
@@ -44,7 +44,7 @@ const REQUEST_AGAIN: Duration = Duration::from_secs(1);
 const UNHEARD_REQUESTS: u32 = 40;
 
 /// Accepts connections for ever.
-pub async fn serve(hub: Arc<Hub>, listener: TcpListener, orders: mpsc::Sender<Received>) {
+pub async fn serve(hub: Arc<Hub>, listener: TcpListener, orders: mpsc::Sender<ReceivedOrders>) {
     let pending = Arc::new(Semaphore::new(MAX_PENDING_HELLOS));
     let mut sessions = JoinSet::new();
     loop {
@@ -78,18 +78,18 @@ pub async fn serve(hub: Arc<Hub>, listener: TcpListener, orders: mpsc::Sender<Re
 /// Counts a refused hello for the peer with the sender's address.
 fn refuse(hub: &Hub, from: SocketAddr, refusal: &Refusal) {
     let ip = from.ip().to_canonical();
-    let mut slots = hub.slots.iter();
-    match slots.find(|slot| slot.settings.address.ip() == ip) {
-        Some(slot) => {
+    let mut remotes = hub.remotes.iter();
+    match remotes.find(|remote| remote.settings.address.ip() == ip) {
+        Some(remote) => {
             let is_first = {
-                let mut link = slot.lock();
+                let mut link = remote.lock();
                 link.refused(refusal);
                 link.shown.refused_frames.get(refusal.name()) == Some(&1)
             };
             if is_first {
                 warn!(
                     "peer {}: its hello is refused: {refusal}",
-                    slot.settings.name
+                    remote.settings.name
                 );
             }
         }
@@ -100,11 +100,11 @@ fn refuse(hub: &Hub, from: SocketAddr, refusal: &Refusal) {
 async fn accept(hub: &Hub, stream: TcpStream) -> Result<(usize, Session), SessionError> {
     let hello = hub.hello().map_err(std::io::Error::other)?;
     let peer = |name: &str| {
-        let mut slots = hub.slots.iter();
-        slots.position(|slot| slot.settings.name == name)
+        let mut remotes = hub.remotes.iter();
+        remotes.position(|remote| remote.settings.name == name)
     };
     let session = session::accept(stream, &hello, |name| match peer(name) {
-        Some(peer) => Ok(&hub.slot(peer).settings.keys),
+        Some(peer) => Ok(&hub.remote(peer).settings.keys),
         None if name == hub.own.name => Err(Refusal::OwnName {
             name: name.to_owned(),
         }),
@@ -118,12 +118,12 @@ async fn accept(hub: &Hub, stream: TcpStream) -> Result<(usize, Session), Sessio
     Ok((peer, session))
 }
 
-async fn receive(hub: &Hub, peer: usize, session: Session, orders: mpsc::Sender<Received>) {
-    let slot = hub.slot(peer);
+async fn receive(hub: &Hub, peer: usize, session: Session, orders: mpsc::Sender<ReceivedOrders>) {
+    let remote = hub.remote(peer);
     let mut receiver = Receiver {
         hub,
         peer,
-        slot,
+        remote,
         orders,
         topology: hub.topology.clone(),
         dictionary: Incoming::default(),
@@ -140,7 +140,7 @@ async fn receive(hub: &Hub, peer: usize, session: Session, orders: mpsc::Sender<
     let mut writer = session.writer;
     let error = loop {
         match timeout(SILENCE, frames.fill()).await {
-            Ok(Ok(bytes)) => slot.lock().shown.bytes_received += bytes as u64,
+            Ok(Ok(bytes)) => remote.lock().shown.bytes_received += bytes as u64,
             Ok(Err(error)) => break error,
             Err(_) => break SessionError::Silent,
         }
@@ -171,8 +171,8 @@ async fn receive(hub: &Hub, peer: usize, session: Session, orders: mpsc::Sender<
 struct Receiver<'a> {
     hub: &'a Hub,
     peer: usize,
-    slot: &'a Slot,
-    orders: mpsc::Sender<Received>,
+    remote: &'a RemotePeer,
+    orders: mpsc::Sender<ReceivedOrders>,
     topology: watch::Receiver<Topology>,
     dictionary: Incoming,
     /// What the peer said of itself at the beginning.
@@ -191,7 +191,7 @@ struct Receiver<'a> {
 impl Receiver<'_> {
     async fn handle(&mut self, message: Option<Message>) -> Result<(), SessionError> {
         self.is_newest()?;
-        self.slot.lock().set_living(Instant::now(), true);
+        self.remote.lock().set_living(Instant::now(), true);
         if self.topology.has_changed().unwrap_or(false) {
             let topology = self.topology.borrow_and_update().clone();
             self.wants_all |= self.dictionary.set_topology(&topology);
@@ -214,11 +214,11 @@ impl Receiver<'_> {
             }
             Some(Message::Resync(step)) => self.note_resync(step),
             Some(Message::About(about)) => {
-                self.slot.lock().about = Some(about);
+                self.remote.lock().about = Some(about);
                 self.hub.update_tables(Instant::now());
             }
             Some(Message::Orders(json)) => {
-                let received = Received {
+                let received = ReceivedOrders {
                     peer: self.peer,
                     json,
                 };
@@ -239,7 +239,7 @@ impl Receiver<'_> {
                 let number = self.hub.begin_incoming(self.peer, self.hello.epoch);
                 self.number = Some(number);
                 // The first frame that is right shows that the hello is no recording.
-                let mut link = self.slot.lock();
+                let mut link = self.remote.lock();
                 link.shown.received_complete = false;
                 link.handle_hello(self.hello.epoch, &self.hello.about);
                 number
@@ -277,12 +277,15 @@ impl Receiver<'_> {
                 }
             }
             Err(error) => {
-                warn!("connections of peer {}: {error:#}", self.slot.settings.name);
+                warn!(
+                    "connections of peer {}: {error:#}",
+                    self.remote.settings.name
+                );
                 *outcomes.entry("failed").or_default() += flows.len() as u64;
                 self.wants_all = true;
             }
         }
-        self.slot.lock().count(records.len(), outcomes);
+        self.remote.lock().count(records.len(), outcomes);
         Ok(())
     }
 
@@ -290,14 +293,14 @@ impl Receiver<'_> {
         match step {
             Resync::Finished(scope) => {
                 match self.hub.finish(self.peer) {
-                    Ok(outcomes) => self.slot.lock().count(0, outcomes),
+                    Ok(outcomes) => self.remote.lock().count(0, outcomes),
                     Err(error) => warn!("connections that no peer has any more: {error:#}"),
                 }
                 if scope == Scope::Full && !self.wants_all {
-                    self.slot.lock().shown.received_complete = true;
+                    self.remote.lock().shown.received_complete = true;
                 }
             }
-            Resync::Partial(Scope::Full) => self.slot.lock().shown.received_complete = false,
+            Resync::Partial(Scope::Full) => self.remote.lock().shown.received_complete = false,
             Resync::Partial(Scope::Carried) | Resync::Begun(_) | Resync::Requested => {}
         }
     }
@@ -314,7 +317,7 @@ impl Receiver<'_> {
         let may_request = self.requested.is_none_or(|at| at.elapsed() > REQUEST_AGAIN);
         if self.wants_all && may_request {
             (self.wants_all, self.requested) = (false, Some(Instant::now()));
-            self.slot.lock().shown.received_complete = false;
+            self.remote.lock().shown.received_complete = false;
             Message::Resync(Resync::Requested).sign(&mut self.signer, &mut self.out);
         }
         if self.out.is_empty() {
@@ -322,13 +325,13 @@ impl Receiver<'_> {
         }
         let written = timeout(SILENCE, writer.write_all(&self.out)).await;
         written.map_err(|_| SessionError::Silent)??;
-        self.slot.lock().shown.bytes_sent += self.out.len() as u64;
+        self.remote.lock().shown.bytes_sent += self.out.len() as u64;
         self.out.clear();
         Ok(())
     }
 
     fn end(&self, error: &SessionError) {
-        let mut link = self.slot.lock();
+        let mut link = self.remote.lock();
         if let SessionError::Refused(refusal) = error {
             link.refused(refusal);
         }
@@ -338,7 +341,7 @@ impl Receiver<'_> {
             link.shown.received_complete = false;
         }
         drop(link);
-        let name = &self.slot.settings.name;
+        let name = &self.remote.settings.name;
         match error {
             SessionError::Refused(refusal) => warn!("peer {name}: {refusal}"),
             error => debug!("records of peer {name}: {error}"),

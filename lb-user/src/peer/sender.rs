@@ -21,8 +21,8 @@ use super::{
     hub::Hub,
     kernel::Scan,
     orders::Outbox,
+    remote::{RemotePeer, SentFrame},
     session::{self, FrameReader, Session, SessionError},
-    slot::{Sent, Slot},
     topology::Topology,
     wire::{About, FrameSigner, Message, Record, Resync, Scope},
 };
@@ -56,17 +56,17 @@ const PAUSE: Duration = Duration::from_secs(1);
 
 /// Connects to a peer for ever.
 pub async fn run(hub: Arc<Hub>, peer: usize, mut outbox: Outbox) {
-    let slot = hub.slot(peer);
+    let remote = hub.remote(peer);
     let mut reported = String::new();
     loop {
-        let error = attempt(&hub, slot, &mut outbox).await;
+        let error = attempt(&hub, remote, &mut outbox).await;
         let state = match &error {
             SessionError::Refused(_) | SessionError::Unanswered => PeerState::Refused,
             _ => PeerState::Connecting,
         };
         let reason = error.to_string();
         let was_connected = {
-            let mut link = slot.lock();
+            let mut link = remote.lock();
             if let SessionError::Refused(refusal) = &error {
                 link.refused(refusal);
             }
@@ -76,8 +76,8 @@ pub async fn run(hub: Arc<Hub>, peer: usize, mut outbox: Outbox) {
         };
         hub.update_tables(Instant::now());
         if reported != reason || was_connected {
-            let name = &slot.settings.name;
-            warn!("peer {name} at {}: {reason}", slot.settings.address);
+            let name = &remote.settings.name;
+            warn!("peer {name} at {}: {reason}", remote.settings.address);
             reported = reason;
         }
         match (state, was_connected) {
@@ -90,16 +90,16 @@ pub async fn run(hub: Arc<Hub>, peer: usize, mut outbox: Outbox) {
 }
 
 /// Connects once, and sends until that ends.
-async fn attempt(hub: &Hub, slot: &Slot, outbox: &mut Outbox) -> SessionError {
-    let connected = timeout(CONNECT_TIMEOUT, TcpStream::connect(slot.settings.address)).await;
+async fn attempt(hub: &Hub, remote: &RemotePeer, outbox: &mut Outbox) -> SessionError {
+    let connected = timeout(CONNECT_TIMEOUT, TcpStream::connect(remote.settings.address)).await;
     let connected = connected.unwrap_or_else(|_| Err(ErrorKind::TimedOut.into()));
     let answers = match &connected {
         Ok(_) => true,
         Err(error) => error.kind() == ErrorKind::ConnectionRefused,
     };
     match answers {
-        true => slot.lock().set_living(Instant::now(), false),
-        false => slot.lock().set_silent(),
+        true => remote.lock().set_living(Instant::now(), false),
+        false => remote.lock().set_silent(),
     }
     hub.update_tables(Instant::now());
     let stream = match connected {
@@ -110,16 +110,16 @@ async fn attempt(hub: &Hub, slot: &Slot, outbox: &mut Outbox) -> SessionError {
         Ok(hello) => hello,
         Err(error) => return std::io::Error::other(error).into(),
     };
-    let keys = &slot.settings.keys;
-    match session::connect(stream, &hello, keys, &slot.settings.name).await {
-        Ok(session) => converse(hub, slot, outbox, session, hello.about).await,
+    let keys = &remote.settings.keys;
+    match session::connect(stream, &hello, keys, &remote.settings.name).await {
+        Ok(session) => converse(hub, remote, outbox, session, hello.about).await,
         Err(error) => error,
     }
 }
 
 async fn converse(
     hub: &Hub,
-    slot: &Slot,
+    remote: &RemotePeer,
     outbox: &mut Outbox,
     session: Session,
     sent_about: About,
@@ -134,7 +134,7 @@ async fn converse(
     let (name, version) = (&hello.name, &hello.version);
     info!("peer {name}: connected; it runs memlb {version}, protocol {protocol}");
     {
-        let mut link = slot.lock();
+        let mut link = remote.lock();
         link.connected(protocol);
         link.shown.version.clone_from(version);
         link.set_living(Instant::now(), true);
@@ -144,14 +144,14 @@ async fn converse(
     outbox.restart();
     let mut transmitter = Transmitter {
         hub,
-        slot,
+        remote,
         topology: hub.topology.clone(),
         sent_about,
         dictionary: Outgoing::default(),
         signer,
         out: Vec::new(),
         sent: Vec::new(),
-        taken: slot.lock().reported(),
+        taken: remote.lock().reported(),
         transmission: None,
         refreshed: Instant::now(),
         begin_after: Instant::now(),
@@ -159,15 +159,15 @@ async fn converse(
     };
     transmitter.dictionary.set_topology(&hub.topology.borrow());
     tokio::select! {
-        error = read_acknowledgements(slot, frames) => error,
+        error = read_acknowledgements(remote, frames) => error,
         error = transmitter.run(writer, outbox) => error,
     }
 }
 
-async fn read_acknowledgements(slot: &Slot, mut frames: FrameReader) -> SessionError {
+async fn read_acknowledgements(remote: &RemotePeer, mut frames: FrameReader) -> SessionError {
     loop {
         match frames.fill().await {
-            Ok(bytes) => slot.lock().shown.bytes_received += bytes as u64,
+            Ok(bytes) => remote.lock().shown.bytes_received += bytes as u64,
             Err(error) => return error,
         }
         loop {
@@ -176,18 +176,18 @@ async fn read_acknowledgements(slot: &Slot, mut frames: FrameReader) -> SessionE
                 Ok(None) => break,
                 Err(refusal) => return refusal.into(),
             };
-            let mut link = slot.lock();
+            let mut link = remote.lock();
             link.set_living(Instant::now(), true);
             match message {
                 Some(Message::Acknowledge(sequence)) => {
                     link.handle_acknowledgement(sequence, Instant::now());
                     if link.is_transmitting {
-                        slot.wake.notify_one();
+                        remote.wake.notify_one();
                     }
                 }
                 Some(Message::Resync(Resync::Requested)) => {
                     link.record_loss(0);
-                    slot.wake.notify_one();
+                    remote.wake.notify_one();
                 }
                 // Nothing else concerns the side that sends records.
                 _ => {}
@@ -207,7 +207,7 @@ struct Transmission {
 /// The side of a session that sends records.
 struct Transmitter<'a> {
     hub: &'a Hub,
-    slot: &'a Slot,
+    remote: &'a RemotePeer,
     topology: watch::Receiver<Topology>,
     /// What the peer knows of this manager.
     sent_about: About,
@@ -215,7 +215,7 @@ struct Transmitter<'a> {
     signer: FrameSigner,
     out: Vec<u8>,
     /// The frames in `out`.
-    sent: Vec<Sent>,
+    sent: Vec<SentFrame>,
     /// How many records have left the queue, those of the last frame included.
     taken: u64,
     transmission: Option<Transmission>,
@@ -234,7 +234,7 @@ impl Transmitter<'_> {
             }
             match self.out.is_empty() {
                 true => tokio::select! {
-                    () = self.slot.wake.notified() => {}
+                    () = self.remote.wake.notified() => {}
                     () = outbox.changed() => {}
                     changed = self.topology.changed() => {
                         if changed.is_err() {
@@ -251,7 +251,7 @@ impl Transmitter<'_> {
                     }
                 }
             }
-            let waits = self.slot.lock().waits_since();
+            let waits = self.remote.lock().waits_since();
             if waits.is_some_and(|since| since.elapsed() > SILENCE) {
                 return SessionError::Silent;
             }
@@ -262,7 +262,7 @@ impl Transmitter<'_> {
     fn gather(&mut self, outbox: &mut Outbox) -> anyhow::Result<()> {
         self.add_changed_about();
         let mut records = Vec::new();
-        let taken = self.slot.lock().dequeue(FRAME_RECORDS, &mut records);
+        let taken = self.remote.lock().dequeue(FRAME_RECORDS, &mut records);
         self.add_records(&records, Some(taken))?;
         while let Some(orders) = outbox.next() {
             self.add(&Message::Orders(orders), None, None);
@@ -293,7 +293,7 @@ impl Transmitter<'_> {
     /// Adds the next part of all connections, or begins with them when that is due.
     fn transmit(&mut self) -> anyhow::Result<()> {
         let (on_the_way, needs_all, losses) = {
-            let link = self.slot.lock();
+            let link = self.remote.lock();
             (link.bytes_on_the_way(), link.needs_all, link.losses)
         };
         if self.transmission.is_none() {
@@ -337,7 +337,7 @@ impl Transmitter<'_> {
             losses,
         });
         {
-            let mut link = self.slot.lock();
+            let mut link = self.remote.lock();
             link.is_transmitting = true;
             if scope == Scope::Full {
                 link.needs_all = false;
@@ -351,7 +351,7 @@ impl Transmitter<'_> {
     fn finish(&mut self, transmission: &Transmission) {
         let &Transmission { scope, losses, .. } = transmission;
         let is_complete = {
-            let mut link = self.slot.lock();
+            let mut link = self.remote.lock();
             link.is_transmitting = false;
             link.losses == losses
         };
@@ -364,7 +364,7 @@ impl Transmitter<'_> {
         self.begin_after = Instant::now() + if is_complete { Duration::ZERO } else { PAUSE };
     }
 
-    /// Adds connections; `taken` is what [`Link::dequeue`](super::slot::Link::dequeue) returned, of those from the queue.
+    /// Adds connections; `taken` is what [`Link::dequeue`](super::remote::Link::dequeue) returned, of those from the queue.
     fn add_records(
         &mut self,
         flows: &[FlowRecord],
@@ -384,7 +384,7 @@ impl Transmitter<'_> {
             self.taken = number;
             since
         });
-        self.slot.lock().shown.records_sent += records.len() as u64;
+        self.remote.lock().shown.records_sent += records.len() as u64;
         let mut rest = records;
         while !rest.is_empty() {
             let later = rest.split_off(rest.len().min(FRAME_RECORDS));
@@ -397,7 +397,7 @@ impl Transmitter<'_> {
     fn add(&mut self, message: &Message, since: Option<Instant>, completes: Option<u64>) {
         let begin = self.out.len();
         let sequence = message.sign(&mut self.signer, &mut self.out);
-        self.sent.push(Sent {
+        self.sent.push(SentFrame {
             sequence,
             bytes: self.out.len() - begin,
             at: since.unwrap_or_else(Instant::now),
@@ -410,7 +410,7 @@ impl Transmitter<'_> {
     async fn write(&mut self, writer: &mut OwnedWriteHalf) -> Result<(), SessionError> {
         // Before they leave, so that no acknowledgement comes first.
         {
-            let mut link = self.slot.lock();
+            let mut link = self.remote.lock();
             self.sent
                 .drain(..)
                 .for_each(|frame| link.record_sent(frame));

@@ -310,13 +310,13 @@ async fn a_peer_that_was_away_learns_what_happened_meanwhile() {
         one.happens(record_kind::OPENED, port);
     }
     until("all are known", || other.flow(299).is_some()).await;
-    let address = one.hub.slot(0).settings.address;
+    let address = one.hub.remote(0).settings.address;
     other.tasks.shutdown().await;
     until("its death is seen", || !one.status().complete).await;
     one.happens(record_kind::ENDED, 7);
     one.happens(record_kind::OPENED, 300);
     let again = TcpListener::bind(address).await.unwrap();
-    let first = other.hub.slot(0).settings.address;
+    let first = other.hub.remote(0).settings.address;
     let returned = Side::start(2, again, first, 5);
     until("it is complete again", || one.status().complete).await;
     assert_eq!(returned.memory.lock().unwrap().flows.len(), 300);
@@ -416,7 +416,7 @@ async fn packets_go_to_living_peers_only() {
     assert_eq!(links(), [(3, link)]);
     assert!(one.memory.lock().unwrap().incomplete);
     // Nothing answers.
-    one.hub.slot(0).lock().set_silent();
+    one.hub.remote(0).lock().set_silent();
     one.hub.update_tables(Instant::now());
     assert_eq!(links(), []);
 }
@@ -453,7 +453,7 @@ async fn first_frame(address: SocketAddr) -> (TcpStream, Vec<u8>) {
 #[tokio::test]
 async fn forged_repeated_and_cut_frames_change_nothing_and_are_counted() {
     let (one, other) = pair().await;
-    let address = other.hub.slot(0).settings.address;
+    let address = other.hub.remote(0).settings.address;
     let flows = || one.memory.lock().unwrap().flows.len();
 
     let (_, _, answer) = hello_to(address, "manager2", 6).await;

@@ -19,9 +19,10 @@ use tracing::error;
 use super::{
     handle::Peers,
     hub::{Hub, LocalManager},
-    orders::{self, InForce, OrderExchange, Registers},
-    receiver, sender,
-    slot::PeerSettings,
+    orders::{self, OperatorStateWatch, OrderExchange, Registers},
+    receiver,
+    remote::PeerSettings,
+    sender,
     tables::{KernelTables, read_events},
     topology::Topology,
 };
@@ -127,17 +128,17 @@ pub struct Replication {
     events: FlowEvents,
     tables: KernelTables,
     topology: watch::Receiver<Topology>,
-    in_force: InForce,
+    in_force: OperatorStateWatch,
     registers: (StateFile<Registers>, Registers),
     manager: ManagerHandle,
 }
 
 impl Replication {
     pub fn new(
-        kernel: datapath::Replication,
+        kernel: datapath::ReplicationTables,
         pin_path: &Path,
         topology: watch::Receiver<Topology>,
-        in_force: InForce,
+        in_force: OperatorStateWatch,
         registers: (StateFile<Registers>, Registers),
         manager: ManagerHandle,
     ) -> Self {
@@ -232,7 +233,7 @@ async fn run(listener: PeerListener, replication: Replication) {
     );
     let hub = Arc::new(hub);
     let (sender, received) = mpsc::channel(ORDERS);
-    for peer in 0..hub.slots.len() {
+    for peer in 0..hub.remotes.len() {
         tokio::spawn(sender::run(hub.clone(), peer, exchange.outbox(peer)));
     }
     tokio::spawn(receiver::serve(hub.clone(), listener, sender));

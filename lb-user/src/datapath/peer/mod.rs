@@ -19,7 +19,7 @@ use super::Datapath;
 
 /// What the task of the peers needs of the datapath.
 #[derive(Debug)]
-pub struct Replication {
+pub struct ReplicationTables {
     pub events: FlowEvents,
     pub intake: Intake,
     pub scan: FlowScan,
@@ -32,8 +32,8 @@ impl Datapath {
     /// # Errors
     ///
     /// Names the map or program that cannot be opened.
-    pub fn replication(&mut self) -> Result<Replication> {
-        Ok(Replication {
+    pub fn replication_tables(&mut self) -> Result<ReplicationTables> {
+        Ok(ReplicationTables {
             events: FlowEvents::open(&self.pin_path)?,
             intake: self.intake()?,
             scan: FlowScan::open(&self.pin_path)?,

@@ -6,8 +6,8 @@ use anyhow::{Context, Result};
 use lb_core::{AdminAction, AdminCommand};
 
 use super::{
-    InForce,
-    register::{Entry, Subject, Value},
+    OperatorStateWatch,
+    register::{OrderEntry, Subject, Value},
 };
 use crate::{
     deny::{Denied, Prefix},
@@ -16,7 +16,11 @@ use crate::{
 };
 
 /// Applies an entry as an order of an operator's.
-pub async fn apply(entry: &Entry, in_force: &InForce, manager: &ManagerHandle) -> Result<()> {
+pub async fn apply(
+    entry: &OrderEntry,
+    in_force: &OperatorStateWatch,
+    manager: &ManagerHandle,
+) -> Result<()> {
     let by = &entry.manager;
     match (&entry.subject, &entry.value) {
         (Subject::Orders(worker), value) => {
@@ -105,7 +109,7 @@ fn ends(end: AdminAction, action: AdminAction) -> bool {
 async fn join(
     worker: &str,
     address: Option<IpAddr>,
-    in_force: &InForce,
+    in_force: &OperatorStateWatch,
     manager: &ManagerHandle,
 ) -> Result<()> {
     if in_force.membership.borrow().1.address(worker) == address {
@@ -119,7 +123,7 @@ async fn deny(
     prefix: Prefix,
     wanted: Option<&Denied>,
     by: &str,
-    in_force: &InForce,
+    in_force: &OperatorStateWatch,
     manager: &ManagerHandle,
 ) -> Result<()> {
     let before = {

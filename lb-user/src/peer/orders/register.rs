@@ -41,7 +41,7 @@ pub enum Value {
 
 /// The last change of a subject.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Entry {
+pub struct OrderEntry {
     pub subject: Subject,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub value: Option<Value>,
@@ -63,13 +63,13 @@ pub struct Entry {
 
 /// What is in force.
 #[derive(Debug, Clone, Default)]
-pub struct InForce {
+pub struct OperatorState {
     pub overrides: AdminOverrides,
     pub membership: Membership,
     pub denied: DenyList,
 }
 
-impl InForce {
+impl OperatorState {
     fn values(&self) -> BTreeMap<Subject, Value> {
         let mut orders: BTreeMap<String, Vec<AdminCommand>> = BTreeMap::new();
         for command in self.overrides.commands() {
@@ -94,35 +94,35 @@ impl InForce {
 
 /// All entries. The state file holds them.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(from = "Vec<Entry>", into = "Vec<Entry>")]
+#[serde(from = "Vec<OrderEntry>", into = "Vec<OrderEntry>")]
 pub struct Registers {
-    entries: BTreeMap<Subject, Entry>,
+    entries: BTreeMap<Subject, OrderEntry>,
     last_change: u64,
 }
 
-impl From<Vec<Entry>> for Registers {
-    fn from(entries: Vec<Entry>) -> Self {
+impl From<Vec<OrderEntry>> for Registers {
+    fn from(entries: Vec<OrderEntry>) -> Self {
         let mut registers = Self::default();
         entries.into_iter().for_each(|entry| registers.set(entry));
         registers
     }
 }
 
-impl From<Registers> for Vec<Entry> {
+impl From<Registers> for Vec<OrderEntry> {
     fn from(registers: Registers) -> Self {
         registers.entries.into_values().collect()
     }
 }
 
 impl Registers {
-    fn set(&mut self, mut entry: Entry) {
+    fn set(&mut self, mut entry: OrderEntry) {
         self.last_change += 1;
         entry.change = self.last_change;
         self.entries.insert(entry.subject.clone(), entry);
     }
 
     /// Returns the entries that were changed after `change`, the oldest change first.
-    pub fn since(&self, change: u64) -> Vec<(u64, &Entry)> {
+    pub fn since(&self, change: u64) -> Vec<(u64, &OrderEntry)> {
         let entries = self.entries.values();
         let newer = entries.filter(|entry| entry.change > change);
         let mut newer: Vec<_> = newer.map(|entry| (entry.change, entry)).collect();
@@ -131,7 +131,7 @@ impl Registers {
     }
 
     /// Takes up what was changed here; returns whether anything was.
-    pub fn note(&mut self, in_force: &InForce, now_ms: u64, manager: &str) -> bool {
+    pub fn note(&mut self, in_force: &OperatorState, now_ms: u64, manager: &str) -> bool {
         let values = in_force.values();
         let subjects: BTreeSet<&Subject> = values.keys().chain(self.entries.keys()).collect();
         let mut changed = Vec::new();
@@ -143,7 +143,7 @@ impl Registers {
             if is_same || known.is_some_and(|known| known.is_pending) {
                 continue;
             }
-            changed.push(Entry {
+            changed.push(OrderEntry {
                 subject: subject.clone(),
                 value: value.cloned(),
                 stamp: now_ms.max(known.map_or(0, |known| known.stamp + 1)),
@@ -159,7 +159,7 @@ impl Registers {
     }
 
     /// Takes up a peer's entry if it is newer; returns whether it is.
-    pub fn merge(&mut self, entry: Entry, peer: usize) -> bool {
+    pub fn merge(&mut self, entry: OrderEntry, peer: usize) -> bool {
         let known = self.entries.get(&entry.subject);
         let is_newer =
             known.is_none_or(|known| (entry.stamp, &entry.manager) > (known.stamp, &known.manager));
@@ -169,7 +169,7 @@ impl Registers {
         let is_pending = known.map_or(entry.value.is_some(), |known| {
             known.is_pending || known.value != entry.value
         });
-        self.set(Entry {
+        self.set(OrderEntry {
             from: Some(peer),
             is_pending,
             ..entry
@@ -178,13 +178,13 @@ impl Registers {
     }
 
     /// Returns the entries that are not in force here.
-    pub fn pending(&self) -> Vec<Entry> {
+    pub fn pending(&self) -> Vec<OrderEntry> {
         let entries = self.entries.values();
         entries.filter(|entry| entry.is_pending).cloned().collect()
     }
 
     /// Notes that an entry is in force here.
-    pub fn applied(&mut self, entry: &Entry) {
+    pub fn applied(&mut self, entry: &OrderEntry) {
         if let Some(known) = self.entries.get_mut(&entry.subject)
             && known.change == entry.change
         {
@@ -200,7 +200,7 @@ impl Registers {
     }
 }
 
-impl Entry {
+impl OrderEntry {
     /// Whether the value is of the subject.
     fn is_sound(&self) -> bool {
         match (&self.subject, &self.value) {

@@ -5,7 +5,7 @@ use lb_core::{AdminAction, AdminCommand, AdminOverrides, AdminState};
 use super::{
     OrderExchange,
     apply::commands,
-    register::{Entry, InForce, Registers},
+    register::{OperatorState, OrderEntry, Registers},
 };
 use crate::{
     deny::{Denied, DenyList},
@@ -27,7 +27,7 @@ const DRAIN: AdminAction = AdminAction::SetState {
     state: AdminState::Drain,
 };
 
-fn in_force(drained: &[&str], joined: &[(&str, IpAddr)], denied: &[&str]) -> InForce {
+fn in_force(drained: &[&str], joined: &[(&str, IpAddr)], denied: &[&str]) -> OperatorState {
     let entry = |worker| {
         serde_json::json!({
             "worker": worker, "service": null,
@@ -45,7 +45,7 @@ fn in_force(drained: &[&str], joined: &[(&str, IpAddr)], denied: &[&str]) -> InF
         at_ms: 1,
         reason: None,
     });
-    InForce {
+    OperatorState {
         overrides,
         membership,
         denied: DenyList::from(denied.collect::<Vec<_>>()),
@@ -56,7 +56,7 @@ fn in_force(drained: &[&str], joined: &[(&str, IpAddr)], denied: &[&str]) -> InF
 fn pass(from: &mut super::Outbox, to: &mut Registers) -> usize {
     let mut newer = 0;
     while let Some(json) = from.next() {
-        let entries: Vec<Entry> = serde_json::from_slice(&json).unwrap();
+        let entries: Vec<OrderEntry> = serde_json::from_slice(&json).unwrap();
         for entry in entries {
             newer += usize::from(to.merge(entry, 0));
         }
@@ -82,7 +82,11 @@ fn the_last_change_wins_and_a_removal_is_one() {
     let pending = other.lock().pending();
     assert_eq!(pending.len(), 3);
     // What cannot be applied yet is no change made here.
-    assert!(!other.lock().note(&InForce::default(), 1_002, "manager2"));
+    assert!(
+        !other
+            .lock()
+            .note(&OperatorState::default(), 1_002, "manager2")
+    );
     pending.iter().for_each(|entry| other.lock().applied(entry));
     assert!(!other.lock().note(&drained, 1_003, "manager2"));
     // Nothing is sent back.
@@ -130,7 +134,7 @@ fn entries_are_bounded_and_checked() {
         "value": { "orders": [command(None, AdminAction::Weight { percent: 5_000 })] },
         "stamp": 9, "manager": "manager1",
     });
-    let unsound: Entry = serde_json::from_value(unsound).unwrap();
+    let unsound: OrderEntry = serde_json::from_value(unsound).unwrap();
     assert!(!Registers::default().merge(unsound, 0));
 }
 

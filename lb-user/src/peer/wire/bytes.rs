@@ -6,9 +6,9 @@ use crate::datapath::{from_mapped, mapped};
 
 /// What is left to read.
 #[derive(Debug, Clone, Copy)]
-pub struct Input<'a>(pub &'a [u8]);
+pub struct ByteReader<'a>(pub &'a [u8]);
 
-impl<'a> Input<'a> {
+impl<'a> ByteReader<'a> {
     pub fn bytes(&mut self, length: usize) -> Option<&'a [u8]> {
         let (taken, rest) = self.0.split_at_checked(length)?;
         self.0 = rest;

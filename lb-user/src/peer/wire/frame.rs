@@ -7,7 +7,7 @@
 //! `length` counts everything after itself. `sequence` counts the frames of one direction of one session from 0 on, so
 //! that a frame cannot be repeated, left out or moved; the session's key is in no other session.
 
-use super::{Input, Refusal};
+use super::{ByteReader, Refusal};
 use crate::keys::SigningKey;
 
 /// The longest frame, its length included.
@@ -90,7 +90,7 @@ impl FrameVerifier {
     ///
     /// Says what is wrong with it. The session ends then.
     pub fn verify<'a>(&mut self, bytes: &'a [u8]) -> Result<Option<(Frame<'a>, usize)>, Refusal> {
-        let mut input = Input(bytes);
+        let mut input = ByteReader(bytes);
         let Some(length) = input.u32() else {
             return Ok(None);
         };
@@ -106,7 +106,7 @@ impl FrameVerifier {
             return Err(Refusal::BadSignature);
         }
         let malformed = || Refusal::Malformed { kind: 0 };
-        let mut input = Input(&signed[LENGTH..]);
+        let mut input = ByteReader(&signed[LENGTH..]);
         let frame = Frame {
             kind: input.u8().ok_or_else(malformed)?,
             version: input.u8().ok_or_else(malformed)?,

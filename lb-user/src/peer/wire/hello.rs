@@ -5,7 +5,7 @@ use std::{net::IpAddr, ops::RangeInclusive};
 use zeroize::Zeroizing;
 
 use super::{
-    FrameSigner, FrameVerifier, Input, Refusal,
+    ByteReader, FrameSigner, FrameVerifier, Refusal,
     bytes::{put_ip, put_short},
 };
 use crate::{
@@ -93,7 +93,7 @@ impl About {
         out.extend_from_slice(&self.serving.to_be_bytes());
     }
 
-    pub fn decode(input: &mut Input<'_>) -> Option<Self> {
+    pub fn decode(input: &mut ByteReader<'_>) -> Option<Self> {
         let digest = input.array()?;
         let sources = input.u8()?;
         let nat_sources = (0..sources)
@@ -146,7 +146,7 @@ impl Hello {
         if bytes[..seen] != MARK[..seen] {
             return Err(Refusal::NotHello);
         }
-        let mut input = Input(&bytes[seen..]);
+        let mut input = ByteReader(&bytes[seen..]);
         let Some(length) = input.u16() else {
             return Ok(None);
         };
@@ -183,7 +183,7 @@ impl Hello {
 
     /// What later versions add at the end is ignored.
     fn decode(bytes: &[u8]) -> Option<(KeyId, Self)> {
-        let mut input = Input(bytes);
+        let mut input = ByteReader(bytes);
         let id = KeyId(input.u32()?);
         let hello = Self {
             protocols: (input.u16()?, input.u16()?),

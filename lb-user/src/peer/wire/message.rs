@@ -6,7 +6,7 @@ use lb_common::headers::{PROTOCOL_TCP, PROTOCOL_UDP};
 use lb_core::{Endpoint, Mode, Protocol};
 
 use super::{
-    About, FRAME_OVERHEAD, Frame, FrameSigner, Input, MAX_FRAME, Record, Refusal,
+    About, ByteReader, FRAME_OVERHEAD, Frame, FrameSigner, MAX_FRAME, Record, Refusal,
     bytes::put_endpoint,
 };
 use crate::config::Identity;
@@ -87,13 +87,13 @@ impl Message {
         if frame.version != VERSION || !known.contains(&frame.kind) {
             return Ok(None);
         }
-        let mut input = Input(frame.content);
+        let mut input = ByteReader(frame.content);
         let message = Self::read(frame, &mut input).filter(|_| input.is_empty());
         let malformed = Refusal::Malformed { kind: frame.kind };
         message.ok_or(malformed).map(Some)
     }
 
-    fn read(frame: &Frame<'_>, input: &mut Input<'_>) -> Option<Self> {
+    fn read(frame: &Frame<'_>, input: &mut ByteReader<'_>) -> Option<Self> {
         Some(match frame.kind {
             kind::RECORDS => Self::Records(many(frame, || Record::decode(input))?),
             kind::BACKENDS => Self::Backends(many(frame, || BackendName::decode(input))?),
@@ -169,7 +169,7 @@ impl BackendName {
         put_endpoint(service.unwrap_or(endpoint).address, out);
     }
 
-    fn decode(input: &mut Input<'_>) -> Option<Self> {
+    fn decode(input: &mut ByteReader<'_>) -> Option<Self> {
         let reference = input.u16()?;
         let protocol = match input.u8()? {
             PROTOCOL_TCP => Protocol::Tcp,
@@ -213,7 +213,7 @@ impl Resync {
         }
     }
 
-    fn decode(input: &mut Input<'_>) -> Option<Self> {
+    fn decode(input: &mut ByteReader<'_>) -> Option<Self> {
         let [step, scope] = input.array()?;
         let scope = match scope {
             0 => Scope::Full,

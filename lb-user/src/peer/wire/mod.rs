@@ -10,7 +10,7 @@ mod message;
 mod record;
 mod refusal;
 
-pub use bytes::Input;
+pub use bytes::ByteReader;
 pub use frame::{FRAME_OVERHEAD, Frame, FrameSigner, FrameVerifier, MAX_FRAME};
 pub use hello::{
     About, Hello, MAX_HELLO, MAX_INTERFACES, PROTOCOLS, Role, SessionKeys, common_protocol,

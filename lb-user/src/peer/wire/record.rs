@@ -4,7 +4,7 @@
 
 use std::net::IpAddr;
 
-use super::{Input, bytes::put_ip};
+use super::{ByteReader, bytes::put_ip};
 
 /// The reference to a source address that means the client's own.
 pub const OWN_ADDRESS: u16 = 0;
@@ -84,7 +84,7 @@ impl Record {
         }
     }
 
-    pub fn decode(input: &mut Input<'_>) -> Option<Self> {
+    pub fn decode(input: &mut ByteReader<'_>) -> Option<Self> {
         let first = input.u8()?;
         let kind = match first & !IS_V6 {
             1 => RecordKind::Opened,
@@ -126,7 +126,7 @@ impl Live {
         }
     }
 
-    fn decode(input: &mut Input<'_>) -> Option<Self> {
+    fn decode(input: &mut ByteReader<'_>) -> Option<Self> {
         Some(Self {
             place: input.u8()?,
             mac: input.array()?,

@@ -39,16 +39,16 @@ pub struct PeerSettings {
 
 /// One peer. Everything in it changes in short steps.
 #[derive(Debug)]
-pub struct Slot {
+pub struct RemotePeer {
     pub settings: PeerSettings,
     /// Wakes the sender.
     pub wake: Notify,
-    link: Mutex<Link>,
+    link: Mutex<RemoteState>,
 }
 
 /// What changes of a peer.
 #[derive(Debug)]
-pub struct Link {
+pub struct RemoteState {
     /// What is counted here is what views show; the rest is filled in when it is read.
     pub shown: PeerStatus,
     since: Instant,
@@ -64,7 +64,7 @@ pub struct Link {
     /// Since when the first record of the queue waits.
     queued_at: Instant,
     /// Frames without acknowledgement: sequence, length, time, and whether they hold records.
-    unacknowledged: VecDeque<Sent>,
+    unacknowledged: VecDeque<SentFrame>,
     delays: VecDeque<Duration>,
     /// Whether the peer needs all connections.
     pub needs_all: bool,
@@ -78,7 +78,7 @@ pub struct Link {
 
 /// A frame on its way.
 #[derive(Debug, Clone, Copy)]
-pub struct Sent {
+pub struct SentFrame {
     pub sequence: u64,
     pub bytes: usize,
     pub at: Instant,
@@ -98,7 +98,7 @@ impl PeerSettings {
     }
 }
 
-impl Slot {
+impl RemotePeer {
     pub fn new(settings: PeerSettings) -> Self {
         let shown = PeerStatus {
             name: settings.name.clone(),
@@ -108,7 +108,7 @@ impl Slot {
         Self {
             settings,
             wake: Notify::new(),
-            link: Mutex::new(Link {
+            link: Mutex::new(RemoteState {
                 shown,
                 since: Instant::now(),
                 about: None,
@@ -128,7 +128,7 @@ impl Slot {
         }
     }
 
-    pub fn lock(&self) -> MutexGuard<'_, Link> {
+    pub fn lock(&self) -> MutexGuard<'_, RemoteState> {
         self.link.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -144,7 +144,7 @@ impl Slot {
     }
 }
 
-impl Link {
+impl RemoteState {
     pub fn is_connected(&self) -> bool {
         self.shown.state == PeerState::Connected
     }
@@ -253,7 +253,7 @@ impl Link {
     }
 
     /// Notes what was sent.
-    pub fn record_sent(&mut self, frame: Sent) {
+    pub fn record_sent(&mut self, frame: SentFrame) {
         self.shown.bytes_sent += frame.bytes as u64;
         self.unacknowledged.push_back(frame);
     }
