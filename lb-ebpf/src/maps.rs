@@ -28,7 +28,7 @@ use lb_common::{
     verdict::Verdict,
 };
 
-use crate::{packet_scratch::PacketScratch, peer, stages::calls};
+use crate::{packet_scratch::PacketScratch, peer};
 
 #[btf_map(name = "settings")]
 static SETTINGS: Array<Settings, 1> = Array::new();
@@ -291,6 +291,29 @@ impl<A: Family> ChoiceTables for Maps<A> {
     fn backend(&self, id: u32) -> Option<&Backend> {
         BACKENDS.get(id)
     }
+}
+
+/// The methods of [`Tables`] that call the global functions of the stages.
+macro_rules! stage_calls {
+    ($($name:ident(
+        $($scalar:ident: $scalar_type:ty),*; $($shared:ident: $target:ty),* $(; $mutable:ident: $changed:ty)?
+    ) -> $result:ty;)+) => {
+        $(
+            #[inline(always)]
+            fn $name(&self, $($scalar: $scalar_type,)* $($shared: &$target,)* $($mutable: &mut $changed)?) -> $result {
+                $(let $shared: *const $target = $shared;)*
+                $(let $mutable: *mut $changed = $mutable;)?
+                // SAFETY: references, cast to the types that they have.
+                unsafe {
+                    if A::IS_V4 {
+                        Maps::<V4>::$name($($scalar,)* $($shared.cast(),)* $($mutable.cast())?)
+                    } else {
+                        Maps::<V6>::$name($($scalar,)* $($shared.cast(),)* $($mutable.cast())?)
+                    }
+                }
+            }
+        )+
+    };
 }
 
 impl<A: Family> Tables for Maps<A> {
@@ -581,7 +604,7 @@ impl<A: Family> Tables for Maps<A> {
         }
     }
 
-    for_stages!(calls);
+    for_stages!(stage_calls);
 }
 
 /// Adds to a word atomically.

@@ -51,27 +51,3 @@ macro_rules! functions_of {
 }
 
 for_stages!(functions);
-
-/// The methods of [`Maps`] that call them.
-macro_rules! calls {
-    ($($name:ident(
-        $($scalar:ident: $scalar_type:ty),*; $($shared:ident: $target:ty),* $(; $mutable:ident: $changed:ty)?
-    ) -> $result:ty;)+) => {
-        $(
-            #[inline(always)]
-            fn $name(&self, $($scalar: $scalar_type,)* $($shared: &$target,)* $($mutable: &mut $changed)?) -> $result {
-                $(let $shared: *const $target = $shared;)*
-                $(let $mutable: *mut $changed = $mutable;)?
-                // SAFETY: references, cast to the types that they have.
-                unsafe {
-                    if A::IS_V4 {
-                        Maps::<V4>::$name($($scalar,)* $($shared.cast(),)* $($mutable.cast())?)
-                    } else {
-                        Maps::<V6>::$name($($scalar,)* $($shared.cast(),)* $($mutable.cast())?)
-                    }
-                }
-            }
-        )+
-    };
-}
-pub(crate) use calls;

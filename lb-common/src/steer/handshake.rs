@@ -12,7 +12,6 @@ use super::{
     is_left_to_tc,
     port::TimeWait,
     report::report_opened,
-    retry::{begin_retry, is_retriable},
     slot::UNANSWERED_NS,
     unknown::is_from_peer,
 };
@@ -21,6 +20,7 @@ use crate::{
     maps::{
         ALL_DIRECT, Backend, Flow, FlowKey, Handshake, direction, ended, mode, progress, ticks,
     },
+    packet::SYN_LEN,
     verdict::Verdict,
 };
 
@@ -132,6 +132,31 @@ fn belongs_to<A: Address>(handshake: &Handshake<A>, packet: &PacketMeta) -> bool
         .wrapping_sub(handshake.client_sequence)
         .wrapping_sub(1);
     beyond < EARLY_DATA || handshake.client.is_datagram()
+}
+
+/// Whether the packet refuses the handshake with a SYN that can be sent again: a RST that acknowledges exactly the SYN
+/// (RFC 9293, section 3.10.7.1), before any other reply. The SYN takes the place of the RST, which must not be longer.
+#[inline(always)]
+fn is_retriable<A: Address>(handshake: &Handshake<A>, packet: &PacketMeta) -> bool {
+    let expected = handshake.client_sequence.wrapping_add(1);
+    handshake.keeps_syn & !handshake.answered & 1 != 0
+        && packet.flags.has_rst()
+        && packet.flags.has_ack()
+        && packet.acknowledgement == expected
+        && packet.bytes < SYN_LEN as u32
+}
+
+/// Begins a retry of the handshake in `slot`. XDP leaves it to TC, which can resize every packet.
+#[inline(always)]
+fn begin_retry<T: Tables>(tables: &T, packet: &PacketMeta, slot: u32) -> Verdict {
+    if packet.in_driver {
+        return Verdict::HandedOver;
+    }
+    if let Some(mut scratch) = tables.flow_scratch() {
+        scratch.pending.slot = slot;
+        scratch.pending.keeps_syn = 1;
+    }
+    Verdict::Retried
 }
 
 /// Handles a client's packet, not a SYN, of the handshake in `slot`.

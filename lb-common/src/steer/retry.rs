@@ -1,8 +1,8 @@
 //! Refused handshakes: the SYN goes to another worker at once, and the client does not get the RST.
 //!
-//! Two functions do that, because Linux 6.1 allows 512 bytes of stack for all nested calls: [`begin_retry`] at the end
-//! of the search for the packet's handshake, and then [`retry_refused`]. The kept SYN has no data, so no server has seen
-//! any of the client's.
+//! Two functions do that, because Linux 6.1 allows 512 bytes of stack for all nested calls: `begin_retry` of
+//! `handshake.rs` at the end of the search for the packet's handshake, and then [`retry_refused`]. The kept SYN has no
+//! data, so no server has seen any of the client's.
 
 use super::{
     Decision, Exit, PacketMeta, Tables,
@@ -13,36 +13,9 @@ use super::{
     port::{NO_PORT, TimeWait, record_handshake},
 };
 use crate::{
-    address::Address,
-    maps::{Handshake, MAX_REFUSALS, mode},
-    packet::SYN_LEN,
+    maps::{MAX_REFUSALS, mode},
     verdict::Verdict,
 };
-
-/// Whether the packet refuses the handshake with a SYN that can be sent again: a RST that acknowledges exactly the SYN
-/// (RFC 9293, section 3.10.7.1), before any other reply. The SYN takes the place of the RST, which must not be longer.
-#[inline(always)]
-pub(super) fn is_retriable<A: Address>(handshake: &Handshake<A>, packet: &PacketMeta) -> bool {
-    let expected = handshake.client_sequence.wrapping_add(1);
-    handshake.keeps_syn & !handshake.answered & 1 != 0
-        && packet.flags.has_rst()
-        && packet.flags.has_ack()
-        && packet.acknowledgement == expected
-        && packet.bytes < SYN_LEN as u32
-}
-
-/// Begins a retry of the handshake in `slot`. XDP leaves it to TC, which can resize every packet.
-#[inline(always)]
-pub(super) fn begin_retry<T: Tables>(tables: &T, packet: &PacketMeta, slot: u32) -> Verdict {
-    if packet.in_driver {
-        return Verdict::HandedOver;
-    }
-    if let Some(mut scratch) = tables.flow_scratch() {
-        scratch.pending.slot = slot;
-        scratch.pending.keeps_syn = 1;
-    }
-    Verdict::Retried
-}
 
 /// The slot of the handshake that the packet has begun, if its SYN must be kept.
 #[inline(always)]
