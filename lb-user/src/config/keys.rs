@@ -21,10 +21,9 @@ use lb_core::{
 
 use super::key::{Key, Reload};
 use super::kinds::{
-    AbsolutePath, Choice, Fallback, FilePath, Flag, HostAddress, HostNames, Integer, Interfaces,
-    Kind, ListenAddress, MemoryThreshold, Name, NatSources, OptionalListenAddress, OptionalName,
-    OptionalPath, OptionalPeerAddress, PeerAddress, Percent, Ports, PressureLimit, ShareLimit,
-    SocketPath, SourceNames, Time,
+    AbsolutePath, Choice, FilePath, Flag, HostAddress, HostNames, Integer, Interfaces, Kind,
+    ListenAddress, MemoryThreshold, Name, NatSources, Optional, PeerAddress, Percent, Ports,
+    PressureLimit, ShareLimit, SocketPath, SourceNames, Time,
 };
 use super::nested::{AutoJoin, Joining, NO_ADDRESS, Worker, Workers};
 use super::section::{Described, Difference, Fields, Section, sections};
@@ -47,7 +46,7 @@ sections! {
     pub struct Manager {
         /// The name by which peers know this manager; see [[peer]]. "" means the machine's host name. It differs from
         /// the names of all peers.
-        name: Option<String> = None, OptionalName, Restart;
+        name: Option<String> = None, Optional(Name, ""), Restart;
 
         /// The network interfaces that clients and workers are reached through. Required, here or by
         /// --interface. One is enough where both are on one network; name both where they are on two. memlb
@@ -102,7 +101,7 @@ sections! {
         /// The event log: the manager appends events to this file, one JSON object a line; "" keeps none. At
         /// 16 MiB, the file is renamed to events.jsonl.1 and replaces the former one.
         event_log: Option<PathBuf> = Some("/var/log/memlb/events.jsonl".into()),
-            OptionalPath("a file, as /var/log/memlb/events.jsonl, or \"\" for none"), Live,
+            Optional(AbsolutePath("a file, as /var/log/memlb/events.jsonl, or \"\" for none"), ""), Live,
             option("--event-log", "FILE",
                 "Append events to this file as JSON lines; \"\" disables the log");
 
@@ -118,7 +117,7 @@ sections! {
         /// keep it on loopback (and use `ssh -L 9998:127.0.0.1:9998 MANAGER`), or open it to your monitoring's
         /// network only. "" serves nothing. Two managers on one machine need two ports.
         http_listen: Option<SocketAddr> = Some((Ipv4Addr::LOCALHOST, 9998).into()),
-            OptionalListenAddress, Restart,
+            Optional(ListenAddress, ""), Restart,
             option("--http-listen", "ADDR:PORT",
                 "Serve metrics, API and web page at this TCP address; \"\" disables the server");
 
@@ -133,7 +132,7 @@ sections! {
         /// The best is an address on a link of its own between the managers, so that the loss of a client or worker
         /// network does not separate them. Open the port to the peers only: everything on it is authenticated, but not
         /// encrypted.
-        peer_listen: Option<SocketAddr> = None, OptionalPeerAddress, Restart;
+        peer_listen: Option<SocketAddr> = None, Optional(PeerAddress, ""), Restart;
 
         /// The file that `memlb handover` writes for keepalived's track_file: an integer, 0 while this manager is in
         /// normal operation, and -1 after it handed over. keepalived multiplies it by the weight that its own
@@ -387,7 +386,7 @@ sections! {
         /// The manager's own server, used while no worker is up and until the first heartbeat arrives. Required;
         /// the service's own IP address with another port, because memlb translates only the port on this way.
         /// "reject": there is none, and new connections are refused meanwhile (RST, so that clients fail at once).
-        fallback: Option<SocketAddr> = None, Fallback, Live,
+        fallback: Option<SocketAddr> = None, Optional(ListenAddress, "reject"), Live,
             required("\"192.168.56.101:8080\"");
 
         /// The workers: the name in the agent's heartbeats, and the address of the server on that machine. At

@@ -6,7 +6,7 @@ use std::fmt::Debug;
 use std::marker::PhantomData;
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use lb_core::{MANAGER, MaxShare, Mode, NO_BACKEND, Policy, Pressure, Protocol, Threshold};
@@ -94,28 +94,18 @@ macro_rules! simple_kind {
 pub(super) struct Flag;
 /// The manager's own UDP address.
 pub(super) struct ListenAddress;
-/// An address, or "" for none.
-pub(super) struct OptionalListenAddress;
 /// An address at which a manager listens for its peers.
 pub(super) struct PeerAddress;
-/// The same, or "" for none.
-pub(super) struct OptionalPeerAddress;
 /// An address of one machine on a network.
 pub(super) struct HostAddress;
-/// An address, or "reject" for none.
-pub(super) struct Fallback;
 /// A name of a service, a worker or a manager.
 pub(super) struct Name;
-/// A name, or "" for none.
-pub(super) struct OptionalName;
 /// A worker's name: none that stands for a fallback.
 pub(super) struct WorkerName;
 /// An absolute path, with an example of one.
 pub(super) struct AbsolutePath(pub &'static str);
 /// An absolute path of a file, with an example of one.
 pub(super) struct FilePath(pub &'static str);
-/// An absolute path, or "" for none.
-pub(super) struct OptionalPath(pub &'static str);
 pub(super) struct SocketPath;
 pub(super) struct Ports;
 pub(super) struct MemoryThreshold;
@@ -124,42 +114,12 @@ pub(super) struct ShareLimit;
 simple_kind! {
     Flag: bool, |_this, given| given.boolean(), |value| value.to_string();
     ListenAddress: SocketAddr, |_this, given| values::address(&given.text()?), |value| quoted(value.to_string());
-    OptionalListenAddress: Option<SocketAddr>,
-        |_this, given| match given.text()?.as_ref() {
-            "" => Ok(None),
-            text => values::address(text).map(Some),
-        },
-        |value| quoted(value.map_or(String::new(), |it| it.to_string()));
     PeerAddress: SocketAddr, |_this, given| values::peer_address(&given.text()?), |value| quoted(value.to_string());
-    OptionalPeerAddress: Option<SocketAddr>,
-        |_this, given| match given.text()?.as_ref() {
-            "" => Ok(None),
-            text => values::peer_address(text).map(Some),
-        },
-        |value| quoted(value.map_or(String::new(), |it| it.to_string()));
     HostAddress: SocketAddr, |_this, given| values::host_address(&given.text()?), |value| quoted(value.to_string());
-    Fallback: Option<SocketAddr>,
-        |_this, given| match given.text()?.as_ref() {
-            "reject" => Ok(None),
-            text => values::address(text).map(Some),
-        },
-        |value| quoted(value.map_or("reject".to_owned(), |it| it.to_string()));
     Name: String, |_this, given| name(given), |value| quoted(value);
-    OptionalName: Option<String>,
-        |_this, given| match given.text()?.as_ref() {
-            "" => Ok(None),
-            _ => name(given).map(Some),
-        },
-        |value| quoted(value.as_deref().unwrap_or_default());
     WorkerName: String, |_this, given| worker_name(given), |value| quoted(value);
     AbsolutePath: PathBuf, |this, given| absolute(given.path()?, this.0), |value| quoted(value.to_string_lossy());
     FilePath: PathBuf, |this, given| file(given.path()?, this.0), |value| quoted(value.to_string_lossy());
-    OptionalPath: Option<PathBuf>,
-        |this, given| match given.path()? {
-            path if path.as_os_str().is_empty() => Ok(None),
-            path => absolute(path, this.0).map(Some),
-        },
-        |value| quoted(value.as_deref().unwrap_or(Path::new("")).to_string_lossy());
     SocketPath: PathBuf, |_this, given| socket(given.path()?), |value| quoted(value.to_string_lossy());
     Ports: PortRange, |_this, given| values::port_range(&given.text()?), |value| quoted(value.to_string());
     MemoryThreshold: Threshold, |_this, given| values::threshold(&given.scalar()?), |value| quoted(show_threshold(*value));
@@ -240,6 +200,27 @@ fn show_threshold(threshold: Threshold) -> String {
     match units.into_iter().find(exact) {
         Some((shift, unit)) => format!("{}{unit}", bytes >> shift),
         None => format!("{bytes}B"),
+    }
+}
+
+/// A value of a kind, or the text that stands for none.
+pub(super) struct Optional<K>(pub K, pub &'static str);
+
+impl<K: Kind> Kind for Optional<K> {
+    type Value = Option<K::Value>;
+
+    fn read(&self, input: &mut Input<'_, '_>) -> Option<Self::Value> {
+        match input.given.text() {
+            Ok(text) if text == self.1 => Some(None),
+            _ => self.0.read(input).map(Some),
+        }
+    }
+
+    fn show(&self, value: &Self::Value) -> String {
+        let Self(kind, none) = self;
+        value
+            .as_ref()
+            .map_or_else(|| quoted(none), |it| kind.show(it))
     }
 }
 
