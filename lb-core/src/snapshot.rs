@@ -42,7 +42,6 @@ pub struct ServiceSnapshot<B = BackendSnapshot> {
     #[serde(default)]
     pub hold_ms: u64,
     /// A worker that has more memory by more than the threshold, and waits for the end of the hold.
-    #[serde(default)]
     pub waiting: Option<WaitingSnapshot>,
     /// The selected worker, `manager`, `none`, or `*` while connections are spread.
     pub selected: String,
@@ -51,7 +50,6 @@ pub struct ServiceSnapshot<B = BackendSnapshot> {
     /// Age of the selection.
     pub since_ms: u64,
     /// What an operator must know of the service now: no worker serves, or heartbeats are missing.
-    #[serde(default)]
     pub problem: Option<String>,
     /// The workers in the order of the configuration, then the fallback if there is one.
     pub backends: Vec<B>,
@@ -80,23 +78,19 @@ pub struct BackendSnapshot {
     pub backend_id: BackendId,
     pub address: String,
     /// Which source outside of the configuration file gave it: `joined` stands for `auto_join`, `null` for the file.
-    #[serde(default)]
     pub source: Option<String>,
     /// The health under the operator's commands and the network's limits.
     pub state: Health,
     /// The worker's own health, by its heartbeats.
     pub health: Health,
     /// Why a worker that is up cannot serve.
-    #[serde(default)]
     pub ineligible_reason: Option<String>,
     /// Why it gets no new connection, or less than its share.
-    #[serde(default)]
     pub reason: Option<ShareReason>,
     /// Up, and no check of its agent says whether its server answers.
     #[serde(default)]
     pub unchecked: bool,
     /// Of a failing worker: what failed, and when it is tried again.
-    #[serde(default)]
     pub failing: Option<FailingSnapshot>,
     /// It takes connections only while no other worker can.
     #[serde(default)]
@@ -112,20 +106,16 @@ pub struct BackendSnapshot {
     /// The operator's weight; `null` means 100.
     pub weight_percent: Option<Audited<u32>>,
     /// The operator's pause, in milliseconds.
-    #[serde(default)]
     pub pause: Option<Audited<u64>>,
     /// What is left of the pause.
-    #[serde(default)]
     pub pause_left_ms: Option<u64>,
     /// Since the last heartbeat; `null` before the first, and for the fallback.
     pub age_ms: Option<u64>,
     /// The heartbeat interval that its agent reports.
-    #[serde(default)]
     pub interval_ms: Option<u64>,
     pub memory_available_bytes: Option<u64>,
     pub memory_total_bytes: Option<u64>,
     /// Age of the figures in the last heartbeat, if the agent cannot read new ones.
-    #[serde(default)]
     pub memory_stale_ms: Option<u64>,
     /// In hundredths of a percent.
     pub memory_pressure: Option<Pressure>,

@@ -22,7 +22,6 @@ const MOST: usize = 20;
 pub struct Explanation {
     pub client: String,
     /// By whom and why the client is denied, if it is.
-    #[serde(default)]
     pub denied: Option<String>,
     /// The client's connections, the youngest first.
     pub connections: Vec<Explained>,

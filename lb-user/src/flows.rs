@@ -98,10 +98,8 @@ pub struct FlowRow {
     pub bytes_in: u64,
     pub bytes_out: u64,
     /// The manager's address from which its packets reach the worker; absent where that is the client's.
-    #[serde(default)]
     pub nat_source: Option<IpAddr>,
     /// The peer that admitted it, as far as its NAT address or the absence of packets here says so.
-    #[serde(default)]
     pub admitted_by: Option<String>,
 }
 

@@ -21,7 +21,6 @@ pub struct Status {
     pub uptime_ms: u64,
     /// The configuration file that the manager was started with; nothing where that is the built-in
     /// example.
-    #[serde(default)]
     pub config_file: Option<PathBuf>,
     pub interfaces: Vec<Interface>,
     pub services: Vec<ServiceSnapshot<Backend>>,
@@ -39,7 +38,6 @@ pub struct Status {
     #[serde(default)]
     pub peers: Vec<PeerStatus>,
     /// Since when this manager asks keepalived for a lower priority, if it does.
-    #[serde(default)]
     pub handed_over: Option<HandedOver>,
     pub verdicts: BTreeMap<String, Packets>,
     /// By service, then by verdict: first packets of connections that the manager refused since the maps were made.

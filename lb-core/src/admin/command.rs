@@ -24,14 +24,12 @@ pub const MAX_PAUSE: Duration = Duration::from_secs(3_600);
 pub struct AdminCommand {
     pub worker: String,
     /// `None` means all of the worker's services, also future ones.
-    #[serde(default)]
     pub service: Option<String>,
     #[serde(flatten)]
     pub action: AdminAction,
     pub by: String,
     /// Milliseconds since 1970 by the operator's clock, for display only.
     pub at_ms: u64,
-    #[serde(default)]
     pub reason: Option<String>,
 }
 

@@ -55,16 +55,13 @@ pub enum Request {
     Order {
         worker: String,
         /// Nothing means all of the worker's services.
-        #[serde(default)]
         service: Option<String>,
         order: AdminAction,
-        #[serde(default)]
         reason: Option<String>,
     },
     /// Answered by [`DenyReply`].
     Deny {
         prefixes: Vec<Prefix>,
-        #[serde(default)]
         reason: Option<String>,
     },
     /// Allows denied clients again; answered by [`DenyReply`].
@@ -80,7 +77,6 @@ pub enum Request {
     /// Answered by [`crate::explain::Explanation`].
     Explain {
         client: Client,
-        #[serde(default)]
         service: Option<String>,
     },
     /// A source's whole list of workers, in place of its former one; answered by [`WorkersReply`].
@@ -111,7 +107,6 @@ pub enum Request {
     /// Answered by one [`crate::event_stream::EventRecord`] a line.
     Events {
         /// The number of past events, from those that the manager keeps in memory.
-        #[serde(default)]
         limit: Option<usize>,
         /// Whether future events follow.
         #[serde(default)]

@@ -48,6 +48,7 @@ pub struct MapFill {
 
 /// One backend's share. `in` is towards the backend; bytes are those of whole frames.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
 pub struct BackendTraffic {
     /// Open connections, as the programs count them.
     pub flows: u64,
@@ -60,31 +61,22 @@ pub struct BackendTraffic {
     pub packets_out: u64,
     pub bytes_out: u64,
     /// Most connections in mode `nat`; 0 in other modes.
-    #[serde(default)]
     pub nat_ports: u64,
     /// SYNs that clients repeated because no reply of the backend had passed.
-    #[serde(default)]
     pub unanswered: u64,
     /// Handshakes that the backend answered.
-    #[serde(default)]
     pub answered: u64,
     /// Handshakes that the backend answered with RST, or with the ICMP error "port unreachable".
-    #[serde(default)]
     pub refused: u64,
     /// Refused handshakes whose SYN went to another backend instead.
-    #[serde(default)]
     pub retried: u64,
     /// Handshakes that ended without an answer.
-    #[serde(default)]
     pub expired: u64,
     /// Answered connections that the backend ended with RST.
-    #[serde(default)]
     pub resets: u64,
     /// When the backend was last heard in traffic, to about a second, in nanoseconds of CLOCK_MONOTONIC; 0: never.
-    #[serde(default)]
     pub last_answer_ns: u64,
     /// Since then, in milliseconds; nothing: never.
-    #[serde(default)]
     pub last_answer_ms: Option<u64>,
 }
 

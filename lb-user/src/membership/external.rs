@@ -81,7 +81,6 @@ pub struct AbsentWorker {
     /// As the source calls it: `web/node2`, or a task or service of Swarm.
     pub what: String,
     /// The service that it would serve, where that is known.
-    #[serde(default)]
     pub service: Option<String>,
     pub reason: String,
 }

@@ -29,23 +29,18 @@ pub struct PeerStatus {
     pub state: PeerState,
     pub state_since_ms: u64,
     /// Why there is no session, in a sentence.
-    #[serde(default)]
     pub reason: Option<String>,
     /// Version of the protocol that both speak.
-    #[serde(default)]
     pub protocol: Option<u16>,
     /// Whether the peer knows all connections of this manager.
     pub complete: bool,
     /// Whether this manager knows all connections of the peer.
     pub received_complete: bool,
     /// Age of the oldest record that the peer has not acknowledged; 0: all are acknowledged.
-    #[serde(default)]
     pub lag_us: Option<u64>,
     /// From reading a record to its acknowledgement, of the last 1,024 frames: half of them took at most so long.
-    #[serde(default)]
     pub lag_p50_us: Option<u64>,
     /// The same, of 99 % of them.
-    #[serde(default)]
     pub lag_p99_us: Option<u64>,
     /// Records that wait to be sent.
     pub queue_records: u64,
@@ -64,7 +59,6 @@ pub struct PeerStatus {
     /// Packets of unknown connections that were sent on to the peer.
     pub relayed_packets: u64,
     /// Whether both have equal settings of services and workers; nothing before the first session.
-    #[serde(default)]
     pub configuration_matches: Option<bool>,
     /// The addresses from which the peer connects to workers in mode `nat`.
     pub nat_sources: Vec<IpAddr>,

@@ -26,14 +26,12 @@ pub struct Service {
 #[serde(rename_all = "PascalCase")]
 pub struct ServiceSpec {
     pub name: String,
-    #[serde(default)]
     pub labels: Option<BTreeMap<String, String>>,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct Endpoint {
-    #[serde(default)]
     pub ports: Option<Vec<Port>>,
 }
 
@@ -62,33 +60,28 @@ pub struct Node {
     pub description: NodeDescription,
     #[serde(default)]
     pub status: NodeStatus,
-    #[serde(default)]
     pub manager_status: Option<ManagerStatus>,
 }
 
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct NodeSpec {
-    #[serde(default)]
     pub labels: Option<BTreeMap<String, String>>,
     /// `active`, `pause` or `drain`.
     pub availability: String,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
-#[serde(rename_all = "PascalCase")]
+#[serde(rename_all = "PascalCase", default)]
 pub struct NodeDescription {
-    #[serde(default)]
     pub hostname: String,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
-#[serde(rename_all = "PascalCase")]
+#[serde(rename_all = "PascalCase", default)]
 pub struct NodeStatus {
     /// `ready`, `down`, `disconnected`, or `unknown` after a change of Swarm's leader.
-    #[serde(default)]
     pub state: String,
-    #[serde(default)]
     pub addr: String,
 }
 
@@ -110,13 +103,11 @@ pub struct Task {
     #[serde(rename = "NodeID", default)]
     pub node_id: String,
     /// Of replicated services.
-    #[serde(default)]
     pub slot: Option<u64>,
     #[serde(default)]
     pub created_at: String,
     pub desired_state: String,
     pub status: TaskStatus,
-    #[serde(default)]
     pub networks_attachments: Option<Vec<NetworkAttachment>>,
 }
 
@@ -124,9 +115,7 @@ pub struct Task {
 #[serde(rename_all = "PascalCase")]
 pub struct TaskStatus {
     pub state: String,
-    #[serde(default)]
     pub err: Option<String>,
-    #[serde(default)]
     pub port_status: Option<Endpoint>,
 }
 
