@@ -229,23 +229,14 @@ fn vlan_above(classes: &Path, interface: &str) -> Option<String> {
 }
 
 fn attach_xdp(program: &mut Xdp, links: &Path, target: InterfaceRef<'_>) -> Result<()> {
-    let path = pin(links, XDP, target.name);
-    let context = || format!("attach {XDP} to {}", target.name);
-    let replace = |old| {
-        let id = program.attach_to_link(XdpLink::try_from(old)?)?;
-        drop(program.take_link(id)?);
-        Ok(())
-    };
-    if replaced(&path, target, replace)? {
-        return Ok(());
-    }
-    let id = program
-        .attach_to_if_index(target.index, XdpMode::Driver)
-        .with_context(context)?;
-    let link: FdLink = program.take_link(id)?.try_into().with_context(context)?;
-    link.pin(&path)
-        .with_context(|| format!("pin {}", path.display()))?;
-    Ok(())
+    attach_pinned(&pin(links, XDP, target.name), target, |former| {
+        let id = match former {
+            Some(link) => program.attach_to_link(XdpLink::try_from(link)?)?,
+            None => program.attach_to_if_index(target.index, XdpMode::Driver)?,
+        };
+        Ok(program.take_link(id)?.try_into()?)
+    })
+    .with_context(|| format!("attach {XDP} to {}", target.name))
 }
 
 /// Attaches a TC program and pins its link. clsact has no links.
@@ -263,22 +254,18 @@ fn attach_tc(
         return attach_clsact(program, clsact_handle(name), target.name, direction)
             .with_context(context);
     }
-    let replace = |old| {
-        let id = program.attach_to_link(SchedClassifierLink::try_from(old)?)?;
-        drop(program.take_link(id)?);
-        Ok(())
+    let attach = |former| {
+        let id = match former {
+            Some(link) => program.attach_to_link(SchedClassifierLink::try_from(link)?)?,
+            // First, because memlb would not see packets that an earlier program redirects or drops.
+            None => {
+                let order = TcAttachOptions::TcxOrder(LinkOrder::first());
+                program.attach_with_options(target.name, direction, order)?
+            }
+        };
+        Ok(program.take_link(id)?.try_into()?)
     };
-    if replaced(&path, target, replace)? {
-        return Ok(());
-    }
-    // First, because memlb would not see packets that an earlier program redirects or drops.
-    let order = TcAttachOptions::TcxOrder(LinkOrder::first());
-    let id = program
-        .attach_with_options(target.name, direction, order)
-        .with_context(context)?;
-    let link: FdLink = program.take_link(id)?.try_into().with_context(context)?;
-    link.pin(&path)
-        .with_context(|| format!("pin {}", path.display()))?;
+    attach_pinned(&path, target, attach).with_context(context)?;
     if !is_linked(&path, target)? {
         remove_pin(&path)?;
         bail!("{}: the interface was renamed meanwhile", context());
@@ -376,22 +363,23 @@ pub fn pin(links: &Path, program: &str, interface: &str) -> PathBuf {
     links.join(format!("{program}@{}", interface.replace('.', "%2e")))
 }
 
-/// Lets the link pinned at `path` run the new program, by `replace`. Returns false if no link is pinned; removes one that
-/// cannot be used.
-fn replaced(
+/// Makes the link pinned at `path` run the new program; `attach` gets that link. Where it cannot be used, or none is
+/// pinned, `attach` makes a new one, which is pinned.
+fn attach_pinned(
     path: &Path,
     target: InterfaceRef<'_>,
-    replace: impl FnOnce(FdLink) -> Result<()>,
-) -> Result<bool> {
-    let Some(link) = pinned(path, target)? else {
-        return Ok(false);
-    };
-    // The pin keeps the link alive.
-    let outcome = replace(FdLink::from(link));
-    if let Err(error) = &outcome {
-        remove_stale_pin(path, &format!("{error:#}"))?;
+    mut attach: impl FnMut(Option<FdLink>) -> Result<FdLink>,
+) -> Result<()> {
+    if let Some(link) = pinned(path, target)? {
+        match attach(Some(link.into())) {
+            // The pin keeps the link alive.
+            Ok(_) => return Ok(()),
+            Err(error) => remove_stale_pin(path, &format!("{error:#}"))?,
+        }
     }
-    Ok(outcome.is_ok())
+    let pinned = attach(None)?.pin(path);
+    pinned.with_context(|| format!("pin {}", path.display()))?;
+    Ok(())
 }
 
 /// Opens the link pinned at `path`; removes it if it belongs to another interface.

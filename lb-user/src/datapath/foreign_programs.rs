@@ -42,23 +42,20 @@ pub struct ForeignPrograms {
     pub first_at: BTreeSet<String>,
     /// The manager that holds the pins; `None` if none runs.
     pub holder: Option<Holder>,
-    /// What it serves, as far as its maps can be read.
-    pub services: BTreeSet<Endpoint>,
+    /// What it serves; `None` if its maps cannot be read.
+    pub services: Option<BTreeSet<Endpoint>>,
 }
 
 impl fmt::Display for ForeignPrograms {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let interfaces: Vec<&str> = self.interfaces.iter().map(String::as_str).collect();
-        let services: Vec<String> = self.services.iter().map(Endpoint::to_string).collect();
         write!(
             f,
             "another memlb's programs are attached to {} ({}, serving {}): they steer packets {} this one's",
             interfaces.join(", "),
             self.origin(),
-            match services.is_empty() {
-                true => "nothing that can be read".to_owned(),
-                false => services.join(", "),
-            },
+            self.service_list()
+                .unwrap_or("nothing that can be read".to_owned()),
             match (self.first_at.len(), self.interfaces.len()) {
                 (0, _) => "after",
                 (first, all) if first == all => "before",
@@ -69,6 +66,13 @@ impl fmt::Display for ForeignPrograms {
 }
 
 impl ForeignPrograms {
+    /// Names what it serves; `None` if that is nothing, as far as its maps can be read.
+    pub fn service_list(&self) -> Option<String> {
+        let services = self.services.iter().flatten();
+        let services: Vec<String> = services.map(Endpoint::to_string).collect();
+        (!services.is_empty()).then(|| services.join(", "))
+    }
+
     /// Names the pins and who holds them.
     pub fn origin(&self) -> String {
         origin(&self.pin_path, self.holder.as_ref())
@@ -103,7 +107,7 @@ pub fn foreign_programs(pin_path: &Path) -> Vec<ForeignPrograms> {
             interfaces,
             first_at,
             holder: bpffs::locked_by(&pin_path).and_then(holder),
-            services: served(&pin_path).unwrap_or_default(),
+            services: served(&pin_path).ok(),
             pin_path,
         })
     };
@@ -160,7 +164,8 @@ fn service_conflict(
     let mut interfaces = config.manager.interfaces.iter().filter_map(own_name);
     let interface = interfaces.find(|it| are_joined(it, &programs.interfaces))?;
     let mut services = config.services.iter();
-    let service = services.find(|it| programs.services.contains(&it.endpoint()))?;
+    let theirs = programs.services.as_ref()?;
+    let service = services.find(|it| theirs.contains(&it.endpoint()))?;
     let Service { name, address, .. } = service;
     Some(Conflict {
         check: "service",
@@ -244,13 +249,12 @@ fn port_conflict(config: &Config, programs: &ForeignPrograms, holder: &Holder) -
 pub(super) fn serve_others(pin_path: &Path, interface: &str) -> bool {
     let own = served(pin_path).unwrap_or_default();
     let programs = foreign_programs(pin_path);
-    let mut first = programs
-        .iter()
-        .filter(|it| it.first_at.contains(interface))
-        .peekable();
+    let first = programs.iter().filter(|it| it.first_at.contains(interface));
+    let mut first = first.peekable();
     // A manager that is starting serves nothing yet.
     let leaves_alone = |it: &ForeignPrograms| {
-        served(&it.pin_path).is_ok_and(|services| services.is_disjoint(&own))
+        let services = it.services.as_ref();
+        services.is_some_and(|services| services.is_disjoint(&own))
     };
     first.peek().is_some() && first.all(leaves_alone)
 }
@@ -359,7 +363,7 @@ mod tests {
             interfaces: ["eth1".to_owned(), "eth2".to_owned()].into(),
             first_at: ["eth1".to_owned()].into(),
             holder: None,
-            services: BTreeSet::new(),
+            services: None,
         };
         let text = left.to_string();
         assert!(text.contains("attached to eth1, eth2 (pins /sys/fs/bpf/memlb2, left of"));

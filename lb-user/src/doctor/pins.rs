@@ -252,7 +252,7 @@ mod tests {
             first_at: BTreeSet::new(),
             interfaces: ["eth1".to_owned()].into(),
             holder: None,
-            services: BTreeSet::new(),
+            services: None,
         };
         let facts = Facts {
             others: vec![left],
