@@ -320,14 +320,7 @@ fn server_answers() -> bool {
     let channel = format!("{server}/dist/channel-rust-nightly.toml.sha256");
     output(
         Command::new("curl")
-            .args([
-                "--head",
-                "--silent",
-                "--fail",
-                "--location",
-                "--max-time",
-                "10",
-            ])
+            .args("--head --silent --fail --location --max-time 10".split(' '))
             .arg(channel),
     )
     .is_ok()

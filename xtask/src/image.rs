@@ -59,13 +59,7 @@ fn pack(memlb: &Path, root: &Path, archive: &Path) -> Result<()> {
     run(Command::new("strip").arg(root.join("memlb"))).context("strip memlb")?;
     // The same bytes give the same image.
     run(Command::new("tar")
-        .args([
-            "--create",
-            "--sort=name",
-            "--owner=0",
-            "--group=0",
-            "--numeric-owner",
-        ])
+        .args("--create --sort=name --owner=0 --group=0 --numeric-owner".split(' '))
         .args(["--mtime=@0", "--mode=755", "--directory"])
         .arg(root)
         .arg("--file")

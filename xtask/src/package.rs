@@ -31,13 +31,7 @@ pub fn package_of(memlb: &Path) -> Result<PathBuf> {
     // Prints only the package's path.
     let package = output(
         cargo()
-            .args([
-                "deb",
-                "--package=lb-user",
-                "--no-build",
-                "--strip",
-                "--quiet",
-            ])
+            .args("deb --package=lb-user --no-build --strip --quiet".split(' '))
             .args(["--maintainer", &maintainer()]),
     )?;
     Ok(package.trim().into())

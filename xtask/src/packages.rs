@@ -120,11 +120,8 @@ fn install(packages: &[&str]) -> Result<()> {
 
 fn apt_get() -> Command {
     let mut command = as_root("env");
-    command.args([
-        "DEBIAN_FRONTEND=noninteractive",
-        "apt-get",
-        "--option=DPkg::Lock::Timeout=300",
-    ]);
+    command
+        .args("DEBIAN_FRONTEND=noninteractive apt-get --option=DPkg::Lock::Timeout=300".split(' '));
     command
 }
 

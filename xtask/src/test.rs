@@ -69,12 +69,7 @@ pub fn all(parts: Vec<String>, at_night: bool) -> Result<ExitCode> {
     suite.check("TOML files", sources::toml);
     suite.check("clippy", || {
         run(cargo()
-            .args([
-                "clippy",
-                "--workspace",
-                "--exclude=lb-ebpf",
-                "--all-targets",
-            ])
+            .args("clippy --workspace --exclude=lb-ebpf --all-targets".split(' '))
             .args(["--", "--deny=warnings"]))
     });
     if compiler.has_clippy() {
@@ -92,24 +87,19 @@ pub fn all(parts: Vec<String>, at_night: bool) -> Result<ExitCode> {
     suite.check("dependencies", sources::dependencies);
     suite.check("documentation", || {
         run(cargo()
-            .args([
-                "doc",
-                "--workspace",
-                "--exclude=lb-ebpf",
-                "--no-deps",
-                "--quiet",
-            ])
+            .args("doc --workspace --exclude=lb-ebpf --no-deps --quiet".split(' '))
             .env("RUSTDOCFLAGS", "--deny=warnings"))
     });
     suite.check("tests without privileges", || {
-        run(cargo().args([
-            "test",
-            "--package=lb-common",
-            "--package=lb-core",
-            "--package=lb-user",
-            "--package=memlb-benchmarks",
-            "--package=xtask",
-        ]))
+        let packages = [
+            "lb-common",
+            "lb-core",
+            "lb-user",
+            "memlb-benchmarks",
+            "xtask",
+        ];
+        let packages = packages.map(|name| format!("--package={name}"));
+        run(cargo().arg("test").args(packages))
     });
     // Its machines boot and wait beside the tests, which wait for most of their time, too.
     let packaged = suite.has(PACKAGE).then(|| {
@@ -155,7 +145,7 @@ struct Suite {
 struct Outcome {
     what: &'static str,
     took: Duration,
-    failure: Option<String>,
+    failure: Option<anyhow::Error>,
 }
 
 impl Suite {
@@ -165,14 +155,9 @@ impl Suite {
         }
         say(format!("testing: {what}"));
         let started_at = Instant::now();
-        let failure = self
-            .interrupt
-            .check()
-            .and_then(|()| check())
-            .err()
-            .map(|error| format!("{error:#}"));
+        let failure = self.interrupt.check().and_then(|()| check()).err();
         if let Some(failure) = &failure {
-            say(format!("{what}: {failure}"));
+            say(format!("{what}: {failure:#}"));
         }
         self.outcomes.push(Outcome {
             what,
@@ -187,24 +172,16 @@ impl Suite {
 
     fn conclude(self) -> ExitCode {
         println!();
-        for Outcome {
-            what,
-            took,
-            failure,
-        } in &self.outcomes
-        {
-            let verdict = if failure.is_some() {
-                "FAILED"
-            } else {
-                "passed"
+        for outcome in &self.outcomes {
+            let verdict = match outcome.failure {
+                Some(_) => "FAILED",
+                None => "passed",
             };
-            println!("{verdict}  {what:<40}{:>7.1} s", took.as_secs_f64());
+            let took = outcome.took.as_secs_f64();
+            println!("{verdict}  {:<40}{took:>7.1} s", outcome.what);
         }
-        let failed = self
-            .outcomes
-            .iter()
-            .filter(|outcome| outcome.failure.is_some());
-        match failed.count() {
+        let outcomes = self.outcomes.iter();
+        match outcomes.filter(|it| it.failure.is_some()).count() {
             0 => {
                 println!("all passed");
                 ExitCode::SUCCESS

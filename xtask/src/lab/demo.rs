@@ -51,89 +51,28 @@ enum Outcome {
     FailsOver,
 }
 
-const STEPS: &[Step] = &[
-    Step {
-        what: "worker1 has 450 MiB available, worker2 350 MiB",
-        act: |_| Ok(()),
-        page: "Worker1",
-        outcome: Outcome::Stays,
-    },
-    Step {
-        what: "worker2 rises to 500 MiB, within the threshold",
-        act: |cluster| {
-            set_memory(cluster, 1, 500)?;
-            wait_until_reported(cluster, 1, 500)
-        },
-        page: "Worker1",
-        outcome: Outcome::Stays,
-    },
-    Step {
-        what: "worker1 falls to 200 MiB",
-        act: |cluster| set_memory(cluster, 0, 200),
-        page: "Worker2",
-        outcome: Outcome::Moves,
-    },
-    Step {
-        what: "worker1 rises to 650 MiB",
-        act: |cluster| set_memory(cluster, 0, 650),
-        page: "Worker1",
-        outcome: Outcome::Moves,
-    },
-    Step {
-        what: "the link of worker1 is cut",
-        act: |cluster| cluster.topology.workers[0].cut_off(),
-        page: "Worker2",
-        outcome: Outcome::FailsOver,
-    },
-    Step {
-        what: "worker1 is back",
-        act: |cluster| cluster.topology.workers[0].reconnect(),
-        page: "Worker1",
-        outcome: Outcome::Moves,
-    },
-    Step {
-        what: "worker1's agent is killed",
-        act: |cluster| cluster.kill_agent(0),
-        page: "Worker2",
-        outcome: Outcome::MovesWithReset,
-    },
-    Step {
-        what: "worker1's agent is started again",
-        act: |cluster| cluster.start_agent(0),
-        page: "Worker1",
-        outcome: Outcome::Moves,
-    },
-    Step {
-        what: "worker1 falls to 200 MiB",
-        act: |cluster| set_memory(cluster, 0, 200),
-        page: "Worker2",
-        outcome: Outcome::Moves,
-    },
-    Step {
-        what: "the link of worker2 is cut",
-        act: |cluster| cluster.topology.workers[1].cut_off(),
-        page: "Worker1",
-        outcome: Outcome::FailsOver,
-    },
-    Step {
-        what: "the link of worker1 is cut, too: the manager serves",
-        act: |cluster| cluster.topology.workers[0].cut_off(),
-        page: "Manager",
-        outcome: Outcome::FailsOver,
-    },
-    Step {
-        what: "worker1 is back",
-        act: |cluster| cluster.topology.workers[0].reconnect(),
-        page: "Worker1",
-        outcome: Outcome::Moves,
-    },
-    Step {
-        what: "worker2 is back, with more memory",
-        act: |cluster| cluster.topology.workers[1].reconnect(),
-        page: "Worker2",
-        outcome: Outcome::Moves,
-    },
-];
+macro_rules! steps {
+    ($($what:literal, $act:expr, $page:literal, $outcome:ident;)+) => {
+        &[$(Step { what: $what, act: $act, page: $page, outcome: Outcome::$outcome }),+]
+    };
+}
+
+const STEPS: &[Step] = steps! {
+    "worker1 has 450 MiB available, worker2 350 MiB", |_| Ok(()), "Worker1", Stays;
+    "worker2 rises to 500 MiB, within the threshold",
+        |cluster| set_memory(cluster, 1, 500).and_then(|()| wait_until_reported(cluster, 1, 500)), "Worker1", Stays;
+    "worker1 falls to 200 MiB", |cluster| set_memory(cluster, 0, 200), "Worker2", Moves;
+    "worker1 rises to 650 MiB", |cluster| set_memory(cluster, 0, 650), "Worker1", Moves;
+    "the link of worker1 is cut", |cluster| cluster.topology.workers[0].cut_off(), "Worker2", FailsOver;
+    "worker1 is back", |cluster| cluster.topology.workers[0].reconnect(), "Worker1", Moves;
+    "worker1's agent is killed", |cluster| cluster.kill_agent(0), "Worker2", MovesWithReset;
+    "worker1's agent is started again", |cluster| cluster.start_agent(0), "Worker1", Moves;
+    "worker1 falls to 200 MiB", |cluster| set_memory(cluster, 0, 200), "Worker2", Moves;
+    "the link of worker2 is cut", |cluster| cluster.topology.workers[1].cut_off(), "Worker1", FailsOver;
+    "the link of worker1 is cut, too: the manager serves", |cluster| cluster.topology.workers[0].cut_off(), "Manager", FailsOver;
+    "worker1 is back", |cluster| cluster.topology.workers[0].reconnect(), "Worker1", Moves;
+    "worker2 is back, with more memory", |cluster| cluster.topology.workers[1].reconnect(), "Worker2", Moves;
+};
 
 /// Runs all steps on a new `cluster`, prints what the client sees, and
 /// returns whether every step had the expected outcome.

@@ -12,11 +12,7 @@ use crate::{privilege::as_root, setup};
 pub fn check(package: &Path) -> Result<()> {
     setup::for_tests()?;
     run(Command::new("lintian")
-        .args([
-            "--allow-root",
-            "--fail-on=error,warning",
-            "--tag-display-limit=0",
-        ])
+        .args("--allow-root --fail-on=error,warning --tag-display-limit=0".split(' '))
         .arg(package))
     .context("lintian finds fault with the package")?;
     let debian = debian::provide()?;

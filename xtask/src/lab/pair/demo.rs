@@ -64,58 +64,28 @@ enum Survival {
     Older,
 }
 
-const STEPS: &[Step] = &[
-    Step {
-        what: "manager1 has the address, manager2 waits",
-        act: |_| Ok(()),
-        active: 0,
-        outage: PLANNED,
-        survives: Survival::All,
-    },
-    Step {
-        what: "on manager1: memlb handover",
-        act: |pair| hand_over(pair, 0),
-        active: 1,
-        outage: PLANNED,
-        survives: Survival::All,
-    },
-    Step {
-        what: "on manager2: memlb handover",
-        act: |pair| hand_over(pair, 1),
-        active: 0,
-        outage: PLANNED,
-        survives: Survival::All,
-    },
-    Step {
-        what: "manager1 is cut off",
-        act: |pair| pair.network.cut_off(0),
-        active: 1,
-        outage: SUDDEN,
-        survives: Survival::Older,
-    },
-    Step {
-        what: "manager1 boots, learns, and takes nothing away",
-        act: boot,
-        active: 1,
-        outage: PLANNED,
-        survives: Survival::All,
-    },
-    Step {
-        what: "on manager2: memlb handover",
-        act: |pair| hand_over(pair, 1),
-        active: 0,
-        outage: PLANNED,
-        survives: Survival::All,
-    },
-    Step {
-        what: "both have the address for 4 s (split brain)",
-        act: split,
-        // Of equals, keepalived prefers the one with the higher address.
-        active: 1,
-        outage: SUDDEN,
-        survives: Survival::All,
-    },
-];
+macro_rules! steps {
+    ($($what:literal, $act:expr, $active:literal, $outage:ident, $survives:ident;)+) => {
+        &[$(Step {
+            what: $what,
+            act: $act,
+            active: $active,
+            outage: $outage,
+            survives: Survival::$survives,
+        }),+]
+    };
+}
+
+const STEPS: &[Step] = steps! {
+    "manager1 has the address, manager2 waits", |_| Ok(()), 0, PLANNED, All;
+    "on manager1: memlb handover", |pair| hand_over(pair, 0), 1, PLANNED, All;
+    "on manager2: memlb handover", |pair| hand_over(pair, 1), 0, PLANNED, All;
+    "manager1 is cut off", |pair| pair.network.cut_off(0), 1, SUDDEN, Older;
+    "manager1 boots, learns, and takes nothing away", boot, 1, PLANNED, All;
+    "on manager2: memlb handover", |pair| hand_over(pair, 1), 0, PLANNED, All;
+    // Of equals, keepalived prefers the one with the higher address.
+    "both have the address for 4 s (split brain)", split, 1, SUDDEN, All;
+};
 
 /// Plays all steps on a new `pair`, prints what clients see, and returns whether every step had the expected outcome.
 pub fn play(mut pair: Pair, interrupt: &Interrupt) -> Result<bool> {
