@@ -33,6 +33,7 @@ pub mod peer;
 pub mod peer_report;
 pub mod pinned;
 pub mod processes;
+pub mod runtime_thread;
 pub mod simulate;
 mod sock_diag;
 mod sockets;

@@ -101,28 +101,38 @@ pub enum PortHolder {
     Unknown,
 }
 
+impl PortHolder {
+    /// Says who uses the port, in the error of a socket that cannot be bound there.
+    pub fn in_use(&self) -> String {
+        let holder = match self {
+            Self::Known(holder) => holder.to_string(),
+            Self::Free | Self::Unknown => "another process".to_owned(),
+        };
+        format!("the port is in use by {holder}, perhaps another manager")
+    }
+}
+
 /// Returns the process that has bound a UDP port at this address, or at one that includes it.
-pub fn udp_holder(address: IpAddr, port: u16) -> PortHolder {
+pub fn udp_holder(address: SocketAddr) -> PortHolder {
     let sockets = procfs::net::udp().unwrap_or_default().into_iter();
     let sockets = sockets.chain(procfs::net::udp6().unwrap_or_default());
-    bound(
-        sockets.map(|socket| (socket.local_address, socket.inode)),
-        (address, port).into(),
-    )
+    let sockets = sockets.map(|socket| (socket.local_address, socket.inode));
+    holder_among(sockets, address)
 }
 
 /// Returns the process that listens at a TCP port at this address, or at one that includes it.
-pub fn tcp_holder(address: IpAddr, port: u16) -> PortHolder {
+pub fn tcp_holder(address: SocketAddr) -> PortHolder {
     let sockets = procfs::net::tcp().unwrap_or_default().into_iter();
     let sockets = sockets.chain(procfs::net::tcp6().unwrap_or_default());
     let sockets = sockets.filter(|socket| socket.state == TcpState::Listen);
-    bound(
-        sockets.map(|socket| (socket.local_address, socket.inode)),
-        (address, port).into(),
-    )
+    let sockets = sockets.map(|socket| (socket.local_address, socket.inode));
+    holder_among(sockets, address)
 }
 
-fn bound(mut sockets: impl Iterator<Item = (SocketAddr, u64)>, wanted: SocketAddr) -> PortHolder {
+fn holder_among(
+    mut sockets: impl Iterator<Item = (SocketAddr, u64)>,
+    wanted: SocketAddr,
+) -> PortHolder {
     let found = sockets.find(|(own, _)| {
         let (own_ip, ip) = (own.ip(), wanted.ip());
         let meets = own_ip == ip || own_ip.is_unspecified() || ip.is_unspecified();
@@ -164,21 +174,20 @@ mod tests {
         let port = socket.local_addr().unwrap().port();
         let own = i32::try_from(std::process::id()).unwrap();
         for asked in [Ipv4Addr::LOCALHOST, Ipv4Addr::UNSPECIFIED] {
-            let PortHolder::Known(holder) = receiver(asked.into(), port) else {
+            let PortHolder::Known(holder) = udp_holder((asked, port).into()) else {
                 panic!("this process has it");
             };
             assert_eq!(holder.pid, own);
             assert!(!holder.program.is_empty());
         }
         drop(socket);
-        assert_eq!(receiver(Ipv4Addr::LOCALHOST.into(), port), PortHolder::Free);
+        let address = (Ipv4Addr::LOCALHOST, port).into();
+        assert_eq!(udp_holder(address), PortHolder::Free);
 
         let socket = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = socket.local_addr().unwrap().port();
         let holder = holder(own).unwrap();
-        assert_eq!(
-            listener(Ipv4Addr::LOCALHOST.into(), port),
-            PortHolder::Known(holder)
-        );
+        let address = (Ipv4Addr::LOCALHOST, port).into();
+        assert_eq!(tcp_holder(address), PortHolder::Known(holder));
     }
 }

@@ -68,10 +68,8 @@ pub async fn gather(manager: &config::Manager) -> Facts {
         answer,
         pid,
         heartbeat_listen,
-        http: manager
-            .http_listen
-            .map(|listen| (listen, tcp_holder(listen.ip(), listen.port()))),
-        receiver: udp_holder(heartbeat_listen.ip(), heartbeat_listen.port()),
+        http: manager.http_listen.map(|it| (it, tcp_holder(it))),
+        receiver: udp_holder(heartbeat_listen),
         managers: holders(managers),
         elsewhere: holders(elsewhere),
         others: foreign_programs(&manager.pin_path),
@@ -324,16 +322,18 @@ fn serving_of(facts: &Facts, manager: &Holder) -> String {
     let own = own.map(|status| status.services.iter());
     let mut others = facts.others.iter();
     let other = others.find(|it| it.holder.as_ref() == Some(manager));
-    let services: Vec<String> = match (own, other) {
-        (Some(services), _) => services
-            .map(|it| format!("{} {}", it.name, it.address))
-            .collect(),
-        (None, Some(other)) => other.services.iter().map(ToString::to_string).collect(),
+    let services = match (own, other) {
+        (Some(services), _) => {
+            let services = services.map(|it| format!("{} {}", it.name, it.address));
+            let services: Vec<String> = services.collect();
+            (!services.is_empty()).then(|| services.join(", "))
+        }
+        (None, Some(other)) => other.service_list(),
         (None, None) => return "its pins are not visible here".to_owned(),
     };
-    match services.is_empty() {
-        true => "serves nothing that can be read".to_owned(),
-        false => format!("serves {}", services.join(", ")),
+    match services {
+        Some(services) => format!("serves {services}"),
+        None => "serves nothing that can be read".to_owned(),
     }
 }
 

@@ -19,10 +19,7 @@ use nix::{
 use tokio::{io::Interest, net::UdpSocket};
 use tracing::debug;
 
-use crate::{
-    dual_stack::both_families,
-    sockets::{PortHolder, udp_holder},
-};
+use crate::{dual_stack::both_families, sockets::udp_holder};
 
 /// A flood of small datagrams fills the kernel's default of 208 KiB in milliseconds, and heartbeats would be
 /// lost with the rest.
@@ -66,20 +63,14 @@ impl Socket {
     ///
     /// # Errors
     ///
-    /// Says why the socket cannot be verified, and what to do.
+    /// Says why the address cannot be used, and what to do.
     pub fn bind(address: SocketAddr) -> Result<Self> {
         let socket = bind(address).map_err(|error| {
             let hint = match error.kind() {
-                io::ErrorKind::AddrInUse => {
-                    let holder = match udp_holder(address.ip(), address.port()) {
-                        PortHolder::Known(holder) => format!("by {holder}"),
-                        _ => "by another process".to_owned(),
-                    };
-                    format!(
-                        ": the port is in use {holder}, perhaps another manager; stop it, or choose \
-                         another address with --heartbeat-listen"
-                    )
-                }
+                io::ErrorKind::AddrInUse => format!(
+                    ": {}; stop it, or choose another address with --heartbeat-listen",
+                    udp_holder(address).in_use()
+                ),
                 io::ErrorKind::AddrNotAvailable => {
                     ": this machine does not have that address now; see --heartbeat-listen. An address that \
                      moves between managers cannot receive a standby's heartbeats"

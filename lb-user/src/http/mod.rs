@@ -19,19 +19,15 @@ use std::{
     io,
     net::{SocketAddr, TcpListener},
     sync::Arc,
-    thread::{self, JoinHandle},
     time::Duration,
 };
 
 use anyhow::{Context, Result};
 use axum::{Router, middleware, routing::get};
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::Semaphore;
 
 use self::{guard::HostNames, timeline::Recorder};
-use crate::{
-    manager::ManagerHandle,
-    sockets::{PortHolder, tcp_holder},
-};
+use crate::{manager::ManagerHandle, runtime_thread::RuntimeThread, sockets::tcp_holder};
 
 /// The listening socket.
 #[derive(Debug)]
@@ -51,13 +47,6 @@ struct Shared {
     recorder: Recorder,
     /// Limits the clients that listen to events.
     listeners: Arc<Semaphore>,
-}
-
-/// The serving thread, which ends when this is dropped.
-#[derive(Debug)]
-pub struct ServerThread {
-    stop: Option<oneshot::Sender<()>>,
-    thread: Option<JoinHandle<()>>,
 }
 
 impl Server {
@@ -83,61 +72,25 @@ impl Server {
     /// # Errors
     ///
     /// Says why the thread cannot be started.
-    pub fn start(self, manager: ManagerHandle, names: &[String]) -> Result<ServerThread> {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .max_blocking_threads(1)
-            .build()
-            .context("start the runtime of the HTTP server")?;
+    pub fn start(self, manager: ManagerHandle, names: &[String]) -> Result<RuntimeThread> {
         let recorder = Recorder::default();
         let names = HostNames::new(self.address.ip(), names);
         let app = router(manager.clone(), recorder.clone(), names);
-        let (stop, stopped) = oneshot::channel();
-        let thread = thread::Builder::new()
-            .name("http".to_owned())
-            .spawn(move || {
-                runtime.block_on(async {
-                    tokio::select! {
-                        // The sender is dropped, and never sends.
-                        _ = stopped => {}
-                        () = connections::serve(self.listener, app) => {}
-                        () = recorder.record(manager) => {}
-                    }
-                });
-                // Does not wait for a thread that reads a map.
-                runtime.shutdown_background();
-            })
-            .context("start the thread of the HTTP server")?;
-        Ok(ServerThread {
-            stop: Some(stop),
-            thread: Some(thread),
+        RuntimeThread::start("http", "HTTP server", move || async move {
+            tokio::select! {
+                () = connections::serve(self.listener, app) => {}
+                () = recorder.record(manager) => {}
+            }
         })
-    }
-}
-
-impl Drop for ServerThread {
-    fn drop(&mut self) {
-        drop(self.stop.take());
-        if let Some(thread) = self.thread.take()
-            && thread.join().is_err()
-        {
-            tracing::error!("the HTTP server has panicked");
-        }
     }
 }
 
 fn bind_error(address: SocketAddr, error: &io::Error) -> anyhow::Error {
     let hint = match error.kind() {
-        io::ErrorKind::AddrInUse => {
-            let holder = match tcp_holder(address.ip(), address.port()) {
-                PortHolder::Known(holder) => format!("by {holder}"),
-                _ => "by another process".to_owned(),
-            };
-            format!(
-                ": the port is in use {holder}, perhaps another manager; stop it, or choose another \
-                 address with --http-listen, or none with --http-listen \"\""
-            )
-        }
+        io::ErrorKind::AddrInUse => format!(
+            ": {}; stop it, or choose another address with --http-listen, or none with --http-listen \"\"",
+            tcp_holder(address).in_use()
+        ),
         io::ErrorKind::AddrNotAvailable => {
             ": this machine does not have that address; see --http-listen".to_owned()
         }

@@ -1,4 +1,4 @@
-//! How the manager starts the replication, and tells it what changes.
+//! How the manager starts the replication, and passes changes to it.
 
 use std::collections::HashMap;
 
@@ -12,16 +12,17 @@ use crate::{
     config::Config,
     datapath::{Datapath, PeerTables},
     peer::{
-        OperatorStateWatch, OwnInterface, PeerListener, PeerSettings, Registers, Replication,
-        Replicator, Topology,
+        self, OperatorStateWatch, OwnInterface, PeerListener, PeerSettings, Registers, Replication,
+        Topology,
     },
+    runtime_thread::RuntimeThread,
 };
 
 /// The running replication.
 #[derive(Debug)]
 pub(super) struct Replicated {
     topology: watch::Sender<Topology>,
-    replicator: Option<Replicator>,
+    replicator: Option<RuntimeThread>,
     listener: PeerListener,
     manager: ManagerHandle,
 }
@@ -63,7 +64,7 @@ pub(super) fn start(
     );
     Ok(Some(Replicated {
         topology: sender,
-        replicator: Some(Replicator::start(listener, replication)?),
+        replicator: Some(peer::start(listener, replication)?),
         listener: again.0,
         manager: again.1,
     }))

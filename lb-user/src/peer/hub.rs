@@ -18,7 +18,6 @@ use tracing::warn;
 
 use super::{
     confirmed::Confirmed,
-    handle::Peers,
     kernel::{Kernel, Outcomes, Scan},
     remote::RemotePeer,
     topology::Topology,

@@ -27,7 +27,7 @@ pub use kernel::{Kernel, Outcomes, Scan};
 pub use orders::{OperatorStateWatch, Registers};
 pub use remote::{PeerSettings, QUEUE_RECORDS};
 pub use status::{PeerState, PeerStatus};
-pub use thread::{PeerListener, Replication, Replicator, read_peers};
+pub use thread::{PeerListener, Replication, read_peers, start};
 pub use topology::{OwnInterface, Topology};
 
 #[cfg(test)]

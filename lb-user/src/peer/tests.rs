@@ -180,7 +180,7 @@ impl Side {
             keys: keys(secret),
         };
         let peers = Peers::new([settings]);
-        let hub = Arc::new(Hub::new(own, peers, receiver, Box::new(tables)));
+        let hub = Arc::new(Hub::new(own, peers.remotes(), receiver, Box::new(tables)));
         let mut tasks = JoinSet::new();
         let exchange = OrderExchange::new(Registers::default());
         tasks.spawn(sender::run(hub.clone(), 0, exchange.outbox(0)));
@@ -196,7 +196,7 @@ impl Side {
     }
 
     fn status(&self) -> PeerStatus {
-        self.hub.peers.statuses().remove(0)
+        self.hub.remote(0).status()
     }
 
     fn refused(&self, reason: &str) -> u64 {

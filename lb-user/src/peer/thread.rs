@@ -5,13 +5,12 @@ use std::{
     net::{SocketAddr, TcpListener},
     path::Path,
     sync::Arc,
-    thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result};
 use tokio::{
-    sync::{mpsc, oneshot, watch},
+    sync::{mpsc, watch},
     time::{MissedTickBehavior, interval},
 };
 use tracing::error;
@@ -32,6 +31,8 @@ use crate::{
     history::now_ms,
     keys::read_peer_keys,
     manager::{ManagerHandle, StateFile},
+    runtime_thread::RuntimeThread,
+    sockets::tcp_holder,
 };
 
 /// How often all carried connections are sent again.
@@ -115,9 +116,9 @@ pub fn read_peers(config: &Config) -> Result<Vec<PeerSettings>> {
 
 fn bind_error(address: SocketAddr, error: &io::Error) -> anyhow::Error {
     let hint = match error.kind() {
-        io::ErrorKind::AddrInUse => "; another process uses it, perhaps another manager",
-        io::ErrorKind::AddrNotAvailable => "; this machine does not have that address",
-        _ => "",
+        io::ErrorKind::AddrInUse => format!("; {}", tcp_holder(address).in_use()),
+        io::ErrorKind::AddrNotAvailable => "; this machine does not have that address".to_owned(),
+        _ => String::new(),
     };
     anyhow::anyhow!("listen for peers at {address} (manager.peer_listen): {error}{hint}")
 }
@@ -157,55 +158,13 @@ impl Replication {
     }
 }
 
-/// The running replication; ends when this is dropped.
-#[derive(Debug)]
-pub struct Replicator {
-    stop: Option<oneshot::Sender<()>>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl Replicator {
-    /// Starts the replication in a thread of its own.
-    ///
-    /// # Errors
-    ///
-    /// Says why the thread cannot be started.
-    pub fn start(listener: PeerListener, replication: Replication) -> Result<Self> {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .max_blocking_threads(1)
-            .build()
-            .context("start the runtime of the replication")?;
-        let (stop, stopped) = oneshot::channel();
-        let thread = thread::Builder::new()
-            .name("peers".to_owned())
-            .spawn(move || {
-                runtime.block_on(async {
-                    tokio::select! {
-                        // The sender is dropped, and never sends.
-                        _ = stopped => {}
-                        () = run(listener, replication) => {}
-                    }
-                });
-                runtime.shutdown_background();
-            })
-            .context("start the thread of the replication")?;
-        Ok(Self {
-            stop: Some(stop),
-            thread: Some(thread),
-        })
-    }
-}
-
-impl Drop for Replicator {
-    fn drop(&mut self) {
-        drop(self.stop.take());
-        if let Some(thread) = self.thread.take()
-            && thread.join().is_err()
-        {
-            error!("the replication has panicked");
-        }
-    }
+/// Starts the replication in a thread of its own, which ends when the result is dropped.
+///
+/// # Errors
+///
+/// Says why the thread cannot be started.
+pub fn start(listener: PeerListener, replication: Replication) -> Result<RuntimeThread> {
+    RuntimeThread::start("peers", "replication", || run(listener, replication))
 }
 
 async fn run(listener: PeerListener, replication: Replication) {
@@ -227,7 +186,7 @@ async fn run(listener: PeerListener, replication: Replication) {
     let exchange = OrderExchange::new(registers);
     let hub = Hub::new(
         own,
-        peers,
+        peers.remotes(),
         replication.topology,
         Box::new(replication.tables),
     );
