@@ -4,8 +4,8 @@ use std::{net::SocketAddr, time::Instant};
 
 use memlb::{
     heartbeat::{
-        Acknowledgement, Authentication, Authenticator, Decoded, MAX_CLIENTS, MAX_NAME_BYTES,
-        Refusal, SIZE_LIMIT, Whose, check_name, decode,
+        Acknowledgement, Authentication, Authenticator, ConnectionQuery, Decoded, MAX_CLIENTS,
+        MAX_NAME_BYTES, Refusal, SIZE_LIMIT, check_name, decode,
     },
     keys::{Key, KeyId, KeyRing},
 };
@@ -63,10 +63,10 @@ pub fn check(datagram: &[u8]) {
 /// As a manager's question whose connections these are.
 fn asks(datagram: &[u8], key: &Key) {
     assert!(
-        !matches!(Whose::decode(datagram, Some(key)), Some(Ok(_))),
+        !matches!(ConnectionQuery::decode(datagram, Some(key)), Some(Ok(_))),
         "a question was forged"
     );
-    match Whose::decode(datagram, None) {
+    match ConnectionQuery::decode(datagram, None) {
         None => {}
         Some(Err(refusal)) => printable(&refusal),
         Some(Ok(mut question)) => {
@@ -76,7 +76,7 @@ fn asks(datagram: &[u8], key: &Key) {
                 .encode(None)
                 .expect("what was accepted can be sent");
             assert!(again.len() < SIZE_LIMIT && clients.starts_with(&question.clients));
-            assert_eq!(Whose::decode(&again, None), Some(Ok(question)));
+            assert_eq!(ConnectionQuery::decode(&again, None), Some(Ok(question)));
         }
     }
 }

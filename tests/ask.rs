@@ -11,7 +11,7 @@ use std::{
 
 use lb_core::{BootId, Sequence};
 use memlb::{
-    heartbeat::{Mine, Whose},
+    heartbeat::{ConnectionQuery, ConnectionReply},
     keys::{self, Key},
 };
 use memlb_tests::{
@@ -151,16 +151,16 @@ fn a_question_or_an_answer_with_a_wrong_key_does_nothing() {
     let key = keys::read_key(&cluster.key_file(0).unwrap(), "worker1").unwrap();
     let forged = Key::new("worker1".to_owned(), key.id(), &Zeroizing::new([7; 32]));
     let to_manager = Sender::open(&cluster.topology.client, cluster.heartbeat_address()).unwrap();
-    let mine = Mine { nonce: 1, mine: 1 };
+    let reply = ConnectionReply { nonce: 1, known: 1 };
     for (key, reason) in [
         (None, "unsigned"),
         (Some(&forged), "bad_signature"),
         (Some(&key), "not_asked"),
     ] {
-        to_manager.send(mine.encode(key).unwrap()).unwrap();
+        to_manager.send(reply.encode(key).unwrap()).unwrap();
         eventually(SOON, reason, || refused(&cluster, reason) == 1);
     }
-    let mut question = Whose {
+    let mut question = ConnectionQuery {
         heartbeat: Sequence {
             boot: BootId(1),
             number: 1,

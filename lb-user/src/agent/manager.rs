@@ -15,7 +15,7 @@ use tracing::{debug, info, warn};
 use super::lookup::Resolver;
 use crate::{
     dual_stack::both_families,
-    heartbeat::{Acknowledgement, Nonce, Pong, Refusal, SIZE_LIMIT, Whose},
+    heartbeat::{Acknowledgement, ConnectionQuery, Nonce, Pong, Refusal, SIZE_LIMIT},
     keys::Key,
 };
 
@@ -46,7 +46,7 @@ pub(super) enum Reply {
     Acknowledgement(Acknowledgement),
     Pong(Pong),
     /// A question whose connections these are, or why it does not count.
-    Whose(Result<Whose, Refusal>),
+    ConnectionQuery(Result<ConnectionQuery, Refusal>),
 }
 
 /// What should follow an acknowledgement at once.
@@ -299,8 +299,8 @@ async fn listen(
             }
         };
         let datagram = &buffer[..length];
-        let word = match (Whose::decode(datagram, key.as_ref()), &key) {
-            (Some(question), _) => Ok(Reply::Whose(question)),
+        let word = match (ConnectionQuery::decode(datagram, key.as_ref()), &key) {
+            (Some(question), _) => Ok(Reply::ConnectionQuery(question)),
             (None, Some(key)) => Acknowledgement::decode(datagram, key).map(Reply::Acknowledgement),
             (None, None) => Pong::decode(datagram, None).map(Reply::Pong),
         };

@@ -3,11 +3,11 @@
 mod announcement;
 mod cgroup;
 mod check;
+mod connection_queries;
 mod lookup;
 mod manager;
 mod memory;
 mod suspension;
-mod whose;
 
 use std::time::Duration;
 
@@ -22,7 +22,7 @@ use tracing::{info, warn};
 
 use crate::{
     datapath::dsr::{self, DsrTranslator},
-    heartbeat::{Heartbeat, MemoryReport, Ping, Whose, check_name, check_pause},
+    heartbeat::{ConnectionQuery, Heartbeat, MemoryReport, Ping, check_name, check_pause},
     keys::Key,
     systemd::{self, Watchdog},
 };
@@ -32,10 +32,10 @@ pub use manager::{PORT, with_port};
 pub use memory::{Sources, memory_now};
 
 use announcement::PauseRequest;
+use connection_queries::ConnectionQueries;
 use manager::{FollowUp, ManagerPeer, ReceivedReply, Reply};
 use memory::Sensors;
 use suspension::Suspension;
-use whose::Questions;
 
 /// How often the agent says that it leaves, and how far apart: a lost datagram or four do no harm.
 const LEAVING_COUNT: u32 = 5;
@@ -195,7 +195,7 @@ struct Agent {
     key: Option<Key>,
     managers: Vec<ManagerPeer>,
     dsr: Option<DsrTranslator>,
-    questions: Questions,
+    questions: ConnectionQueries,
     boot: BootId,
     boot_drawn: Instant,
     seq: u64,
@@ -227,7 +227,7 @@ impl Agent {
             key,
             managers,
             dsr,
-            questions: Questions::new(Instant::now()),
+            questions: ConnectionQueries::new(Instant::now()),
             boot: random_boot_id()?,
             boot_drawn: Instant::now(),
             seq: 0,
@@ -366,15 +366,15 @@ impl Agent {
             Reply::Pong(pong) => {
                 manager.handle_pong(*pong, &self.settings.name, answer.at, self.boot);
             }
-            Reply::Whose(Ok(question)) => self.reply_to(question, answer),
-            Reply::Whose(Err(refusal)) => {
+            Reply::ConnectionQuery(Ok(question)) => self.reply_to(question, answer),
+            Reply::ConnectionQuery(Err(refusal)) => {
                 self.questions.refuse(refusal.name(), refusal, answer.at);
             }
         }
     }
 
     /// Answers a question of a manager. Without a DSR translator, the worker has no such connections.
-    fn reply_to(&mut self, question: &Whose, received: &ReceivedReply) {
+    fn reply_to(&mut self, question: &ConnectionQuery, received: &ReceivedReply) {
         let Some(dsr) = &self.dsr else { return };
         let sent = Sequence {
             boot: self.boot,

@@ -4,7 +4,7 @@ use lb_core::Sequence;
 use serde::{Deserialize, Serialize};
 
 use super::Refusal;
-use super::envelope::{self, Kind};
+use super::envelope::{self, DatagramKind};
 use super::nonce::Nonce;
 use super::wire::{self, WireSequence};
 use crate::keys::Key;
@@ -37,7 +37,7 @@ impl Acknowledgement {
             fresh: self.fresh,
             new_boot: self.new_boot,
         };
-        envelope::encode(Kind::Acknowledgement, Some(key), &wire)
+        envelope::encode(DatagramKind::Acknowledgement, Some(key), &wire)
     }
 
     /// Checks the signature, then decodes.
@@ -46,7 +46,7 @@ impl Acknowledgement {
     ///
     /// Returns why it is not valid.
     pub fn decode(datagram: &[u8], key: &Key) -> Result<Self, Refusal> {
-        let body = envelope::signed_body(Kind::Acknowledgement, datagram, Some(key))?;
+        let body = envelope::signed_body(DatagramKind::Acknowledgement, datagram, Some(key))?;
         let wire: Wire = serde_json::from_slice(body)?;
         Ok(Self {
             heartbeat: wire.heartbeat.parse()?,

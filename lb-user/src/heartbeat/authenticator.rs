@@ -11,11 +11,11 @@ use anyhow::Result;
 use lb_core::Sequence;
 
 use super::acknowledgement::Acknowledgement;
-use super::envelope::{Envelope, Kind};
+use super::connection_query::{self, ConnectionReply};
+use super::envelope::{DatagramKind, Envelope};
 use super::limits::SourceLimits;
 use super::nonce::{Freshness, Nonces};
 use super::ping::{self, Ping, PingDatagram};
-use super::whose::{self, Mine};
 use super::{Decoded, Heartbeat, Refusal, check_size, decode};
 use crate::keys::{Key, KeyId, KeyRing};
 
@@ -164,10 +164,10 @@ impl Authenticator {
         if let Some(ping) = ping::parse(datagram) {
             return Err(self.handle_ping(ping?));
         }
-        if !datagram.starts_with(Kind::Heartbeat.mark()) {
+        if !datagram.starts_with(DatagramKind::Heartbeat.mark()) {
             return Ok(self.unsigned(datagram, now)?);
         }
-        let envelope = Envelope::parse(Kind::Heartbeat, datagram)?;
+        let envelope = Envelope::parse(DatagramKind::Heartbeat, datagram)?;
         match self.authentication {
             Authentication::Off => Ok(Verified {
                 decoded: decode(envelope.body, false)?,
@@ -240,17 +240,17 @@ impl Authenticator {
         datagram: &[u8],
         from: SocketAddr,
         now: Instant,
-    ) -> Result<(Mine, Option<KeyId>), Refusal> {
+    ) -> Result<(ConnectionReply, Option<KeyId>), Refusal> {
         if !self.limits.allows(from, now) {
             return Err(Refusal::RateLimited);
         }
         let keys = |id| self.keys.find(id);
         let keys = (self.authentication != Authentication::Off).then_some(keys);
-        let (mine, key) = whose::decode_mine(datagram, keys)?;
+        let (reply, key) = connection_query::decode_reply(datagram, keys)?;
         if key.is_none() && self.authentication == Authentication::Enforce {
             return Err(Refusal::Unsigned);
         }
-        Ok((mine, key.map(Key::id)))
+        Ok((reply, key.map(Key::id)))
     }
 
     /// Returns the key that signed it.

@@ -10,16 +10,16 @@ use crate::keys::{Key, KeyId, TAG_BYTES, hex, write_hex};
 
 /// The kind of a signed datagram. The signature covers it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub enum DatagramKind {
     Heartbeat,
     Acknowledgement,
     Ping,
     Pong,
-    Whose,
-    Mine,
+    ConnectionQuery,
+    ConnectionReply,
 }
 
-impl Kind {
+impl DatagramKind {
     /// Returns the first word with the space after it.
     pub fn mark(self) -> &'static [u8] {
         match self {
@@ -27,8 +27,8 @@ impl Kind {
             Self::Acknowledgement => b"memlb1-ack ",
             Self::Ping => b"memlb1-ping ",
             Self::Pong => b"memlb1-pong ",
-            Self::Whose => b"memlb1-whose ",
-            Self::Mine => b"memlb1-mine ",
+            Self::ConnectionQuery => b"memlb1-whose ",
+            Self::ConnectionReply => b"memlb1-mine ",
         }
     }
 
@@ -49,7 +49,7 @@ impl Kind {
 pub struct Envelope<'a> {
     pub key: KeyId,
     pub body: &'a [u8],
-    kind: Kind,
+    kind: DatagramKind,
     id: &'a [u8],
     tag: [u8; TAG_BYTES],
 }
@@ -60,11 +60,11 @@ impl<'a> Envelope<'a> {
     /// # Errors
     ///
     /// Refuses everything that does not have exactly this form.
-    pub fn parse(kind: Kind, datagram: &'a [u8]) -> Result<Self, Refusal> {
+    pub fn parse(kind: DatagramKind, datagram: &'a [u8]) -> Result<Self, Refusal> {
         Self::take_apart(kind, datagram).ok_or(Refusal::BadEnvelope)
     }
 
-    fn take_apart(kind: Kind, datagram: &'a [u8]) -> Option<Self> {
+    fn take_apart(kind: DatagramKind, datagram: &'a [u8]) -> Option<Self> {
         let rest = datagram.strip_prefix(kind.mark())?;
         let (id, rest) = rest.split_at_checked(KeyId::DIGITS)?;
         let rest = rest.strip_prefix(b" ")?;
@@ -89,7 +89,7 @@ impl<'a> Envelope<'a> {
 }
 
 /// Signs a body.
-pub fn seal(kind: Kind, key: &Key, body: &[u8]) -> Vec<u8> {
+pub fn seal(kind: DatagramKind, key: &Key, body: &[u8]) -> Vec<u8> {
     let mut datagram = Vec::with_capacity(96 + body.len());
     let id = key.id().to_string();
     let tag = key.sign(&[kind.mark(), id.as_bytes(), b"\n", body]);
@@ -103,7 +103,11 @@ pub fn seal(kind: Kind, key: &Key, body: &[u8]) -> Vec<u8> {
 }
 
 /// Encodes a body of JSON, and signs it if there is a key.
-pub fn encode(kind: Kind, key: Option<&Key>, body: &impl Serialize) -> Result<Vec<u8>, Refusal> {
+pub fn encode(
+    kind: DatagramKind,
+    key: Option<&Key>,
+    body: &impl Serialize,
+) -> Result<Vec<u8>, Refusal> {
     let body = serde_json::to_vec(body)?;
     Ok(match key {
         Some(key) => seal(kind, key, &body),
@@ -113,7 +117,7 @@ pub fn encode(kind: Kind, key: Option<&Key>, body: &impl Serialize) -> Result<Ve
 
 /// Returns the body of a datagram that this key signed.
 pub fn signed_body<'a>(
-    kind: Kind,
+    kind: DatagramKind,
     datagram: &'a [u8],
     key: Option<&Key>,
 ) -> Result<&'a [u8], Refusal> {

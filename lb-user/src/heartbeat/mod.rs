@@ -16,6 +16,7 @@
 
 mod acknowledgement;
 mod authenticator;
+mod connection_query;
 mod envelope;
 mod legacy;
 mod limits;
@@ -23,12 +24,12 @@ mod nonce;
 mod ping;
 mod refusal;
 mod v1;
-mod whose;
 mod wire;
 
 pub use crate::worker_name::{MAX_NAME_BYTES, NameProblem, check_name};
 pub use acknowledgement::Acknowledgement;
 pub use authenticator::{Authentication, Authenticator, PingSender, Refused, Signature, Verified};
+pub use connection_query::{ConnectionQuery, ConnectionReply, MAX_CLIENTS, is_connection_reply};
 pub use legacy::LegacyHeartbeat;
 pub use nonce::Nonce;
 pub use ping::{Ping, Pong, is_ping};
@@ -36,7 +37,6 @@ pub use refusal::Refusal;
 pub use v1::{
     CgroupMemory, Heartbeat, MAX_TRANSLATED, MemoryReport, PressureReport, VERSION, check_pause,
 };
-pub use whose::{MAX_CLIENTS, Mine, Whose, is_mine};
 
 use std::time::Duration;
 

@@ -4,7 +4,7 @@
 use lb_core::Sequence;
 use serde::{Deserialize, Serialize};
 
-use super::envelope::{self, Envelope, Kind};
+use super::envelope::{self, DatagramKind, Envelope};
 use super::{Refusal, check_name, v1::VERSION, wire::WireSequence};
 use crate::keys::Key;
 
@@ -33,12 +33,12 @@ pub(super) enum PingDatagram<'a> {
 
 /// Recognises a ping; nothing if the datagram is something else.
 pub(super) fn parse(datagram: &[u8]) -> Option<Result<PingDatagram<'_>, Refusal>> {
-    if let Some(body) = Kind::Ping.unsigned_body(datagram) {
+    if let Some(body) = DatagramKind::Ping.unsigned_body(datagram) {
         return Some(Ok(PingDatagram::Unsigned(body)));
     }
     datagram
-        .starts_with(Kind::Ping.mark())
-        .then(|| Envelope::parse(Kind::Ping, datagram).map(PingDatagram::Signed))
+        .starts_with(DatagramKind::Ping.mark())
+        .then(|| Envelope::parse(DatagramKind::Ping, datagram).map(PingDatagram::Signed))
 }
 
 /// Whether a datagram is a ping, valid or not.
@@ -59,7 +59,7 @@ impl Ping {
             worker: self.worker.clone(),
             sequence: self.sequence.into(),
         };
-        envelope::encode(Kind::Ping, key, &wire)
+        envelope::encode(DatagramKind::Ping, key, &wire)
     }
 
     pub(super) fn decode(body: &[u8]) -> Result<Self, Refusal> {
@@ -81,7 +81,7 @@ impl Ping {
             sequence: self.sequence.into(),
             unknown: is_unknown,
         };
-        envelope::encode(Kind::Pong, key, &wire)
+        envelope::encode(DatagramKind::Pong, key, &wire)
     }
 }
 
@@ -92,10 +92,10 @@ impl Pong {
     ///
     /// Returns why it is not a pong, or that `key` did not sign it.
     pub fn decode(datagram: &[u8], key: Option<&Key>) -> Result<Self, Refusal> {
-        let (body, is_signed) = match Kind::Pong.unsigned_body(datagram) {
+        let (body, is_signed) = match DatagramKind::Pong.unsigned_body(datagram) {
             Some(body) => (body, false),
             None => {
-                let envelope = Envelope::parse(Kind::Pong, datagram)?;
+                let envelope = Envelope::parse(DatagramKind::Pong, datagram)?;
                 let id = envelope.key;
                 if !key.is_some_and(|key| envelope.is_signed_by(key)) {
                     return Err(Refusal::BadSignature { key: id });

@@ -28,7 +28,7 @@ impl Heartbeat {
     ///
     /// Refuses to send what a manager would refuse to accept.
     pub fn encode_signed(&self, key: &Key) -> Result<Vec<u8>, Refusal> {
-        let datagram = envelope::seal(envelope::Kind::Heartbeat, key, &self.encode()?);
+        let datagram = envelope::seal(envelope::DatagramKind::Heartbeat, key, &self.encode()?);
         check_size(&datagram)?;
         Ok(datagram)
     }

@@ -21,8 +21,8 @@ use tracing::{debug, info, warn};
 use crate::{
     config::Config,
     heartbeat::{
-        self, Authentication, Authenticator, Decoded, Mine, PingSender, Refusal, Refused, Verified,
-        Whose,
+        self, Authentication, Authenticator, ConnectionQuery, ConnectionReply, Decoded, PingSender,
+        Refusal, Refused, Verified,
     },
     keys::{KeyId, KeyRing, read_keys},
     status::{Heartbeats, RefusedDatagram},
@@ -61,7 +61,7 @@ pub struct HeartbeatReceiver {
 pub enum Received {
     Heartbeat(Box<ReceivedHeartbeat>),
     Ping(ReceivedPing),
-    Mine(ReceivedMine),
+    ConnectionReply(ReceivedConnectionReply),
     /// A datagram that is handled completely: refused, or without meaning for the core.
     Handled,
     /// No datagram is waiting.
@@ -88,8 +88,8 @@ pub struct ReceivedPing {
 
 /// An agent's answer to a question whose connections these are.
 #[derive(Debug)]
-pub struct ReceivedMine {
-    pub mine: Mine,
+pub struct ReceivedConnectionReply {
+    pub reply: ConnectionReply,
     pub agent: Agent,
 }
 
@@ -307,10 +307,10 @@ impl HeartbeatReceiver {
     }
 
     fn handle_datagram(&mut self, datagram: &[u8], path: DatagramPath, now: Instant) -> Received {
-        if heartbeat::is_mine(datagram) {
+        if heartbeat::is_connection_reply(datagram) {
             return match self.authenticator.verify_mine(datagram, path.from, now) {
-                Ok((mine, key)) => Received::Mine(ReceivedMine {
-                    mine,
+                Ok((reply, key)) => Received::ConnectionReply(ReceivedConnectionReply {
+                    reply,
                     agent: Agent { path, key },
                 }),
                 Err(refusal) => {
@@ -374,7 +374,7 @@ impl HeartbeatReceiver {
     /// # Errors
     ///
     /// Says that there is no client to ask about, or that the agent's key is no longer known.
-    pub fn ask(&self, agent: Agent, question: &mut Whose) -> Result<usize, Refusal> {
+    pub fn ask(&self, agent: Agent, question: &mut ConnectionQuery) -> Result<usize, Refusal> {
         let key = match agent.key {
             Some(id) => {
                 let key = self.authenticator.keys().find(id);
@@ -388,7 +388,7 @@ impl HeartbeatReceiver {
     }
 
     /// Refuses an answer that belongs to no question.
-    pub fn refuse_mine(&mut self, received: &ReceivedMine) {
+    pub fn refuse_connection_reply(&mut self, received: &ReceivedConnectionReply) {
         let refusal = Refusal::NotAsked;
         self.refuse(
             refusal.name(),

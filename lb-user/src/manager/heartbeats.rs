@@ -23,7 +23,7 @@ impl Manager {
             match self.receiver.receive() {
                 Received::Heartbeat(heartbeat) => self.handle_heartbeat(*heartbeat),
                 Received::Ping(ping) => self.handle_ping(&ping),
-                Received::Mine(answer) => self.handle_mine(&answer),
+                Received::ConnectionReply(answer) => self.handle_connection_reply(&answer),
                 Received::Handled => {}
                 Received::Nothing => break,
             }
@@ -52,7 +52,7 @@ impl Manager {
         }
         self.receiver.finish(&heartbeat, outcome);
         if outcome == HeartbeatOutcome::Accepted {
-            self.asking.note_agent(&heartbeat);
+            self.connection_lookup.note_agent(&heartbeat);
         }
         if outcome == HeartbeatOutcome::Accepted
             && let Some(pause) = heartbeat.pause()

@@ -5,9 +5,9 @@
 //! in their tasks, or in background tasks that report a `BackgroundResult`.
 
 mod absent_interface;
-mod asking;
 mod background;
 mod connection_count;
+mod connection_lookup;
 mod deny;
 mod emitter;
 mod handle;
@@ -17,7 +17,7 @@ mod kernel_selection;
 mod nat_ports;
 mod peer_events;
 mod peers;
-mod questions;
+mod pending_lookups;
 mod recovery;
 mod reload;
 mod request;
@@ -51,8 +51,8 @@ use crate::{
     status::{Interface, ManagerSnapshot},
     systemd::Watchdog,
 };
-use asking::Asking;
 use background::{Background, BackgroundResult};
+use connection_lookup::ConnectionLookup;
 pub use deny::{DenyChange, DenyOutcome};
 use emitter::Emitter;
 pub use handle::ManagerHandle;
@@ -92,7 +92,7 @@ pub struct Manager {
     membership: Membership,
     sources: Sources,
     join_requests: JoinRequests,
-    asking: Asking,
+    connection_lookup: ConnectionLookup,
     denied: DenyList,
     /// As last saved.
     liveness: LivenessRecord,
@@ -167,7 +167,7 @@ impl Manager {
                 }
                 _ = traffic.tick() => self.read_traffic(),
                 _ = attachments.tick() => self.reconcile_attachments(),
-                () = self.asking.due() => self.ask_agents(),
+                () = self.connection_lookup.due() => self.ask_agents(),
                 () = watchdog.is_due() => watchdog.notify(),
             }
             self.look_up_join_requests();

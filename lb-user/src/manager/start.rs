@@ -9,8 +9,9 @@ use tracing::{info, warn};
 use super::{
     Background, Configuration, Emitter, Inputs, JoinRequests, Manager, ManagerHandle, NatPorts,
     PeerEvents, ReadConfig, Recovery, Sources, absent_interface::wait_for_interfaces,
-    asking::Asking, connection_count::ConnectionCountReconciler, handle::Records, peers,
-    reload::Reloader, route_monitor::RouteMonitor, state_file::StateFile, state_files::StateFiles,
+    connection_count::ConnectionCountReconciler, connection_lookup::ConnectionLookup,
+    handle::Records, peers, reload::Reloader, route_monitor::RouteMonitor, state_file::StateFile,
+    state_files::StateFiles,
 };
 use crate::{
     addresses,
@@ -164,7 +165,7 @@ impl Prepared {
             handle.clone(),
         )?;
         let asks = settings.services.iter().any(|it| it.mode == Mode::Dsr);
-        let asking = Asking::open(&mut datapath, asks)?;
+        let connection_lookup = ConnectionLookup::open(&mut datapath, asks)?;
         let manager = Manager {
             replicated,
             interfaces: datapath
@@ -177,7 +178,7 @@ impl Prepared {
             receiver: self.receiver,
             membership: state_files.membership.content(),
             sources: Sources::new(state_files.workers.content(), self.absent),
-            asking,
+            connection_lookup,
             join_requests: JoinRequests::default(),
             denied: state_files.denied.content(),
             liveness: state_files.liveness.content(),

@@ -150,7 +150,7 @@ fn forgeries_are_refused_by_their_reasons() {
     let unsigned = heartbeat("worker1", 1, 1, world.nonce()).encode().unwrap();
     let with = |piece: &str, other: &str| text.replacen(piece, other, 1).into_bytes();
     let own = key("worker1", 0xa1);
-    let twice = super::super::envelope::seal(Kind::Heartbeat, &own, &good);
+    let twice = super::super::envelope::seal(DatagramKind::Heartbeat, &own, &good);
     let acknowledgement = Acknowledgement {
         heartbeat: sequence(1, 1),
         nonce: Nonce(1),

@@ -8,7 +8,7 @@ use tracing::{debug, warn};
 
 use crate::{
     datapath::dsr::DsrTranslator,
-    heartbeat::{Mine, Refusal, Whose},
+    heartbeat::{ConnectionQuery, ConnectionReply, Refusal},
     keys::Key,
     token_bucket::TokenBucket,
 };
@@ -22,15 +22,15 @@ const LAST_HEARTBEATS: u64 = 128;
 /// The least time between two log lines about refused questions.
 const REFUSAL_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Questions of managers: their limit, and the refused ones.
+/// ConnectionQueries of managers: their limit, and the refused ones.
 #[derive(Debug)]
-pub(super) struct Questions {
+pub(super) struct ConnectionQueries {
     limit: TokenBucket,
     refused: BTreeMap<&'static str, u64>,
     logged: Option<Instant>,
 }
 
-impl Questions {
+impl ConnectionQueries {
     pub fn new(now: Instant) -> Self {
         Self {
             limit: TokenBucket::new(CLIENTS_PER_SECOND, now.into_std()),
@@ -42,23 +42,23 @@ impl Questions {
     /// Answers a question with the datagram for the manager; `None` if it is refused.
     pub fn reply_to(
         &mut self,
-        question: &Whose,
+        question: &ConnectionQuery,
         sent: Sequence,
         dsr: &DsrTranslator,
         key: Option<&Key>,
         now: Instant,
     ) -> Option<Vec<u8>> {
         let answer = self.check(question, sent, now).and_then(|()| {
-            let mine = Mine {
+            let reply = ConnectionReply {
                 nonce: question.nonce,
-                mine: dsr.own_connections(question.service, &question.clients),
+                known: dsr.own_connections(question.service, &question.clients),
             };
             debug!(
                 "{} of {} clients have connections here",
-                mine.mine.count_ones(),
+                reply.known.count_ones(),
                 question.clients.len()
             );
-            mine.encode(key)
+            reply.encode(key)
         });
         match answer {
             Ok(datagram) => Some(datagram),
@@ -70,7 +70,12 @@ impl Questions {
     }
 
     /// Refuses a question that is old, or one too many. `sent` is the agent's last heartbeat.
-    fn check(&mut self, question: &Whose, sent: Sequence, now: Instant) -> Result<(), Refusal> {
+    fn check(
+        &mut self,
+        question: &ConnectionQuery,
+        sent: Sequence,
+        now: Instant,
+    ) -> Result<(), Refusal> {
         let Sequence { boot, number } = question.heartbeat;
         let ago = sent.number.checked_sub(number);
         if boot != sent.boot || ago.is_none_or(|ago| ago >= LAST_HEARTBEATS) {
@@ -116,8 +121,8 @@ mod tests {
         }
     }
 
-    fn question(heartbeat: Sequence, clients: usize) -> Whose {
-        Whose {
+    fn question(heartbeat: Sequence, clients: usize) -> ConnectionQuery {
+        ConnectionQuery {
             heartbeat,
             nonce: 1,
             service: "192.168.56.101:80".parse().unwrap(),
@@ -128,7 +133,7 @@ mod tests {
     #[tokio::test]
     async fn refuses_an_old_question_and_too_many() {
         let start = Instant::now();
-        let mut questions = Questions::new(start);
+        let mut questions = ConnectionQueries::new(start);
         let sent = heartbeat(7, 1_000);
         let mut check = |heartbeat, after| {
             let now = start + Duration::from_millis(after);

@@ -12,7 +12,7 @@ use lb_common::maps::FlowRecord;
 use lb_core::{BackendId, Endpoint, Sequence};
 
 use crate::{
-    heartbeat::{MAX_CLIENTS, Mine},
+    heartbeat::{ConnectionReply, MAX_CLIENTS},
     heartbeat_receiver::Agent,
     token_bucket::TokenBucket,
 };
@@ -28,7 +28,7 @@ const ASK_AGAIN_AFTER: Duration = Duration::from_millis(300);
 const MAX_ATTEMPTS: u8 = 2;
 
 /// A client of a service.
-pub(super) type Client = (Endpoint, SocketAddr);
+pub(super) type LookupClient = (Endpoint, SocketAddr);
 
 /// A worker whose agent can be asked about a service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,7 +42,7 @@ pub(super) struct Candidate {
 
 /// What became of the clients.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) struct Outcome {
+pub(super) struct LookupCounts {
     /// A worker has the connection.
     pub found: u64,
     /// No agent has claimed the connection within [`ASK_FOR`].
@@ -51,49 +51,49 @@ pub(super) struct Outcome {
     pub limited: u64,
 }
 
-/// The open questions.
+/// The clients that wait for an answer, and the queries that were sent.
 #[derive(Debug)]
-pub(super) struct Questions {
-    pending: BTreeMap<Client, Pending>,
-    sent: BTreeMap<u64, Sent>,
+pub(super) struct PendingLookups {
+    pending: BTreeMap<LookupClient, Pending>,
+    sent: BTreeMap<u64, SentQuery>,
     limit: TokenBucket,
-    outcome: Outcome,
+    outcome: LookupCounts,
 }
 
 #[derive(Debug)]
 struct Pending {
     record: FlowRecord,
     since: Instant,
-    asked: BTreeMap<BackendId, Asked>,
+    asked: BTreeMap<BackendId, AgentQuery>,
 }
 
 /// How often and when last an agent was asked about a client.
 #[derive(Debug, Clone, Copy)]
-struct Asked {
+struct AgentQuery {
     attempts: u8,
     at: Instant,
     answered: bool,
 }
 
 #[derive(Debug)]
-struct Sent {
+struct SentQuery {
     candidate: Candidate,
     clients: Vec<SocketAddr>,
     at: Instant,
 }
 
-impl Questions {
+impl PendingLookups {
     pub fn new(now: Instant) -> Self {
         Self {
             pending: BTreeMap::new(),
             sent: BTreeMap::new(),
             limit: TokenBucket::new(CLIENTS_PER_SECOND, now),
-            outcome: Outcome::default(),
+            outcome: LookupCounts::default(),
         }
     }
 
     /// Adds an unknown client, unless there are too many.
-    pub fn add(&mut self, client: Client, record: FlowRecord, now: Instant) {
+    pub fn add(&mut self, client: LookupClient, record: FlowRecord, now: Instant) {
         if self.pending.contains_key(&client) {
             return;
         }
@@ -146,16 +146,19 @@ impl Questions {
     ) {
         for client in &clients {
             if let Some(pending) = self.pending.get_mut(&(candidate.service, *client)) {
-                let asked = pending.asked.entry(candidate.backend).or_insert(Asked {
-                    attempts: 0,
-                    at: now,
-                    answered: false,
-                });
+                let asked = pending
+                    .asked
+                    .entry(candidate.backend)
+                    .or_insert(AgentQuery {
+                        attempts: 0,
+                        at: now,
+                        answered: false,
+                    });
                 asked.attempts += 1;
                 asked.at = now;
             }
         }
-        let sent = Sent {
+        let sent = SentQuery {
             candidate,
             clients,
             at: now,
@@ -166,22 +169,22 @@ impl Questions {
     /// Takes an agent's answer; returns the records of its connections. `None`: it answers no question to this agent.
     pub fn handle_reply(
         &mut self,
-        mine: Mine,
+        reply: ConnectionReply,
         agent: &Agent,
         now: Instant,
     ) -> Option<Vec<FlowRecord>> {
-        let is_timely = |sent: &Sent| now.saturating_duration_since(sent.at) < ASK_FOR;
-        let sent = self.sent.get(&mine.nonce)?;
+        let is_timely = |sent: &SentQuery| now.saturating_duration_since(sent.at) < ASK_FOR;
+        let sent = self.sent.get(&reply.nonce)?;
         if sent.candidate.agent != *agent || !is_timely(sent) {
             return None;
         }
-        let Sent {
+        let SentQuery {
             candidate, clients, ..
-        } = self.sent.remove(&mine.nonce)?;
+        } = self.sent.remove(&reply.nonce)?;
         let mut found = Vec::new();
         for (place, client) in clients.into_iter().enumerate() {
             let key = (candidate.service, client);
-            if mine.mine >> place & 1 == 0 {
+            if reply.known >> place & 1 == 0 {
                 let asked = self.pending.get_mut(&key);
                 if let Some(asked) = asked.and_then(|it| it.asked.get_mut(&candidate.backend)) {
                     asked.answered = true;
@@ -207,7 +210,7 @@ impl Questions {
     }
 
     /// Returns what became of the clients since the last call.
-    pub fn take_outcome(&mut self) -> Outcome {
+    pub fn drain_counts(&mut self) -> LookupCounts {
         std::mem::take(&mut self.outcome)
     }
 }
@@ -238,9 +241,9 @@ mod tests {
         }
     }
 
-    fn add(questions: &mut Questions, numbers: std::ops::Range<u16>, now: Instant) {
+    fn add(pending: &mut PendingLookups, numbers: std::ops::Range<u16>, now: Instant) {
         for number in numbers {
-            questions.add((service(), client(number)), FlowRecord::NONE, now);
+            pending.add((service(), client(number)), FlowRecord::NONE, now);
         }
     }
 
@@ -249,79 +252,76 @@ mod tests {
         let start = Instant::now();
         let after = |ms| start + Duration::from_millis(ms);
         let (one, two) = (candidate(1), candidate(2));
-        let mut questions = Questions::new(start);
-        add(&mut questions, 1..4, start);
+        let mut pending = PendingLookups::new(start);
+        add(&mut pending, 1..4, start);
         let all = [1, 2, 3].map(client).to_vec();
         for candidate in [one, two] {
-            assert_eq!(questions.due(&candidate, start), all);
-            questions.asked(
+            assert_eq!(pending.due(&candidate, start), all);
+            pending.asked(
                 u64::from(candidate.backend.0),
                 candidate,
                 all.clone(),
                 start,
             );
-            assert_eq!(questions.due(&candidate, after(299)), []);
+            assert_eq!(pending.due(&candidate, after(299)), []);
         }
-        let none = Mine { nonce: 1, mine: 0 };
+        let none = ConnectionReply { nonce: 1, known: 0 };
         assert_eq!(
-            questions.handle_reply(none, &one.agent, after(5)),
+            pending.handle_reply(none, &one.agent, after(5)),
             Some(vec![])
         );
         // Each answer counts once, and from the agent that was asked.
-        assert_eq!(questions.handle_reply(none, &one.agent, after(5)), None);
-        let some = Mine { nonce: 2, mine: 5 };
-        assert_eq!(questions.handle_reply(some, &one.agent, after(5)), None);
-        let found = questions.handle_reply(some, &two.agent, after(5)).unwrap();
+        assert_eq!(pending.handle_reply(none, &one.agent, after(5)), None);
+        let some = ConnectionReply { nonce: 2, known: 5 };
+        assert_eq!(pending.handle_reply(some, &one.agent, after(5)), None);
+        let found = pending.handle_reply(some, &two.agent, after(5)).unwrap();
         assert_eq!(
             found.iter().map(|it| it.backend).collect::<Vec<_>>(),
             [2, 2]
         );
-        assert_eq!(questions.due(&one, after(600)), []);
+        assert_eq!(pending.due(&one, after(600)), []);
         // An agent that comes up later is asked, too, and one that does not answer once more.
         let three = candidate(3);
         for (ms, due) in [(300, 1), (400, 0), (600, 1), (950, 0)] {
-            let clients = questions.due(&three, after(ms));
+            let clients = pending.due(&three, after(ms));
             assert_eq!(clients.len(), due, "{ms}");
             if due > 0 {
-                questions.asked(ms, three, clients, after(ms));
+                pending.asked(ms, three, clients, after(ms));
             }
         }
-        questions.expire(after(999));
-        assert!(questions.is_waiting());
-        questions.expire(after(1_000));
-        assert!(!questions.is_waiting());
-        let late = Mine {
+        pending.expire(after(999));
+        assert!(pending.is_waiting());
+        pending.expire(after(1_000));
+        assert!(!pending.is_waiting());
+        let late = ConnectionReply {
             nonce: 600,
-            mine: 1,
+            known: 1,
         };
-        assert_eq!(
-            questions.handle_reply(late, &three.agent, after(1_600)),
-            None
-        );
-        let outcome = Outcome {
+        assert_eq!(pending.handle_reply(late, &three.agent, after(1_600)), None);
+        let outcome = LookupCounts {
             found: 2,
             not_found: 1,
             limited: 0,
         };
-        assert_eq!(questions.take_outcome(), outcome);
-        assert_eq!(questions.take_outcome(), Outcome::default());
+        assert_eq!(pending.drain_counts(), outcome);
+        assert_eq!(pending.drain_counts(), LookupCounts::default());
     }
 
     #[test]
     fn an_agent_that_was_not_asked_gives_no_connection() {
         let start = Instant::now();
-        let mut questions = Questions::new(start);
-        add(&mut questions, 1..2, start);
-        let guessed = Mine {
+        let mut pending = PendingLookups::new(start);
+        add(&mut pending, 1..2, start);
+        let guessed = ConnectionReply {
             nonce: 9,
-            mine: u64::MAX,
+            known: u64::MAX,
         };
         assert_eq!(
-            questions.handle_reply(guessed, &candidate(1).agent, start),
+            pending.handle_reply(guessed, &candidate(1).agent, start),
             None
         );
-        questions.asked(9, candidate(1), vec![client(1)], start);
-        let found = questions
+        pending.asked(9, candidate(1), vec![client(1)], start);
+        let found = pending
             .handle_reply(guessed, &candidate(1).agent, start)
             .unwrap();
         assert_eq!(found.len(), 1, "bits beyond the question mean nothing");
@@ -330,28 +330,28 @@ mod tests {
     #[test]
     fn a_flood_is_asked_about_up_to_the_limit() {
         let start = Instant::now();
-        let mut questions = Questions::new(start);
+        let mut pending = PendingLookups::new(start);
         let mut asked = 0;
         for ms in 0..3_000u64 {
             let now = start + Duration::from_millis(ms);
             let first = u16::try_from(ms % 60 * 1_000).unwrap();
-            add(&mut questions, first..first + 100, now);
+            add(&mut pending, first..first + 100, now);
             loop {
-                let clients = questions.due(&candidate(1), now);
+                let clients = pending.due(&candidate(1), now);
                 if clients.is_empty() {
                     break;
                 }
                 assert!(clients.len() <= MAX_CLIENTS);
                 asked += clients.len();
-                questions.asked(ms * 100 + asked as u64, candidate(1), clients, now);
+                pending.asked(ms * 100 + asked as u64, candidate(1), clients, now);
             }
-            questions.expire(now);
+            pending.expire(now);
         }
-        let Outcome {
+        let LookupCounts {
             not_found, limited, ..
-        } = questions.take_outcome();
+        } = pending.drain_counts();
         // 2,000 at once, and as many in each second.
-        assert!(not_found + questions.pending.len() as u64 <= 8_000);
+        assert!(not_found + pending.pending.len() as u64 <= 8_000);
         assert!(limited > 100_000, "{limited}");
         assert!(asked <= 2 * 8_000, "{asked}");
     }

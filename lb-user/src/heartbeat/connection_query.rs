@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use lb_core::{Endpoint, Sequence};
 use serde::{Deserialize, Serialize};
 
-use super::envelope::{self, Envelope, Kind};
+use super::envelope::{self, DatagramKind, Envelope};
 use super::nonce::Nonce;
 use super::wire::{self, WireSequence};
 use super::{Refusal, SIZE_LIMIT, check_size};
@@ -18,7 +18,7 @@ pub const MAX_CLIENTS: usize = 45;
 
 /// A manager's question which of these clients have a connection with the worker.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Whose {
+pub struct ConnectionQuery {
     /// The last heartbeat that the manager accepted from the agent. It proves that the question is new.
     pub heartbeat: Sequence,
     /// Identifies the question; random.
@@ -29,14 +29,14 @@ pub struct Whose {
 
 /// An agent's answer. It is shorter than the question, so that an agent cannot be used to amplify traffic.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Mine {
+pub struct ConnectionReply {
     /// That of the question.
     pub nonce: u64,
     /// Bit `n`: the worker has the connection of the question's client `n`.
-    pub mine: u64,
+    pub known: u64,
 }
 
-impl Whose {
+impl ConnectionQuery {
     /// Encodes a question about as many of the clients as one datagram holds, and signs it if there is a key. The
     /// other clients are removed from the question.
     ///
@@ -56,13 +56,13 @@ impl Whose {
     }
 
     fn encode_all(&self, key: Option<&Key>) -> Result<Vec<u8>, Refusal> {
-        let wire = WireWhose {
+        let wire = WireConnectionQuery {
             heartbeat: self.heartbeat.into(),
             nonce: Nonce(self.nonce).to_string(),
             service: self.service.to_string(),
             clients: self.clients.clone(),
         };
-        envelope::encode(Kind::Whose, key, &wire)
+        envelope::encode(DatagramKind::ConnectionQuery, key, &wire)
     }
 
     /// Checks the signature, then decodes. With a key, only a signed question counts; without one, only an unsigned
@@ -72,19 +72,19 @@ impl Whose {
     ///
     /// Returns why it is not valid.
     pub fn decode(datagram: &[u8], key: Option<&Key>) -> Option<Result<Self, Refusal>> {
-        Kind::Whose
+        DatagramKind::ConnectionQuery
             .is_of(datagram)
             .then(|| Self::decode_question(datagram, key))
     }
 
     fn decode_question(datagram: &[u8], key: Option<&Key>) -> Result<Self, Refusal> {
         check_size(datagram)?;
-        let body = match (key, Kind::Whose.unsigned_body(datagram)) {
+        let body = match (key, DatagramKind::ConnectionQuery.unsigned_body(datagram)) {
             (None, Some(body)) => body,
             (Some(_), Some(_)) => return Err(Refusal::Unsigned),
-            (key, None) => envelope::signed_body(Kind::Whose, datagram, key)?,
+            (key, None) => envelope::signed_body(DatagramKind::ConnectionQuery, datagram, key)?,
         };
-        let wire: WireWhose = serde_json::from_slice(body)?;
+        let wire: WireConnectionQuery = serde_json::from_slice(body)?;
         let question = Self {
             heartbeat: wire.heartbeat.parse()?,
             nonce: wire::nonce(&wire.nonce)?.0,
@@ -106,57 +106,57 @@ impl Whose {
     }
 }
 
-impl Mine {
+impl ConnectionReply {
     /// Encodes it, and signs it if there is a key.
     ///
     /// # Errors
     ///
     /// None: it consists of numbers.
     pub fn encode(&self, key: Option<&Key>) -> Result<Vec<u8>, Refusal> {
-        let wire = WireMine {
+        let wire = WireConnectionReply {
             nonce: Nonce(self.nonce).to_string(),
-            mine: format!("{:016x}", self.mine),
+            mine: format!("{:016x}", self.known),
         };
-        envelope::encode(Kind::Mine, key, &wire)
+        envelope::encode(DatagramKind::ConnectionReply, key, &wire)
     }
 
     /// Decodes the body of an answer.
     fn decode(body: &[u8]) -> Result<Self, Refusal> {
-        let wire: WireMine = serde_json::from_slice(body)?;
+        let wire: WireConnectionReply = serde_json::from_slice(body)?;
         Ok(Self {
             nonce: wire::nonce(&wire.nonce)?.0,
-            mine: wire::nonce(&wire.mine)?.0,
+            known: wire::nonce(&wire.mine)?.0,
         })
     }
 }
 
 /// Whether a datagram is an answer, valid or not.
-pub fn is_mine(datagram: &[u8]) -> bool {
-    Kind::Mine.is_of(datagram)
+pub fn is_connection_reply(datagram: &[u8]) -> bool {
+    DatagramKind::ConnectionReply.is_of(datagram)
 }
 
 /// Checks and decodes an answer. `key` finds the keys; `None`: signatures are not verified. Returns the key that signed
 /// it, too.
-pub(super) fn decode_mine<'a>(
+pub(super) fn decode_reply<'a>(
     datagram: &[u8],
     keys: Option<impl Fn(KeyId) -> Option<&'a Key>>,
-) -> Result<(Mine, Option<&'a Key>), Refusal> {
+) -> Result<(ConnectionReply, Option<&'a Key>), Refusal> {
     check_size(datagram)?;
-    if let Some(body) = Kind::Mine.unsigned_body(datagram) {
-        return Ok((Mine::decode(body)?, None));
+    if let Some(body) = DatagramKind::ConnectionReply.unsigned_body(datagram) {
+        return Ok((ConnectionReply::decode(body)?, None));
     }
-    let envelope = Envelope::parse(Kind::Mine, datagram)?;
+    let envelope = Envelope::parse(DatagramKind::ConnectionReply, datagram)?;
     let Some(keys) = keys else {
-        return Ok((Mine::decode(envelope.body)?, None));
+        return Ok((ConnectionReply::decode(envelope.body)?, None));
     };
     let id = envelope.key;
     let key = keys(id).ok_or(Refusal::UnknownKey { key: id })?;
-    let body = envelope::signed_body(Kind::Mine, datagram, Some(key))?;
-    Ok((Mine::decode(body)?, Some(key)))
+    let body = envelope::signed_body(DatagramKind::ConnectionReply, datagram, Some(key))?;
+    Ok((ConnectionReply::decode(body)?, Some(key)))
 }
 
 #[derive(Serialize, Deserialize)]
-struct WireWhose {
+struct WireConnectionQuery {
     #[serde(flatten)]
     heartbeat: WireSequence,
     nonce: String,
@@ -165,7 +165,7 @@ struct WireWhose {
 }
 
 #[derive(Serialize, Deserialize)]
-struct WireMine {
+struct WireConnectionReply {
     nonce: String,
     mine: String,
 }
@@ -187,8 +187,8 @@ mod tests {
         )
     }
 
-    fn question(clients: impl IntoIterator<Item = SocketAddr>) -> Whose {
-        Whose {
+    fn question(clients: impl IntoIterator<Item = SocketAddr>) -> ConnectionQuery {
+        ConnectionQuery {
             heartbeat: Sequence {
                 boot: BootId(0x00c0_ffee),
                 number: 17,
@@ -211,7 +211,7 @@ mod tests {
             "memlb1-whose\n{\"boot\":\"0000000000c0ffee\",\"seq\":17,\"nonce\":\"0123456789abcdef\",\
              \"service\":\"192.168.56.101:80/tcp\",\"clients\":[\"192.168.56.10:40000\"]}"
         );
-        let answer = Mine { nonce: 1, mine: 5 }.encode(None).unwrap();
+        let answer = ConnectionReply { nonce: 1, known: 5 }.encode(None).unwrap();
         assert_eq!(
             String::from_utf8(answer).unwrap(),
             "memlb1-mine\n{\"nonce\":\"0000000000000001\",\"mine\":\"0000000000000005\"}"
@@ -229,14 +229,14 @@ mod tests {
                 let datagram = asked.encode(key).unwrap();
                 assert!(datagram.len() < SIZE_LIMIT);
                 assert!(asked.clients.len() >= least, "{}", asked.clients.len());
-                assert_eq!(Whose::decode(&datagram, key), Some(Ok(asked)));
+                assert_eq!(ConnectionQuery::decode(&datagram, key), Some(Ok(asked)));
             }
         }
         for key in [None, Some(&key)] {
             let asked = question([client(1)]).encode(key).unwrap();
-            let answer = Mine {
+            let answer = ConnectionReply {
                 nonce: u64::MAX,
-                mine: u64::MAX,
+                known: u64::MAX,
             };
             assert!(answer.encode(key).unwrap().len() < asked.len());
         }
@@ -249,7 +249,7 @@ mod tests {
     #[test]
     fn an_agent_with_a_key_believes_its_manager_only() {
         let (own, forged, other) = (key(0xa1, 7), key(0xa1, 8), key(0xa2, 7));
-        let refused = |datagram: &[u8], key| match Whose::decode(datagram, key) {
+        let refused = |datagram: &[u8], key| match ConnectionQuery::decode(datagram, key) {
             Some(Err(refusal)) => refusal.name(),
             _ => "",
         };
@@ -264,7 +264,7 @@ mod tests {
         let signed = asked.encode(Some(&own)).unwrap();
         for end in 0..signed.len() {
             assert!(!matches!(
-                Whose::decode(&signed[..end], Some(&own)),
+                ConnectionQuery::decode(&signed[..end], Some(&own)),
                 Some(Ok(_))
             ));
         }
@@ -277,10 +277,10 @@ mod tests {
     fn an_answer_is_believed_with_a_known_key_only() {
         let own = key(0xa1, 7);
         let known = |id| (id == own.id()).then_some(&own);
-        let answer = Mine { nonce: 9, mine: 1 };
-        let decode = |datagram: &[u8]| match decode_mine(datagram, Some(known)) {
-            Ok((mine, key)) => {
-                assert_eq!(mine, answer);
+        let answer = ConnectionReply { nonce: 9, known: 1 };
+        let decode = |datagram: &[u8]| match decode_reply(datagram, Some(known)) {
+            Ok((reply, key)) => {
+                assert_eq!(reply, answer);
                 key.map_or("unsigned", Key::worker)
             }
             Err(refusal) => refusal.name(),
@@ -292,7 +292,7 @@ mod tests {
             (None, "unsigned"),
         ] {
             let datagram = answer.encode(key).unwrap();
-            assert!(is_mine(&datagram));
+            assert!(is_connection_reply(&datagram));
             assert_eq!(decode(&datagram), expected);
         }
     }
@@ -320,11 +320,11 @@ mod tests {
             (text(number, number, service, &many), "absurd_clients"),
             ("memlb1-whose\nnonsense".to_owned(), "not_json"),
         ] {
-            let refused = Whose::decode(question.as_bytes(), None)
+            let refused = ConnectionQuery::decode(question.as_bytes(), None)
                 .unwrap()
                 .unwrap_err();
             assert_eq!(refused.name(), reason, "{question}");
         }
-        assert_eq!(Whose::decode(b"memlb1-who", None), None);
+        assert_eq!(ConnectionQuery::decode(b"memlb1-who", None), None);
     }
 }

@@ -22,28 +22,28 @@ use tracing::{debug, warn};
 
 use super::{
     Manager,
-    questions::{ASK_FOR, Candidate, Client, Outcome, Questions},
+    pending_lookups::{ASK_FOR, Candidate, LookupClient, LookupCounts, PendingLookups},
 };
 use crate::{
     datapath::{AskedEvents, Datapath, Intake, from_mapped, monotonic_ns},
-    heartbeat::Whose,
-    heartbeat_receiver::{Agent, ReceivedHeartbeat, ReceivedMine},
+    heartbeat::ConnectionQuery,
+    heartbeat_receiver::{Agent, ReceivedConnectionReply, ReceivedHeartbeat},
 };
 
-/// How often unanswered questions, and workers that come up, are looked at.
+/// How often unanswered queries, and workers that come up, are checked.
 const TICK: Duration = Duration::from_millis(20);
 
-/// The least time between two events about questions.
+/// The least time between two events about lookups.
 const EVENT_INTERVAL: Duration = Duration::from_secs(10);
 
-/// The state of asking.
+/// The lookups, and what they work with.
 #[derive(Debug)]
-pub(super) struct Asking {
+pub(super) struct ConnectionLookup {
     /// Nothing if the map can no longer be read.
     events: Option<AskedEvents>,
     /// Loaded when a service of mode `dsr` needs it: the verifier takes its time.
     intake: Option<Intake>,
-    questions: Questions,
+    pending: PendingLookups,
     /// While clients wait for an answer.
     next_look: Option<Instant>,
     /// Read, and not asked about yet.
@@ -51,11 +51,11 @@ pub(super) struct Asking {
     /// By worker, those with a DSR translator.
     agents: BTreeMap<String, (Agent, Sequence)>,
     /// Not in an event yet.
-    outcome: Outcome,
+    outcome: LookupCounts,
     emitted: Option<Instant>,
 }
 
-impl Asking {
+impl ConnectionLookup {
     /// Opens the ring of unknown clients, and the way to give them flows if a service `asks` about them.
     ///
     /// # Errors
@@ -65,11 +65,11 @@ impl Asking {
         Ok(Self {
             events: Some(AskedEvents::open(datapath.pin_path())?),
             intake: asks.then(|| datapath.intake()).transpose()?,
-            questions: Questions::new(Instant::now()),
+            pending: PendingLookups::new(Instant::now()),
             next_look: None,
             unknown: Vec::new(),
             agents: BTreeMap::new(),
-            outcome: Outcome::default(),
+            outcome: LookupCounts::default(),
             emitted: None,
         })
     }
@@ -119,23 +119,25 @@ impl Manager {
         let is_recent = |record: &FlowRecord| {
             u128::from(elapsed_ns(clock, record.created_ticks)) < ASK_FOR.as_nanos()
         };
-        for record in self.asking.unknown.drain(..).filter(is_recent) {
+        for record in self.connection_lookup.unknown.drain(..).filter(is_recent) {
             if let Some(client) = client_of(&record) {
-                self.asking.questions.add(client, present(record), now);
+                self.connection_lookup
+                    .pending
+                    .add(client, present(record), now);
             }
         }
         for candidate in self.candidates() {
             while self.ask(candidate, now) {}
         }
-        self.asking.questions.expire(now);
-        let is_waiting = self.asking.questions.is_waiting();
-        self.asking.next_look = is_waiting.then(|| now + TICK);
-        self.report_outcome(now);
+        self.connection_lookup.pending.expire(now);
+        let is_waiting = self.connection_lookup.pending.is_waiting();
+        self.connection_lookup.next_look = is_waiting.then(|| now + TICK);
+        self.report_lookups(now);
     }
 
     /// Asks one agent about as many clients as one datagram holds; returns whether there may be more.
     fn ask(&mut self, candidate: Candidate, now: Instant) -> bool {
-        let clients = self.asking.questions.due(&candidate, now);
+        let clients = self.connection_lookup.pending.due(&candidate, now);
         if clients.is_empty() {
             return false;
         }
@@ -146,7 +148,7 @@ impl Manager {
                 return false;
             }
         };
-        let mut question = Whose {
+        let mut question = ConnectionQuery {
             heartbeat: candidate.heartbeat,
             nonce,
             service: candidate.service,
@@ -156,20 +158,20 @@ impl Manager {
             debug!("ask an agent: {refusal}");
             return false;
         }
-        self.asking
-            .questions
+        self.connection_lookup
+            .pending
             .asked(nonce, candidate, question.clients, now);
         true
     }
 
-    /// The workers that serve a service about which there are questions, and whose agents are known.
+    /// The workers that serve a service with pending lookups, and whose agents are known.
     fn candidates(&self) -> Vec<Candidate> {
-        let asked = self.asking.questions.services();
+        let asked = self.connection_lookup.pending.services();
         let services = self.configuration.settings.services.iter();
         let services = services
             .filter(|service| service.mode == Mode::Dsr && asked.contains(&service.endpoint()));
         let of = |service: Endpoint, backend: BackendId, worker: &str| {
-            let (agent, heartbeat) = *self.asking.agents.get(worker)?;
+            let (agent, heartbeat) = *self.connection_lookup.agents.get(worker)?;
             self.datapath.keeps_flows(backend).then_some(Candidate {
                 service,
                 backend,
@@ -186,11 +188,11 @@ impl Manager {
     }
 
     /// Writes the flows of an agent's answer.
-    pub(super) fn handle_mine(&mut self, received: &ReceivedMine) {
-        let questions = &mut self.asking.questions;
-        let Some(found) = questions.handle_reply(received.mine, &received.agent, Instant::now())
+    pub(super) fn handle_connection_reply(&mut self, received: &ReceivedConnectionReply) {
+        let pending = &mut self.connection_lookup.pending;
+        let Some(found) = pending.handle_reply(received.reply, &received.agent, Instant::now())
         else {
-            return self.receiver.refuse_mine(received);
+            return self.receiver.refuse_connection_reply(received);
         };
         if !found.is_empty()
             && let Err(error) = self.admit_found(&found)
@@ -200,7 +202,7 @@ impl Manager {
     }
 
     fn admit_found(&mut self, found: &[FlowRecord]) -> Result<()> {
-        let intake = match &mut self.asking.intake {
+        let intake = match &mut self.connection_lookup.intake {
             Some(intake) => intake,
             unloaded => unloaded.insert(self.datapath.intake()?),
         };
@@ -210,14 +212,14 @@ impl Manager {
     }
 
     /// Counts what became of the clients, and emits an event from time to time.
-    pub(super) fn report_outcome(&mut self, now: Instant) {
-        let Asking {
-            questions,
+    pub(super) fn report_lookups(&mut self, now: Instant) {
+        let ConnectionLookup {
+            pending,
             outcome,
             emitted,
             ..
-        } = &mut self.asking;
-        let new = questions.take_outcome();
+        } = &mut self.connection_lookup;
+        let new = pending.drain_counts();
         self.emitter
             .metrics
             .asked(new.found, new.not_found, new.limited);
@@ -225,14 +227,14 @@ impl Manager {
         outcome.not_found += new.not_found;
         outcome.limited += new.limited;
         let is_recent = |at| now.saturating_duration_since(at) < EVENT_INTERVAL;
-        if *outcome == Outcome::default()
-            || questions.is_waiting() && outcome.limited == 0
+        if *outcome == LookupCounts::default()
+            || pending.is_waiting() && outcome.limited == 0
             || emitted.is_some_and(is_recent)
         {
             return;
         }
         *emitted = Some(now);
-        let Outcome {
+        let LookupCounts {
             found,
             not_found,
             limited,
@@ -246,7 +248,7 @@ impl Manager {
 }
 
 /// The client and the service of a record.
-fn client_of(record: &FlowRecord) -> Option<Client> {
+fn client_of(record: &FlowRecord) -> Option<LookupClient> {
     let protocol = match record.protocol {
         PROTOCOL_TCP => Protocol::Tcp,
         PROTOCOL_UDP => Protocol::Udp,
