@@ -37,7 +37,7 @@ pub fn run(skb: *mut __sk_buff) -> i32 {
     if usize::from(number) >= INTAKE_RECORDS {
         return -1;
     }
-    let outcome = take_in(skb, number.into());
+    let outcome = admit_record(skb, number.into());
     let Some(header) = packet_bytes(skb).at::<IntakeHeader>(0) else {
         return -1;
     };
@@ -50,7 +50,7 @@ pub fn run(skb: *mut __sk_buff) -> i32 {
 
 /// Takes in a record. Returns an [`Admission`], or a number that is none.
 #[inline(always)]
-fn take_in(skb: *mut __sk_buff, number: u32) -> u32 {
+fn admit_record(skb: *mut __sk_buff, number: u32) -> u32 {
     let Some(scratch) = INTAKE_SCRATCH.get_ptr_mut(0) else {
         return u32::MAX;
     };
@@ -65,14 +65,14 @@ fn take_in(skb: *mut __sk_buff, number: u32) -> u32 {
         return u32::MAX;
     }
     if record.client.is_mapped() {
-        take_in_family::<V4>(record, v4)
+        admit_family::<V4>(record, v4)
     } else {
-        take_in_family::<V6>(record, v6)
+        admit_family::<V6>(record, v6)
     }
 }
 
 #[inline(never)]
-fn take_in_family<A: Family>(record: &FlowRecord, scratch: &mut FlowScratch<A>) -> u32 {
+fn admit_family<A: Family>(record: &FlowRecord, scratch: &mut FlowScratch<A>) -> u32 {
     let admission: Admission = admit(&Maps::<A>::NEW, record, scratch);
     admission as u32
 }

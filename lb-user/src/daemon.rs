@@ -42,8 +42,11 @@ pub async fn run(
     let prepared = manager::prepare(config, config_file, read_config).await?;
     // All sockets are opened before anything is attached.
     let settings = prepared.config().manager.clone();
-    let control = control::Server::bind(&settings.control_socket).await?;
-    let http = settings.http_listen.map(http::Server::bind).transpose()?;
+    let control = control::ControlServer::bind(&settings.control_socket).await?;
+    let http = settings
+        .http_listen
+        .map(http::HttpServer::bind)
+        .transpose()?;
     let mut terminate = catch(SignalKind::terminate(), "SIGTERM")?;
     let mut interrupt = catch(SignalKind::interrupt(), "SIGINT")?;
     let hangup = catch(SignalKind::hangup(), "SIGHUP")?;

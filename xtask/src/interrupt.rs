@@ -34,14 +34,14 @@ impl Interrupt {
         Ok(Self { asked })
     }
 
-    pub fn is_asked(&self) -> bool {
+    pub fn is_requested(&self) -> bool {
         self.asked.load(Ordering::Relaxed)
     }
 
     /// # Errors
     /// When someone wants this to end.
     pub fn check(&self) -> Result<()> {
-        if self.is_asked() {
+        if self.is_requested() {
             bail!("interrupted");
         }
         Ok(())

@@ -97,7 +97,7 @@ pub struct Core {
 
 impl Core {
     /// Whether a service has a worker of this name.
-    pub fn knows(&self, worker: &str) -> bool {
+    pub fn has_worker(&self, worker: &str) -> bool {
         self.by_name.contains_key(worker)
     }
 

@@ -17,7 +17,7 @@ const MIN_FREE: &str = "/proc/sys/vm/min_free_kbytes";
 
 /// What to read instead of what the kernel says of this machine.
 #[derive(Debug, Clone, Default)]
-pub struct Sources {
+pub struct MemorySources {
     /// Read instead of `/proc/meminfo`, in its form; no cgroup and no pressure is looked for then.
     pub memory_file: Option<PathBuf>,
     /// Read instead of `/proc/pressure/memory`, in its form.
@@ -31,14 +31,14 @@ pub struct Sources {
 /// # Errors
 ///
 /// Says what `/proc/meminfo` lacks.
-pub fn memory_now(sources: Sources) -> Result<MemoryReport> {
+pub fn memory_now(sources: MemorySources) -> Result<MemoryReport> {
     Sensors::open(sources)?.memory()
 }
 
 /// Reads what a heartbeat says of the machine.
 #[derive(Debug)]
 pub(super) struct Sensors {
-    sources: Sources,
+    sources: MemorySources,
     cgroup: Option<Cgroup>,
 }
 
@@ -48,7 +48,7 @@ impl Sensors {
     /// # Errors
     ///
     /// Says which configured source cannot be read.
-    pub fn open(sources: Sources) -> Result<Self> {
+    pub fn open(sources: MemorySources) -> Result<Self> {
         let cgroup = match (&sources.cgroup, &sources.memory_file) {
             (Some(directory), _) => Some(Cgroup::at(directory)?),
             (None, Some(_)) => None,
@@ -166,16 +166,16 @@ mod tests {
     use super::*;
 
     fn of_file(path: &Path) -> Result<MemoryReport> {
-        Sensors::open(Sources {
+        Sensors::open(MemorySources {
             memory_file: Some(path.to_owned()),
-            ..Sources::default()
+            ..MemorySources::default()
         })?
         .memory()
     }
 
     #[test]
     fn reads_this_machine() {
-        let sensors = Sensors::open(Sources::default()).unwrap();
+        let sensors = Sensors::open(MemorySources::default()).unwrap();
         let memory = sensors.memory().unwrap();
         assert!(memory.available_bytes > 0 && memory.available_bytes <= memory.total_bytes);
         let measured = fs::read_to_string("/proc/pressure/memory").is_ok();
@@ -242,7 +242,7 @@ mod tests {
         fs::write(at("memory.max"), "1048576\n").unwrap();
         fs::write(at("memory.current"), "524288\n").unwrap();
         fs::write(at("memory.stat"), "anon 1\ninactive_file 4096\n").unwrap();
-        let sources = Sources {
+        let sources = MemorySources {
             memory_file: Some(at("meminfo")),
             pressure_file: Some(at("memory")),
             cgroup: Some(directory.path().to_owned()),

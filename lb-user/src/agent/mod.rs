@@ -29,7 +29,7 @@ use crate::{
 pub use announcement::announce_pause;
 pub use check::{Check, CheckTarget, parse_status};
 pub use manager::{PORT, with_port};
-pub use memory::{Sources, memory_now};
+pub use memory::{MemorySources, memory_now};
 
 use announcement::PauseRequest;
 use connection_queries::ConnectionQueries;
@@ -59,7 +59,7 @@ pub struct AgentSettings {
     pub managers: Vec<String>,
     pub name: String,
     pub interval: Duration,
-    pub sources: Sources,
+    pub sources: MemorySources,
     /// Whether and how the worker's own service is checked.
     pub check: Option<Check>,
     /// The settings of the DSR translator, if the worker has one.

@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, ops::RangeInclusive, path::PathBuf, time::Duration};
 
 use memlb::{
-    agent::{self, AgentSettings, Check, CheckTarget, Sources},
+    agent::{self, AgentSettings, Check, CheckTarget, MemorySources},
     datapath::dsr::{self, DsrMapping},
     heartbeat::{MAX_TRANSLATED, check_name, check_pause},
     keys::{credential, read_key},
@@ -80,8 +80,8 @@ impl Args {
     }
 
     /// Where the agent reads memory and pressure.
-    pub fn sources(&self) -> Sources {
-        Sources {
+    pub fn sources(&self) -> MemorySources {
+        MemorySources {
             memory_file: self.memory_file.clone(),
             pressure_file: self.pressure_file.clone(),
             cgroup: self.cgroup.clone(),

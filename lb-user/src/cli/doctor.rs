@@ -15,7 +15,7 @@ use super::{
     agent::{self, worker_name},
     agent_settings, block_on, print, print_json,
     remote::socket_variable,
-    source::Source,
+    source::ConfigSource,
     source::kernel_ports,
     terminal::{Output, Paint},
 };
@@ -134,7 +134,7 @@ fn examine_manager(source: &Source) -> Result<Diagnosis, CliError> {
     let examine = |config: &Config, examined| {
         block_on(doctor::examine_manager(config, examined, kernel_ports())).map_err(CliError::from)
     };
-    if !source.says_anything()
+    if !source.names_config()
         && let Some((config, finding)) = in_force(source)?
     {
         return examine(&config, Examined::InForce(finding));

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use memlb::{
     config::Heartbeats,
     heartbeat::check_name,
-    keys::{self, AGENT_KEY, KeyId, PEER_KEY, TAKE_UP, take_up_here},
+    keys::{self, AGENT_KEY, APPLY_KEYS, KeyId, PEER_KEY, apply_keys_here},
     processes::Unit,
 };
 use serde::Serialize;
@@ -115,11 +115,11 @@ fn advice(path: &Path, name: &str, id: KeyId, keys: &Path) -> String {
         false => path.display(),
     };
     let (managers, to_manager, take_up) = match is_managers {
-        true => (here, String::new(), take_up_here()),
+        true => (here, String::new(), apply_keys_here()),
         false => (
             "",
             format!("    install -D -m 600 {copy} {keys_directory}/{name}-{id}.key\n"),
-            TAKE_UP.to_owned(),
+            APPLY_KEYS.to_owned(),
         ),
     };
     let by_hand = format!("memlb agent --manager MANAGER --name {name} --key {AGENT_KEY}");

@@ -13,26 +13,26 @@ use tracing_subscriber::{
 
 use super::journal::{EVENT_FIELD, Journal, SOCKET};
 
-/// How log lines look; [`Format::Auto`] is the journal's own protocol where systemd's journal receives the log, else
+/// How log lines look; [`LogFormat::Auto`] is the journal's own protocol where systemd's journal receives the log, else
 /// text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Format {
+pub enum LogFormat {
     Auto,
     Text,
     Json,
 }
 
 /// Sends the log to standard output, or to the journal that reads it; `RUST_LOG` says how much of it.
-pub fn start(format: Format) {
+pub fn start(format: LogFormat) {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     let journal = match format {
-        Format::Auto if is_journal() => Journal::connect(Path::new(SOCKET)).ok(),
+        LogFormat::Auto if is_journal() => Journal::connect(Path::new(SOCKET)).ok(),
         _ => None,
     };
     let layer = match (format, journal) {
         (_, Some(journal)) => journal.boxed(),
-        (Format::Json, None) => lines().json().flatten_event(true).boxed(),
-        (Format::Auto | Format::Text, None) => lines()
+        (LogFormat::Json, None) => lines().json().flatten_event(true).boxed(),
+        (LogFormat::Auto | LogFormat::Text, None) => lines()
             .with_ansi(std::io::stdout().is_terminal())
             .fmt_fields(debug_fn(|writer, field, value| match field.name() {
                 "message" => write!(writer, "{value:?}"),

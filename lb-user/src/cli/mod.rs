@@ -57,8 +57,8 @@ use terminal::{Output, Paint};
 #[command(name = "memlb", version, after_help = EXIT_STATUS)]
 struct Cli {
     /// Format of log lines; auto: entries with severity and fields where systemd's journal receives them, else text
-    #[arg(long, global = true, value_name = "FORMAT", value_enum, default_value_t = log::Format::Auto)]
-    log_format: log::Format,
+    #[arg(long, global = true, value_name = "FORMAT", value_enum, default_value_t = log::LogFormat::Auto)]
+    log_format: log::LogFormat,
 
     /// Colours of states and problems
     #[arg(long, global = true, value_name = "WHEN", value_enum, default_value_t)]

@@ -9,7 +9,7 @@ pub const USUAL_CONFIG: &str = "/etc/memlb/memlb.toml";
 
 /// Where the configuration comes from.
 #[derive(clap::Args)]
-pub struct Source {
+pub struct ConfigSource {
     /// Read the configuration from this file
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -18,7 +18,7 @@ pub struct Source {
     overrides: Overrides,
 }
 
-impl Source {
+impl ConfigSource {
     /// Where the pins are, if the command line says it.
     pub fn pin_path(&self) -> Option<&Path> {
         self.overrides.pin_path()
@@ -57,7 +57,7 @@ impl Source {
     }
 
     /// Whether the command line says anything of the configuration.
-    pub fn says_anything(&self) -> bool {
+    pub fn names_config(&self) -> bool {
         self.is_given() || !self.overrides.is_empty()
     }
 

@@ -89,7 +89,7 @@ fn show(remote: &Remote) -> CliResult {
 }
 
 fn apply(args: ApplyArgs) -> CliResult {
-    let source = worker_source::WorkerSource::new(args.remote.client(), args.source, false);
+    let source = worker_source::SourceClient::new(args.remote.client(), args.source, false);
     if args.watch {
         return block_on(async {
             worker_source::watch(source, &args.file).await;

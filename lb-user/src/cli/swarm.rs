@@ -6,7 +6,7 @@ use memlb::{
     config::check_source,
     swarm::{self, Docker},
     systemd,
-    worker_source::WorkerSource,
+    worker_source::SourceClient,
 };
 
 use super::{CliError, CliResult, block_on, remote};
@@ -49,7 +49,7 @@ pub fn run(args: Args) -> CliResult {
     check_source(&args.source)
         .map_err(|problem| CliError::usage(format!("--source: {problem}")))?;
     let client = remote::client(args.control_socket);
-    let source = WorkerSource::new(client, args.source, true);
+    let source = SourceClient::new(client, args.source, true);
     block_on(async move {
         systemd::ready();
         swarm::run(Docker::new(args.docker_socket), source, args.interval).await;

@@ -6,7 +6,7 @@ use clap::Arg;
 use memlb::datapath::{self, dsr};
 use serde::Serialize;
 
-use super::{CliResult, print_json, source::Source};
+use super::{CliResult, print_json, source::ConfigSource};
 
 /// Detach the programs and remove all pins; open connections end
 #[derive(clap::Args)]

@@ -53,9 +53,9 @@ impl Changes {
         let Difference { key, old, new } = difference;
         let change = format!("{name}: {} -> {}", plain(old), plain(new));
         match key.reload {
-            Reload::Live => self.accepted.push(change),
-            Reload::Restart => self.refuse(&change),
-            Reload::Unload => self.refused.push(format!("{change}\n  to do: {UNLOAD}")),
+            ReloadClass::Live => self.accepted.push(change),
+            ReloadClass::Restart => self.refuse(&change),
+            ReloadClass::Unload => self.refused.push(format!("{change}\n  to do: {UNLOAD}")),
         }
     }
 

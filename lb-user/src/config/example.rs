@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use super::Config;
-use super::key::{OptionForm, Reload};
+use super::key::{OptionForm, ReloadClass};
 use super::keys::{Failover, Heartbeats, Limits, Manager, Peer, Service};
 use super::section::{Described, Difference, Section};
 
@@ -140,9 +140,9 @@ pub(super) fn facts(described: &Described, is_repeated: bool) -> Vec<String> {
         OptionForm::List => format!("Option {}, which may be repeated.", option.flag),
     });
     let reload = match key.reload {
-        Reload::Live => None,
-        Reload::Restart => Some("A change needs a restart of the manager.".to_owned()),
-        Reload::Unload => Some("A change needs `memlb unload` once.".to_owned()),
+        ReloadClass::Live => None,
+        ReloadClass::Restart => Some("A change needs a restart of the manager.".to_owned()),
+        ReloadClass::Unload => Some("A change needs `memlb unload` once.".to_owned()),
     };
     let facts = bounds.clone().into_iter();
     facts.chain(option).chain(reload).collect()

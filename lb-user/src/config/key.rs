@@ -6,7 +6,7 @@ pub(super) struct Key {
     pub name: &'static str,
     /// Lines of the example file.
     pub doc: &'static [&'static str],
-    pub reload: Reload,
+    pub reload: ReloadClass,
     pub option: Option<CommandLineOption>,
     /// What the example file has, as TOML, where that is not the default.
     pub example: Option<&'static str>,
@@ -35,7 +35,7 @@ pub(super) enum OptionForm {
 
 /// Whether a running manager applies a changed value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Reload {
+pub(super) enum ReloadClass {
     Live,
     /// After a restart of the manager.
     Restart,

@@ -19,7 +19,7 @@ use lb_core::{
     SpreadSettings, Threshold,
 };
 
-use super::key::{Key, Reload};
+use super::key::{Key, ReloadClass};
 use super::kinds::{
     AbsolutePath, Choice, FilePath, Flag, HostAddress, HostNames, Integer, Interfaces, Kind,
     ListenAddress, MemoryThreshold, Name, NatSources, Optional, PeerAddress, Percent, Ports,

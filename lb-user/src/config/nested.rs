@@ -10,7 +10,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use ipnet::IpNet;
 
 use super::error::ProblemKind;
-use super::key::{Key, Reload};
+use super::key::{Key, ReloadClass};
 use super::kinds::{Flag, HostAddress, Input, Integer, Kind, Networks, Percent, WorkerName, list};
 use super::section::{
     Described, Difference, Fields, REWRITE, Section, read_table, read_tables, sections,

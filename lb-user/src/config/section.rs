@@ -157,7 +157,7 @@ impl<'a> Fields<'_, 'a> {
 }
 
 /// Declares tables. A key is declared as
-/// `field: Type = default, kind, Reload, attribute(…)…;` with `field as "name"` where its name in the file
+/// `field: Type = default, kind, ReloadClass, attribute(…)…;` with `field as "name"` where its name in the file
 /// differs. The kind parses, bounds and shows its value; the attributes are the methods of [`Key`]. The doc
 /// comment is what the example file says.
 macro_rules! sections {
@@ -218,10 +218,10 @@ macro_rules! sections {
         }
     )+};
     (@key $field:ident, [$($doc:literal),+], $reload:ident $(, $attribute:ident($($argument:expr),+))*) => {
-        const { Key::new(stringify!($field), &[$($doc),+], Reload::$reload)$(.$attribute($($argument),+))* }
+        const { Key::new(stringify!($field), &[$($doc),+], ReloadClass::$reload)$(.$attribute($($argument),+))* }
     };
     (@key $field:ident as $name:literal, [$($doc:literal),+], $reload:ident $(, $attribute:ident($($argument:expr),+))*) => {
-        const { Key::new($name, &[$($doc),+], Reload::$reload)$(.$attribute($($argument),+))* }
+        const { Key::new($name, &[$($doc),+], ReloadClass::$reload)$(.$attribute($($argument),+))* }
     };
 }
 pub(super) use sections;

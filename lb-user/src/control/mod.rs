@@ -19,7 +19,7 @@ use tokio::{io::AsyncWriteExt, net::unix::WriteHalf, time::timeout};
 
 pub use client::{ClientError, ControlClient, parse_reply};
 pub use handover::HandoverReply;
-pub use server::Server;
+pub use server::ControlServer;
 
 use crate::{
     deny::{Denied, Prefix},

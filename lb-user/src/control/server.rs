@@ -43,13 +43,13 @@ const MAX_CONNECTIONS: usize = 64;
 
 /// The listening socket, removed when dropped.
 #[derive(Debug)]
-pub struct Server {
+pub struct ControlServer {
     listener: UnixListener,
     path: PathBuf,
     free: Arc<Semaphore>,
 }
 
-impl Server {
+impl ControlServer {
     /// Listens at `path`, for the owner and its group only. A socket without a server is replaced.
     ///
     /// # Errors
@@ -120,7 +120,7 @@ impl Server {
     }
 }
 
-impl Drop for Server {
+impl Drop for ControlServer {
     fn drop(&mut self) {
         // It may be removed already.
         _ = fs::remove_file(&self.path);
@@ -260,10 +260,10 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("manager.sock");
         fs::write(&path, "precious").unwrap();
-        let refused = Server::bind(&path).await.unwrap_err().to_string();
+        let refused = ControlServer::bind(&path).await.unwrap_err().to_string();
         assert!(refused.contains("is no socket"), "{refused}");
         assert_eq!(fs::read_to_string(&path).unwrap(), "precious");
-        let refused = Server::bind(directory.path())
+        let refused = ControlServer::bind(directory.path())
             .await
             .unwrap_err()
             .to_string();
@@ -272,7 +272,7 @@ mod tests {
         fs::remove_file(&path).unwrap();
         drop(UnixListener::bind(&path).unwrap());
         assert!(path.exists(), "a socket without a listener");
-        drop(Server::bind(&path).await.unwrap());
+        drop(ControlServer::bind(&path).await.unwrap());
         assert!(!path.exists());
     }
 

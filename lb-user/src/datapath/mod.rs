@@ -140,7 +140,7 @@ struct BackendState {
 
 /// A locked pin directory and its contents.
 #[derive(Debug)]
-pub struct Prepared {
+pub struct PreparedPins {
     pub adoption: Adoption,
     pin_path: PathBuf,
     rollback: RollbackGuard,
@@ -175,7 +175,7 @@ impl Drop for RollbackGuard {
 ///
 /// Says what is missing (privileges, kernel, BPF file system), that another manager holds the pins, or that they have
 /// another layout.
-pub fn prepare(config: &Config) -> Result<Prepared> {
+pub fn prepare(config: &Config) -> Result<PreparedPins> {
     kernel::check()?;
     let pin_path = config.manager.pin_path.clone();
     let is_first = bpffs::ensure(&pin_path)?;
@@ -190,7 +190,7 @@ pub fn prepare(config: &Config) -> Result<Prepared> {
         bail!("{conflict}");
     }
     capacity::fit(&pin_path, config)?;
-    Ok(Prepared {
+    Ok(PreparedPins {
         adoption,
         pin_path,
         rollback,
@@ -207,12 +207,12 @@ impl Datapath {
     /// Says which interface or program failed. Until [`Self::publish_services`] has succeeded, dropping the
     /// datapath undoes what it began.
     pub fn start(
-        prepared: Prepared,
+        prepared: PreparedPins,
         config: &Config,
         settings: &CoreSettings,
         interfaces: &[Interface],
     ) -> Result<Self> {
-        let Prepared {
+        let PreparedPins {
             adoption: _,
             pin_path,
             mut rollback,
@@ -435,7 +435,7 @@ impl Datapath {
     }
 
     /// Returns the counts of replies of each worker in mode `routed`, from the last call of [`Self::traffic`].
-    pub fn answers(&self) -> BTreeMap<BackendId, ReplyCounters> {
+    pub fn reply_counters(&self) -> BTreeMap<BackendId, ReplyCounters> {
         let is_routed = |known: &BackendState| known.mode == Mode::Routed && known.health.is_some();
         let routed = self.sampled.iter().filter(|(id, _)| {
             let known = self.backends.get(id);

@@ -15,22 +15,22 @@ use aya::{
 use super::layout::open_map;
 
 /// A map with its name.
-pub struct Named<M> {
+pub struct NamedMap<M> {
     name: &'static str,
     map: M,
 }
 
-pub type ArrayMap<V> = Named<Array<MapData, V>>;
-pub type PerCpuMap<V> = Named<PerCpuArray<MapData, V>>;
-pub type HashTable<K, V> = Named<HashMap<MapData, K, V>>;
+pub type ArrayMap<V> = NamedMap<Array<MapData, V>>;
+pub type PerCpuMap<V> = NamedMap<PerCpuArray<MapData, V>>;
+pub type HashTable<K, V> = NamedMap<HashMap<MapData, K, V>>;
 
-impl<M> fmt::Debug for Named<M> {
+impl<M> fmt::Debug for NamedMap<M> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "map {}", self.name)
     }
 }
 
-impl<M> Deref for Named<M> {
+impl<M> Deref for NamedMap<M> {
     type Target = M;
 
     fn deref(&self) -> &M {
@@ -38,13 +38,13 @@ impl<M> Deref for Named<M> {
     }
 }
 
-impl<M> DerefMut for Named<M> {
+impl<M> DerefMut for NamedMap<M> {
     fn deref_mut(&mut self) -> &mut M {
         &mut self.map
     }
 }
 
-impl<M: TryFrom<Map, Error = MapError>> Named<M> {
+impl<M: TryFrom<Map, Error = MapError>> NamedMap<M> {
     /// Returns a map of loaded programs. Each can be requested once.
     pub fn from_ebpf(ebpf: &mut Ebpf, name: &'static str) -> Result<Self> {
         let map = ebpf.take_map(name);

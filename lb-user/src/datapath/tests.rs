@@ -286,7 +286,7 @@ impl World {
     /// Who is configured under the name that its agent has would rightly be missed.
     fn rename(&mut self, machine: usize) {
         let (is_other, _) = &mut self.agents[machine];
-        if !self.core.knows(&name(machine, *is_other)) {
+        if !self.core.has_worker(&name(machine, *is_other)) {
             *is_other = !*is_other;
         }
     }

@@ -36,7 +36,7 @@ pub struct Worker {
     pub name: String,
     pub key: Option<PathBuf>,
     pub check: Option<Check>,
-    pub sources: agent::Sources,
+    pub sources: agent::MemorySources,
     pub origin: AgentOrigin,
 }
 
@@ -60,7 +60,7 @@ const RESOLVING: Duration = Duration::from_secs(5);
 
 /// One manager as seen from here.
 #[derive(Debug, Clone)]
-pub struct Manager {
+pub struct ExaminedManager {
     pub name: String,
     pub address: Result<SocketAddr, String>,
     pub reach: Reachability,
@@ -88,7 +88,7 @@ pub enum Reachability {
 #[derive(Debug, Clone)]
 pub struct Facts {
     pub key: Option<Result<String, KeyProblem>>,
-    pub managers: Vec<Manager>,
+    pub managers: Vec<ExaminedManager>,
 }
 
 #[derive(Debug, Clone)]
@@ -126,7 +126,7 @@ fn remedy_for(path: &Path, name: &str, error: &anyhow::Error) -> String {
     }
 }
 
-async fn manager(name: &str, worker: &Worker, key: Option<&Key>) -> Manager {
+async fn manager(name: &str, worker: &Worker, key: Option<&Key>) -> ExaminedManager {
     let address = resolve(name).await;
     let (reach, own) = match &address {
         Ok(address) => match ask(*address, worker, key).await {
@@ -135,7 +135,7 @@ async fn manager(name: &str, worker: &Worker, key: Option<&Key>) -> Manager {
         },
         Err(_) => (Reachability::Silent, None),
     };
-    Manager {
+    ExaminedManager {
         name: name.to_owned(),
         address,
         reach,
@@ -360,16 +360,16 @@ fn reach(worker: &Worker, facts: &Facts, manager: &Manager) -> Finding {
 
 /// Where memory and pressure are read.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Sources {
+pub struct MemoryFacts {
     /// What would be reported, or why nothing can be.
     pub memory: Result<String, String>,
     pub has_pressure: bool,
 }
 
-pub fn gather_sources(agent: &agent::Sources) -> Sources {
+pub fn gather_sources(agent: &agent::MemorySources) -> MemoryFacts {
     let pressure = agent.pressure_file.as_deref();
     let pressure = pressure.unwrap_or(Path::new("/proc/pressure/memory"));
-    Sources {
+    MemoryFacts {
         memory: memory_now(agent.clone())
             .map_err(|error| format!("{error:#}"))
             .map(|memory| {
@@ -385,7 +385,7 @@ pub fn gather_sources(agent: &agent::Sources) -> Sources {
     }
 }
 
-pub fn sources(sources: &Sources) -> Vec<Finding> {
+pub fn sources(sources: &MemoryFacts) -> Vec<Finding> {
     let memory = match &sources.memory {
         Ok(figures) => Finding::ok("memory", figures.clone()),
         Err(why) => Finding::problem("memory", why.clone(), "ls -l /proc/meminfo"),
@@ -412,7 +412,7 @@ mod tests {
             name: "worker1".to_owned(),
             key: None,
             check: None,
-            sources: agent::Sources::default(),
+            sources: agent::MemorySources::default(),
             origin: AgentOrigin::Process(Holder {
                 pid: 7,
                 program: "memlb".to_owned(),
@@ -421,7 +421,7 @@ mod tests {
     }
 
     fn examine(reach: Reachability, key: Option<&str>) -> Vec<Finding> {
-        let manager = Manager {
+        let manager = ExaminedManager {
             name: "192.168.56.101:9999".to_owned(),
             address: Ok(([192, 168, 56, 101], 9999).into()),
             reach,
@@ -473,7 +473,7 @@ mod tests {
     fn reports_a_name_that_means_nothing_and_a_kernel_without_pressure() {
         let facts = Facts {
             key: None,
-            managers: vec![Manager {
+            managers: vec![ExaminedManager {
                 name: "manger.example:9999".to_owned(),
                 address: Err("no such name".to_owned()),
                 reach: Reachability::Silent,
@@ -482,7 +482,7 @@ mod tests {
         };
         let remedy = "getent ahosts manger.example;";
         findings(&worker(), &facts)[2].assert(Severity::Problem, "", remedy);
-        let found = sources(&Sources {
+        let found = sources(&MemoryFacts {
             memory: Ok(String::new()),
             has_pressure: false,
         });

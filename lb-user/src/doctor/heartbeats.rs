@@ -6,7 +6,7 @@ use lb_core::{AdminState, BackendSnapshot, Health, MANAGER, milliseconds};
 
 use super::Finding;
 use crate::{
-    keys::take_up_here,
+    keys::apply_keys_here,
     status::{Backend, RefusedDatagram, Status},
 };
 
@@ -258,12 +258,12 @@ fn remedy(refusal: &Refusal<'_>, worker: &str) -> String {
         "unknown_key" => format!(
             "install -m 600 {worker}.key /etc/memlb/keys/{worker}.key && {}    (the file that the agent on {from} \
              signs with)",
-            take_up_here()
+            apply_keys_here()
         ),
         "bad_signature" | "other_workers_key" => format!(
             "memlb keygen --name {worker}, and install the same file on both: --key on {from}, \
              /etc/memlb/keys/ here; then {}",
-            take_up_here()
+            apply_keys_here()
         ),
         "unknown_worker" => format!(
             "on {from}: memlb agent --name NAME, with a NAME that `memlb workers` lists; or add the worker \

@@ -12,7 +12,7 @@ use lb_core::counted;
 use super::Finding;
 use crate::{
     heartbeat::Authentication,
-    keys::{DuplicateKey, read_keys, take_up_here},
+    keys::{DuplicateKey, apply_keys_here, read_keys},
 };
 
 #[derive(Debug, Clone)]
@@ -130,7 +130,7 @@ fn finding(facts: &Facts) -> Finding {
                 .map(|name| format!("memlb keygen --name {name} --output {at}/{name}.key"))
                 .collect();
             let found = format!("there is no key of {} at {at}", names.join(", "));
-            let remedy = format!("{}; {}", made.join("; "), take_up_here());
+            let remedy = format!("{}; {}", made.join("; "), apply_keys_here());
             match authentication {
                 Authentication::Enforce => Finding::problem("keys", found, remedy),
                 _ => Finding::warning("keys", found, remedy),

@@ -61,10 +61,10 @@ impl<'a> Envelope<'a> {
     ///
     /// Refuses everything that does not have exactly this form.
     pub fn parse(kind: DatagramKind, datagram: &'a [u8]) -> Result<Self, Refusal> {
-        Self::take_apart(kind, datagram).ok_or(Refusal::BadEnvelope)
+        Self::split(kind, datagram).ok_or(Refusal::BadEnvelope)
     }
 
-    fn take_apart(kind: DatagramKind, datagram: &'a [u8]) -> Option<Self> {
+    fn split(kind: DatagramKind, datagram: &'a [u8]) -> Option<Self> {
         let rest = datagram.strip_prefix(kind.mark())?;
         let (id, rest) = rest.split_at_checked(KeyId::DIGITS)?;
         let rest = rest.strip_prefix(b" ")?;

@@ -90,18 +90,18 @@ pub struct ReceivedPing {
 #[derive(Debug)]
 pub struct ReceivedConnectionReply {
     pub reply: ConnectionReply,
-    pub agent: Agent,
+    pub agent: AgentAddress,
 }
 
 /// Where an agent sends from, and the key of what it sends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Agent {
+pub struct AgentAddress {
     path: DatagramPath,
     key: Option<KeyId>,
 }
 
 #[cfg(test)]
-impl Agent {
+impl AgentAddress {
     /// An agent without a key that sends from this port.
     pub(crate) fn example(port: u16) -> Self {
         Self {
@@ -117,8 +117,8 @@ impl ReceivedHeartbeat {
     }
 
     /// Returns where a question to its agent goes.
-    pub fn agent(&self) -> Agent {
-        Agent {
+    pub fn agent(&self) -> AgentAddress {
+        AgentAddress {
             path: self.path,
             key: self.verified.signature.map(|signature| signature.key),
         }
@@ -311,7 +311,7 @@ impl HeartbeatReceiver {
             return match self.authenticator.verify_mine(datagram, path.from, now) {
                 Ok((reply, key)) => Received::ConnectionReply(ReceivedConnectionReply {
                     reply,
-                    agent: Agent { path, key },
+                    agent: AgentAddress { path, key },
                 }),
                 Err(refusal) => {
                     self.refuse(refusal.name(), &refusal, path, now);
@@ -374,7 +374,11 @@ impl HeartbeatReceiver {
     /// # Errors
     ///
     /// Says that there is no client to ask about, or that the agent's key is no longer known.
-    pub fn ask(&self, agent: Agent, question: &mut ConnectionQuery) -> Result<usize, Refusal> {
+    pub fn ask(
+        &self,
+        agent: AgentAddress,
+        question: &mut ConnectionQuery,
+    ) -> Result<usize, Refusal> {
         let key = match agent.key {
             Some(id) => {
                 let key = self.authenticator.keys().find(id);

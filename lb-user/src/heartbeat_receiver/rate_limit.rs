@@ -9,7 +9,7 @@ use lb_core::{BootId, Memory};
 
 /// Where a heartbeat came from: the address, and the boot id of the agent if it has one.
 #[derive(Debug, Clone, Copy)]
-struct Source {
+struct AgentSource {
     from: IpAddr,
     boot: Option<BootId>,
 }
@@ -27,7 +27,7 @@ const MOVE_INTERVAL: Duration = Duration::from_secs(60);
 /// The last heartbeat of a worker, and the last log lines about it.
 #[derive(Debug, Default)]
 pub(super) struct WorkerLog {
-    source: Option<Source>,
+    source: Option<AgentSource>,
     move_reported: Option<Instant>,
     /// When the last sample was logged, and the available memory in it.
     sampled: Option<(Instant, u64)>,
@@ -45,7 +45,7 @@ impl WorkerLog {
     ///
     /// One agent may reach the manager from several addresses.
     pub fn moved(&mut self, now: Instant, from: IpAddr, boot: Option<BootId>) -> Option<IpAddr> {
-        let before = self.source.replace(Source { from, boot })?;
+        let before = self.source.replace(AgentSource { from, boot })?;
         let other_agent = boot.is_none() || before.boot != boot;
         let reported = self.move_reported;
         let is_due = reported.is_none_or(|at| now.saturating_duration_since(at) >= MOVE_INTERVAL);

@@ -34,13 +34,13 @@ const HEADERS: [(HeaderName, &str); 7] = [
 /// The host names of this server. A page on the Internet could point another name at its address, and read its
 /// responses in the operator's browser (DNS rebinding).
 #[derive(Debug)]
-pub struct HostNames {
+pub struct AllowedHosts {
     on_loopback: bool,
     /// Those of the configuration, and the machine's own unless the server listens on loopback.
     names: Vec<String>,
 }
 
-impl HostNames {
+impl AllowedHosts {
     /// Returns the names of a server that listens at `address`: `configured` ones and its own.
     pub fn new(address: IpAddr, configured: &[String]) -> Self {
         let on_loopback = address.is_loopback();
@@ -92,7 +92,11 @@ impl HostNames {
 
 /// Handles requests to this server, and adds the security headers to responses. Health checks of other machines
 /// may send any name, because their responses are not confidential.
-pub async fn guard(State(names): State<Arc<HostNames>>, request: Request, next: Next) -> Response {
+pub async fn guard(
+    State(names): State<Arc<AllowedHosts>>,
+    request: Request,
+    next: Next,
+) -> Response {
     let is_probe = !names.on_loopback && health::is_probe(request.uri().path());
     let mut response = match is_probe || names.match_host_of(&request) {
         true => next.run(request).await,
@@ -111,8 +115,8 @@ mod tests {
 
     use super::*;
 
-    fn names(address: Ipv4Addr) -> HostNames {
-        HostNames::new(address.into(), &["lb.example.com".to_owned()])
+    fn names(address: Ipv4Addr) -> AllowedHosts {
+        AllowedHosts::new(address.into(), &["lb.example.com".to_owned()])
     }
 
     #[test]

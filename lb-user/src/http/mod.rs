@@ -26,12 +26,12 @@ use anyhow::{Context, Result};
 use axum::{Router, middleware, routing::get};
 use tokio::sync::Semaphore;
 
-use self::{guard::HostNames, timeline::Recorder};
+use self::{guard::AllowedHosts, timeline::Recorder};
 use crate::{manager::ManagerHandle, runtime_thread::RuntimeThread, sockets::tcp_holder};
 
 /// The listening socket.
 #[derive(Debug)]
-pub struct Server {
+pub struct HttpServer {
     listener: TcpListener,
     address: SocketAddr,
 }
@@ -49,7 +49,7 @@ struct Shared {
     listeners: Arc<Semaphore>,
 }
 
-impl Server {
+impl HttpServer {
     /// Listens at `address`.
     ///
     /// # Errors
@@ -74,7 +74,7 @@ impl Server {
     /// Says why the thread cannot be started.
     pub fn start(self, manager: ManagerHandle, names: &[String]) -> Result<RuntimeThread> {
         let recorder = Recorder::default();
-        let names = HostNames::new(self.address.ip(), names);
+        let names = AllowedHosts::new(self.address.ip(), names);
         let app = router(manager.clone(), recorder.clone(), names);
         RuntimeThread::start("http", "HTTP server", move || async move {
             tokio::select! {
@@ -102,7 +102,7 @@ fn bind_error(address: SocketAddr, error: &io::Error) -> anyhow::Error {
     anyhow::anyhow!("serve HTTP at {address}: {error}{hint}")
 }
 
-fn router(manager: ManagerHandle, recorder: Recorder, names: HostNames) -> Router {
+fn router(manager: ManagerHandle, recorder: Recorder, names: AllowedHosts) -> Router {
     let shared = Shared {
         manager,
         recorder,

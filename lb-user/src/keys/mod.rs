@@ -27,11 +27,11 @@ pub const AGENT_KEY: &str = "/etc/memlb/agent.key";
 /// What lets a running manager on any machine take up a changed key.
 ///
 /// systemd hands the package's service its keys when it starts.
-pub const TAKE_UP: &str =
+pub const APPLY_KEYS: &str =
     "memlb reload    (with the package's service: systemctl restart memlb-manager)";
 
 /// The same for the manager of this machine.
-pub fn take_up_here() -> String {
+pub fn apply_keys_here() -> String {
     Unit::Manager.restart("memlb reload")
 }
 

@@ -27,7 +27,7 @@ use super::{
 use crate::{
     datapath::{AskedEvents, Datapath, Intake, from_mapped, monotonic_ns},
     heartbeat::ConnectionQuery,
-    heartbeat_receiver::{Agent, ReceivedConnectionReply, ReceivedHeartbeat},
+    heartbeat_receiver::{AgentAddress, ReceivedConnectionReply, ReceivedHeartbeat},
 };
 
 /// How often unanswered queries, and workers that come up, are checked.
@@ -49,7 +49,7 @@ pub(super) struct ConnectionLookup {
     /// Read, and not asked about yet.
     unknown: Vec<FlowRecord>,
     /// By worker, those with a DSR translator.
-    agents: BTreeMap<String, (Agent, Sequence)>,
+    agents: BTreeMap<String, (AgentAddress, Sequence)>,
     /// Not in an event yet.
     outcome: LookupCounts,
     emitted: Option<Instant>,

@@ -62,7 +62,7 @@ impl Manager {
     }
 
     fn handle_ping(&mut self, ping: &ReceivedPing) {
-        let is_unknown = ping.worker().is_some_and(|it| !self.core.knows(it));
+        let is_unknown = ping.worker().is_some_and(|it| !self.core.has_worker(it));
         let is_unknown = is_unknown && !self.configuration.may_join(ping.address());
         self.receiver.answer_ping(ping, is_unknown);
     }

@@ -66,7 +66,7 @@ use recovery::Recovery;
 pub use reload::{ReadConfig, ReloadError, Reloaded};
 pub use request::CommandReceipt;
 pub(crate) use request::ManagerRequest;
-use sources::Sources;
+use sources::WorkerSources;
 pub use sources::{SourceError, SourceReceipt, SourceUpdate};
 pub use start::{Prepared, prepare};
 pub use state_file::{Save, StateFile};
@@ -90,7 +90,7 @@ pub struct Manager {
     datapath: Datapath,
     receiver: HeartbeatReceiver,
     membership: Membership,
-    sources: Sources,
+    sources: WorkerSources,
     join_requests: JoinRequests,
     connection_lookup: ConnectionLookup,
     denied: DenyList,

@@ -13,7 +13,7 @@ use lb_core::{BackendId, Endpoint, Sequence};
 
 use crate::{
     heartbeat::{ConnectionReply, MAX_CLIENTS},
-    heartbeat_receiver::Agent,
+    heartbeat_receiver::AgentAddress,
     token_bucket::TokenBucket,
 };
 
@@ -35,7 +35,7 @@ pub(super) type LookupClient = (Endpoint, SocketAddr);
 pub(super) struct Candidate {
     pub service: Endpoint,
     pub backend: BackendId,
-    pub agent: Agent,
+    pub agent: AgentAddress,
     /// The agent's last accepted heartbeat.
     pub heartbeat: Sequence,
 }
@@ -170,7 +170,7 @@ impl PendingLookups {
     pub fn handle_reply(
         &mut self,
         reply: ConnectionReply,
-        agent: &Agent,
+        agent: &AgentAddress,
         now: Instant,
     ) -> Option<Vec<FlowRecord>> {
         let is_timely = |sent: &SentQuery| now.saturating_duration_since(sent.at) < ASK_FOR;
@@ -233,7 +233,7 @@ mod tests {
         Candidate {
             service: service(),
             backend: BackendId(backend),
-            agent: Agent::example(u16::try_from(backend).unwrap()),
+            agent: AgentAddress::example(u16::try_from(backend).unwrap()),
             heartbeat: Sequence {
                 boot: BootId(1),
                 number: 1,

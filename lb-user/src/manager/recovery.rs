@@ -59,7 +59,7 @@ impl Manager {
 
     /// Passes to the core whether the answers of workers in mode `routed` pass this machine.
     pub(super) fn check_return_paths(&mut self) {
-        let answers = self.datapath.answers();
+        let answers = self.datapath.reply_counters();
         self.core.handle_reply_counters(&answers, Instant::now());
     }
 

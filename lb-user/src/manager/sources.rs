@@ -24,7 +24,7 @@ const MAX_ABSENT: usize = 1_000;
 
 /// What the manager knows of each source.
 #[derive(Debug)]
-pub(super) struct Sources {
+pub(super) struct WorkerSources {
     lists: ExternalWorkers,
     /// What is not a worker, by source, as last applied.
     absent: BTreeMap<String, Vec<AbsentWorker>>,
@@ -83,7 +83,7 @@ impl SourceUpdate {
     }
 }
 
-impl Sources {
+impl WorkerSources {
     pub fn new(lists: ExternalWorkers, absent: BTreeMap<String, Vec<AbsentWorker>>) -> Self {
         Self {
             lists,

@@ -8,7 +8,7 @@ use tracing::{info, warn};
 
 use super::{
     Background, Configuration, Emitter, Inputs, JoinRequests, Manager, ManagerHandle, NatPorts,
-    PeerEvents, ReadConfig, Recovery, Sources, absent_interface::wait_for_interfaces,
+    PeerEvents, ReadConfig, Recovery, WorkerSources, absent_interface::wait_for_interfaces,
     connection_count::ConnectionCountReconciler, connection_lookup::ConnectionLookup,
     handle::Records, peers, reload::Reloader, route_monitor::RouteMonitor, state_file::StateFile,
     state_files::StateFiles,
@@ -45,7 +45,7 @@ pub struct Prepared {
     peers: Option<PeerListener>,
     netlink: Netlink,
     interfaces: Vec<Interface>,
-    datapath: datapath::Prepared,
+    datapath: datapath::PreparedPins,
     membership: StateFile<Membership>,
     workers: StateFile<ExternalWorkers>,
     absent: BTreeMap<String, Vec<AbsentWorker>>,
@@ -177,7 +177,7 @@ impl Prepared {
             datapath,
             receiver: self.receiver,
             membership: state_files.membership.content(),
-            sources: Sources::new(state_files.workers.content(), self.absent),
+            sources: WorkerSources::new(state_files.workers.content(), self.absent),
             connection_lookup,
             join_requests: JoinRequests::default(),
             denied: state_files.denied.content(),

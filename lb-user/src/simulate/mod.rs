@@ -15,7 +15,7 @@ mod tables;
 
 pub use recording::Recording;
 pub use result::{Outcome, Results};
-pub use scenario::{Background, Contender, Scenario, WorkerModel};
+pub use scenario::{BackgroundLoad, Contender, Scenario, WorkerModel};
 pub use svg::plot;
 
 use std::time::Duration;

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
 
-use super::scenario::{Background, WorkerModel};
+use super::scenario::{BackgroundLoad, WorkerModel};
 
 #[derive(Debug, Clone, PartialEq)]
 pub struct Recording {
@@ -30,7 +30,7 @@ enum Line {
 }
 
 #[derive(Default)]
-struct Heard {
+struct RecordedHeartbeat {
     total_bytes: u64,
     steps: Vec<(SystemTime, u64)>,
 }
@@ -42,7 +42,7 @@ impl Recording {
     ///
     /// Names the line that is no event, or says that no heartbeat has a worker's memory.
     pub fn read(log: impl BufRead) -> Result<Self> {
-        let mut heard: BTreeMap<String, Heard> = BTreeMap::new();
+        let mut heard: BTreeMap<String, RecordedHeartbeat> = BTreeMap::new();
         for (number, line) in (1..).zip(log.lines()) {
             let line = line.context("read the event log")?;
             if line.trim().is_empty() {
@@ -76,13 +76,13 @@ impl Recording {
         let since = |time: SystemTime| time.duration_since(first).unwrap_or_default();
         let duration = since(last);
         ensure!(!duration.is_zero(), "all heartbeats are of one moment");
-        let worker = |(name, mut heard): (String, Heard)| {
+        let worker = |(name, mut heard): (String, RecordedHeartbeat)| {
             heard.steps.sort();
             let steps = heard.steps.into_iter();
             WorkerModel {
                 name,
                 total_bytes: heard.total_bytes,
-                background: Background::Recorded(
+                background: BackgroundLoad::Recorded(
                     steps.map(|(time, used)| (since(time), used)).collect(),
                 ),
             }

@@ -31,18 +31,18 @@ pub struct Scenario {
 pub struct WorkerModel {
     pub name: String,
     pub total_bytes: u64,
-    pub background: Background,
+    pub background: BackgroundLoad,
 }
 
 /// The memory that a worker uses without its connections.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Background {
+pub enum BackgroundLoad {
     Constant(u64),
     /// From each time on so many bytes.
     Recorded(Vec<(Duration, u64)>),
 }
 
-impl Background {
+impl BackgroundLoad {
     pub fn at(&self, time: Duration) -> u64 {
         match self {
             Self::Constant(bytes) => *bytes,
@@ -103,7 +103,7 @@ impl WorkerModel {
         let worker = |(number, total_bytes): (usize, &u64)| Self {
             name: format!("worker{number}"),
             total_bytes: *total_bytes,
-            background: Background::Constant(background.min(*total_bytes)),
+            background: BackgroundLoad::Constant(background.min(*total_bytes)),
         };
         (1..).zip(sizes).map(worker).collect()
     }

@@ -157,7 +157,7 @@ fn a_worker_that_is_full_of_its_own_is_spared() {
     // Its own use grows after ten seconds, as an event log might tell.
     let mut scenario = short();
     scenario.arrivals_per_second = 150.0;
-    scenario.workers[0].background = Background::Recorded(vec![
+    scenario.workers[0].background = BackgroundLoad::Recorded(vec![
         (Duration::ZERO, 100 << 20),
         (Duration::from_secs(10), 600 << 20),
     ]);

@@ -18,7 +18,7 @@ use tracing::debug;
 
 pub use docker::Docker;
 
-use crate::worker_source::WorkerSource;
+use crate::worker_source::SourceClient;
 
 /// Events that come closer together than this make one poll.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -29,7 +29,7 @@ const EVENTS_RETRY: Duration = Duration::from_secs(1);
 /// Polls the API every `period`, and gives the workers to the manager; never returns.
 ///
 /// While the API does not answer, the last workers stay in force.
-pub async fn run(docker: Docker, mut source: WorkerSource, period: Duration) {
+pub async fn run(docker: Docker, mut source: SourceClient, period: Duration) {
     let (woken, mut wake) = watch::channel(());
     let events = docker.clone();
     let _following = AbortOnDrop(tokio::spawn(watch_events(events, woken)));
@@ -41,7 +41,7 @@ pub async fn run(docker: Docker, mut source: WorkerSource, period: Duration) {
             Ok(()) = wake.changed() => ticks.reset(),
         }
         match docker.state().await {
-            Ok(state) => source.give(&tasks::workers(&state)).await,
+            Ok(state) => source.publish(&tasks::workers(&state)).await,
             Err(error) => {
                 let problem = format!("{error:#}").replace('\n', " ");
                 source.fail(problem.chars().take(500).collect()).await;

@@ -5,7 +5,7 @@ use std::{fs, os::unix::fs::MetadataExt, path::Path, time::Duration};
 use anyhow::{Context, Result};
 use tokio::time::{MissedTickBehavior, interval};
 
-use super::WorkerSource;
+use super::SourceClient;
 use crate::membership::WorkerList;
 
 /// How often the file is looked at.
@@ -27,7 +27,7 @@ pub fn read(path: &Path) -> Result<WorkerList> {
 
 /// Gives the workers of a file to the manager whenever the file has changed; never returns. A file that cannot be read
 /// leaves the last list in force.
-pub async fn watch(mut source: WorkerSource, path: &Path) {
+pub async fn watch(mut source: SourceClient, path: &Path) {
     let mut ticks = interval(INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut seen = None;
@@ -40,7 +40,7 @@ pub async fn watch(mut source: WorkerSource, path: &Path) {
             seen = version;
         }
         match &content {
-            Some(Ok(list)) => source.give(list).await,
+            Some(Ok(list)) => source.publish(list).await,
             Some(Err(problem)) => source.fail(shortened(problem)).await,
             None => {}
         }

@@ -23,7 +23,7 @@ const RETRY: Duration = Duration::from_secs(1);
 
 /// A source of workers, with what it last gave a manager.
 #[derive(Debug)]
-pub struct WorkerSource {
+pub struct SourceClient {
     client: ControlClient,
     name: String,
     /// Whether workers that are not valid are left out; otherwise each of them refuses the list.
@@ -37,7 +37,7 @@ pub struct WorkerSource {
     trouble: Option<String>,
 }
 
-impl WorkerSource {
+impl SourceClient {
     pub fn new(client: ControlClient, name: String, partial: bool) -> Self {
         Self {
             client,
@@ -53,7 +53,7 @@ impl WorkerSource {
     /// Gives the list to the manager, if it is another one or was not given for some time.
     ///
     /// What fails is logged and tried again at a later call; a list that was refused is not tried again.
-    pub async fn give(&mut self, list: &WorkerList) {
+    pub async fn publish(&mut self, list: &WorkerList) {
         if self.refused.as_ref() == Some(list) {
             return;
         }

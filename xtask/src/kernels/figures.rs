@@ -37,7 +37,7 @@ impl Figures {
     }
 
     /// Replaces those of the series that a report has some of.
-    pub fn take_from(&mut self, report: &str) {
+    pub fn replace_reported(&mut self, report: &str) {
         let prefixed = report
             .lines()
             .filter_map(|line| line.split_once("verified "));
@@ -114,8 +114,9 @@ mod tests {
         for line in ["6.1 memlb_old 1", "6.1 memlb_tc 2", "6.12 memlb_tc 3"] {
             figures.add(figure(line).expect("a figure"));
         }
-        figures
-            .take_from("test prints ... verified 6.1 memlb_tc 4\nverified 6.1 memlb_xdp 5\nok\n");
+        figures.replace_reported(
+            "test prints ... verified 6.1 memlb_tc 4\nverified 6.1 memlb_xdp 5\nok\n",
+        );
         let expected = "6.1 memlb_tc 4\n6.1 memlb_xdp 5\n6.12 memlb_tc 3\n";
         assert_eq!(figures.text(), format!("{HEADING}{expected}"));
     }

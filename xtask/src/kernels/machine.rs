@@ -32,7 +32,7 @@ impl Machine {
         let started = Instant::now();
         let mut qemu = Process::start("qemu", &mut self.command(), &self.file("qemu.log"))?;
         wait_for(deadline, "the machine to switch itself off", || {
-            (!qemu.is_running() || interrupt.is_asked()).then_some(())
+            (!qemu.is_running() || interrupt.is_requested()).then_some(())
         })?;
         interrupt.check()?;
         let status = qemu.wait(Duration::from_secs(1))?;

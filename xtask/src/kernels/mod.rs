@@ -21,7 +21,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use clap::Args;
 use memlb_tests::{command::output, kernel::Series};
 
-use self::{figures::Figures, report::Suite};
+use self::{figures::Figures, report::GuestSuite};
 use crate::{
     build,
     interrupt::Interrupt,
@@ -110,9 +110,9 @@ fn record(memlb: &Path, tests: &Tests, series: &[Series]) -> Result<()> {
     let interrupt = Interrupt::catch()?;
     let suite = tests.suite("packets", figures::TEST)?;
     let mut figures = Figures::read()?;
-    figures.take_from(&figures::of_this_machine(tests.file("packets")?)?);
+    figures.replace_reported(&figures::of_this_machine(tests.file("packets")?)?);
     for report in try_on(memlb, tests, &[suite], series, &interrupt)? {
-        figures.take_from(&report);
+        figures.replace_reported(&report);
     }
     figures.write()
 }
@@ -121,7 +121,7 @@ fn record(memlb: &Path, tests: &Tests, series: &[Series]) -> Result<()> {
 fn try_on(
     memlb: &Path,
     tests: &Tests,
-    suites: &[Suite],
+    suites: &[GuestSuite],
     series: &[Series],
     interrupt: &Interrupt,
 ) -> Result<Vec<String>> {
@@ -165,7 +165,7 @@ fn try_on(
 }
 
 /// Runs the suites in a guest, in which all must pass. Returns its report.
-fn pass(guest: &Guest, suites: &[Suite], interrupt: &Interrupt) -> Result<String> {
+fn pass(guest: &Guest, suites: &[GuestSuite], interrupt: &Interrupt) -> Result<String> {
     let release = &guest.kernel.release;
     let (report, took) = guest.run(DEADLINE, interrupt)?;
     let passed = report::passed(&report, release, suites)?;
@@ -197,8 +197,8 @@ impl Tests {
     }
 
     /// What a guest needs for these suites.
-    fn load<'a>(&'a self, memlb: &'a Path, suites: &'a [Suite]) -> Result<Load<'a>> {
-        let tasks = suites.iter().map(|Suite { name, .. }| {
+    fn load<'a>(&'a self, memlb: &'a Path, suites: &'a [GuestSuite]) -> Result<Load<'a>> {
+        let tasks = suites.iter().map(|GuestSuite { name, .. }| {
             let program = self.file(name)?;
             Ok((name.as_str(), program))
         });
@@ -212,7 +212,7 @@ impl Tests {
         })
     }
 
-    fn all(&self) -> Result<Vec<Suite>> {
+    fn all(&self) -> Result<Vec<GuestSuite>> {
         let names = self.programs.iter().map(|(name, _)| name);
         names
             .map(|name| self.suite(name, &["--include-ignored"]))
@@ -220,13 +220,13 @@ impl Tests {
     }
 
     /// The tests of a program that `arguments` choose.
-    fn suite(&self, name: &str, arguments: &[&str]) -> Result<Suite> {
+    fn suite(&self, name: &str, arguments: &[&str]) -> Result<GuestSuite> {
         let list = output(
             Command::new(self.file(name)?)
                 .args(arguments)
                 .args(["--list", "--format=terse"]),
         )?;
-        Ok(Suite {
+        Ok(GuestSuite {
             name: name.to_owned(),
             arguments: arguments.iter().map(|it| (*it).to_owned()).collect(),
             tests: list.lines().filter(|line| line.ends_with(": test")).count(),

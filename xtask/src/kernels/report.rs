@@ -9,7 +9,7 @@ use anyhow::{Result, ensure};
 
 /// What a guest runs: one test program.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Suite {
+pub struct GuestSuite {
     pub name: String,
     pub arguments: Vec<String>,
     /// How many tests that makes.
@@ -20,7 +20,7 @@ pub struct Suite {
 const END: &str = "memlb: the end";
 
 /// The lines that the guest's script reads: a suite each.
-pub fn script(suites: &[Suite]) -> String {
+pub fn script(suites: &[GuestSuite]) -> String {
     suites.iter().fold(String::new(), |mut script, suite| {
         let arguments = suite.arguments.join(" ");
         writeln!(script, "{} {arguments}", suite.name).expect("a string takes everything");
@@ -32,7 +32,7 @@ pub fn script(suites: &[Suite]) -> String {
 ///
 /// # Errors
 /// When the report is not that of a kernel `release` on which every test of every suite has passed.
-pub fn passed(report: &str, release: &str, suites: &[Suite]) -> Result<usize> {
+pub fn passed(report: &str, release: &str, suites: &[GuestSuite]) -> Result<usize> {
     let kernel = format!("memlb: Linux {release}");
     ensure!(
         report.lines().any(|line| line == kernel),
@@ -61,8 +61,8 @@ pub fn durations(report: &str) -> String {
     durations.join(", ")
 }
 
-fn check(report: &str, suite: &Suite) -> Result<()> {
-    let Suite { name, tests, .. } = suite;
+fn check(report: &str, suite: &GuestSuite) -> Result<()> {
+    let GuestSuite { name, tests, .. } = suite;
     let begins = format!("memlb: running {name}");
     let ends = format!("memlb: {name} ended with ");
     let mut lines = report.lines().skip_while(|line| *line != begins);
@@ -90,7 +90,7 @@ fn check(report: &str, suite: &Suite) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Suite, durations, passed, script};
+    use super::{GuestSuite, durations, passed, script};
 
     const RELEASE: &str = "6.1.0-56-cloud-amd64";
 
@@ -110,8 +110,8 @@ memlb: kernels ended with 0
 memlb: the end
 ";
 
-    fn suites() -> [Suite; 2] {
-        [("packets", 2), ("kernels", 1)].map(|(name, tests)| Suite {
+    fn suites() -> [GuestSuite; 2] {
+        [("packets", 2), ("kernels", 1)].map(|(name, tests)| GuestSuite {
             name: name.into(),
             arguments: vec!["--include-ignored".into()],
             tests,

@@ -40,7 +40,7 @@ pub fn show(cluster: &Cluster, page: Option<&str>, interrupt: &Interrupt) -> Res
         }
         Box::new(Lines::default())
     };
-    while !interrupt.is_asked() {
+    while !interrupt.is_requested() {
         while let Some(line) = log.next_line()? {
             if let Some(decision) = decision(&line) {
                 view.note_decision(decision);

@@ -116,7 +116,7 @@ pub fn wait_for_worker(interrupt: &Interrupt) -> Result<Duration> {
 /// Waits until the page at `url` begins with `page`.
 fn wait_for_page(what: &str, url: &str, page: &str, interrupt: &Interrupt) -> Result<Duration> {
     let took = wait_until(PATIENCE, what, || {
-        let got = get(url).is_ok_and(|got| got.starts_with(page)) || interrupt.is_asked();
+        let got = get(url).is_ok_and(|got| got.starts_with(page)) || interrupt.is_requested();
         if !got {
             // Each question takes the machines' time.
             thread::sleep(Duration::from_millis(500));

@@ -126,7 +126,7 @@ impl Node {
         // Says "degraded" with a failure.
         let command = "systemctl is-system-running --wait || true";
         let state = wait_for(BOOTING, &format!("{} to boot", self.name), || {
-            if interrupt.is_asked() || !process.is_running() {
+            if interrupt.is_requested() || !process.is_running() {
                 return Some(None);
             }
             let state = self.run(image, command).ok()?.trim().to_owned();

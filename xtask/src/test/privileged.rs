@@ -94,7 +94,7 @@ fn run_together<'a>(
     let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).next();
     let lane = || {
         while let Some(program) = next() {
-            if interrupt.is_asked() {
+            if interrupt.is_requested() {
                 return;
             }
             if let Err(tests) = program.run(&[], durations) {

@@ -83,8 +83,8 @@ pub fn try_package(task: &TryPackage) -> Result<()> {
         ("pleases systemd's checkers", PackageTest::analyze),
         ("says what it misses", PackageTest::start_unconfigured),
         ("starts with keys", PackageTest::start),
-        ("takes root's pins over", PackageTest::take_over),
-        ("has the fewest privileges", PackageTest::look_at_privileges),
+        ("takes root's pins over", PackageTest::adopt_manual_manager),
+        ("has the fewest privileges", PackageTest::check_privileges),
         ("answers clients directly", PackageTest::switch_to_dsr),
         ("is noticed when it hangs", PackageTest::stop_processes),
         ("is upgraded under traffic", PackageTest::upgrade),
@@ -218,7 +218,7 @@ impl PackageTest<'_> {
     }
 
     /// From a manager that root has started by hand.
-    fn take_over(&self) -> Result<()> {
+    fn adopt_manual_manager(&self) -> Result<()> {
         let manager = &self.manager;
         manager.run("systemctl", &["stop", MANAGER])?;
         manager.run("memlb", &["unload"])?;
@@ -237,7 +237,7 @@ impl PackageTest<'_> {
         self.wait_for_all()
     }
 
-    fn look_at_privileges(&self) -> Result<()> {
+    fn check_privileges(&self) -> Result<()> {
         let user = self.manager.sh("id --user memlb")?;
         let worker = &self.workers[0];
         let expected = [

@@ -38,7 +38,7 @@ pub fn show(pair: &Pair, interrupt: &Interrupt) -> Result<()> {
     let screen = io::stdout().is_terminal().then(Screen::open).transpose()?;
     let (mut requests, mut decisions) = (VecDeque::new(), VecDeque::new());
     let mut last = Vec::new();
-    while !interrupt.is_asked() {
+    while !interrupt.is_requested() {
         for (name, log) in &mut logs {
             while let Some(line) = log.next_line()? {
                 if let Some(decision) = decision(&line) {
