@@ -23,6 +23,20 @@ pub struct Tool {
     pub purpose: &'static str,
 }
 
+/// The services of packages of which only the program is wanted. nginx's would take port 80 of this machine.
+const SERVICES: &[(&str, &[&str])] = &[
+    ("nginx-light", &["nginx.service"]),
+    ("prometheus", &["prometheus.service"]),
+    ("bird2", &["bird.service"]),
+    ("frr", &["frr.service"]),
+    (
+        "docker.io",
+        &["docker.service", "docker.socket", "containerd.service"],
+    ),
+    ("keepalived", &["keepalived.service"]),
+    ("openssh-server", &["ssh.service"]),
+];
+
 /// Lists tools, each with its program, package and purpose.
 #[macro_export]
 macro_rules! tools {
@@ -92,28 +106,12 @@ fn install(packages: &[&str]) -> Result<()> {
         .args(packages)
         .stdout(Stdio::null()))
     .with_context(|| format!("install the Debian packages {names}"))?;
-    if packages.contains(&"nginx-light") {
-        // It would take port 80 of this machine; the lab starts its own in namespaces.
-        keep_from_starting_at_boot("nginx.service")?;
-    }
-    if packages.contains(&"prometheus") {
-        keep_from_starting_at_boot("prometheus.service")?;
-    }
-    for (package, service) in [("bird2", "bird.service"), ("frr", "frr.service")] {
-        if packages.contains(&package) {
-            keep_from_starting_at_boot(service)?;
+    for (package, services) in SERVICES {
+        if packages.contains(package) {
+            services
+                .iter()
+                .try_for_each(|it| keep_from_starting_at_boot(it))?;
         }
-    }
-    if packages.contains(&"docker.io") {
-        for service in ["docker.service", "docker.socket", "containerd.service"] {
-            keep_from_starting_at_boot(service)?;
-        }
-    }
-    if packages.contains(&"keepalived") {
-        keep_from_starting_at_boot("keepalived.service")?;
-    }
-    if packages.contains(&"openssh-server") {
-        keep_from_starting_at_boot("ssh.service")?;
     }
     Ok(())
 }

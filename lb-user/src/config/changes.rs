@@ -2,7 +2,7 @@
 
 use lb_core::counted;
 
-use super::key::Reload;
+use super::key::ReloadClass;
 use super::section::{Difference, Section};
 use super::{Config, Peer, Service, Worker};
 

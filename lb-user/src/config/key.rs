@@ -44,7 +44,11 @@ pub(super) enum ReloadClass {
 }
 
 impl Key {
-    pub const fn new(name: &'static str, doc: &'static [&'static str], reload: Reload) -> Self {
+    pub const fn new(
+        name: &'static str,
+        doc: &'static [&'static str],
+        reload: ReloadClass,
+    ) -> Self {
         Self {
             name,
             doc,

@@ -3,7 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Result, bail};
-use rtnetlink::packet_route::link::{LinkAttribute, LinkInfo, LinkLayerType, LinkMessage, Prop};
+use rtnetlink::packet_route::link::{
+    LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage, Prop,
+};
 
 use super::interface::Interface;
 
@@ -18,6 +20,8 @@ pub struct Link {
     pub alternative_names: Vec<String>,
     /// Kind of a virtual interface; `None` for a physical one.
     pub kind: Option<String>,
+    pub flags: LinkFlags,
+    pub mtu: u32,
     layer: LinkLayerType,
     address: Vec<u8>,
     /// The lower interface of a virtual one, or a veth's other end.
@@ -37,7 +41,18 @@ pub struct PlacesBefore {
     pub namespaces: BTreeSet<i32>,
 }
 
+impl Link {
+    pub fn is_ethernet(&self) -> bool {
+        self.layer == LinkLayerType::Ether
+    }
+}
+
 impl Links {
+    /// Returns all, with their indices.
+    pub fn iter(&self) -> impl Iterator<Item = (u32, &Link)> {
+        self.0.iter().map(|(index, link)| (*index, link))
+    }
+
     /// Looks up an interface that carries Ethernet, by its own or an alternative name.
     ///
     /// # Errors
@@ -53,7 +68,7 @@ impl Links {
                 others.join(", ")
             );
         };
-        if link.layer != LinkLayerType::Ether {
+        if !link.is_ethernet() {
             bail!(
                 "interface {name} does not carry Ethernet ({:?}): memlb steers Ethernet frames only",
                 link.layer
@@ -144,6 +159,8 @@ impl From<&LinkMessage> for Link {
             name: String::new(),
             alternative_names: Vec::new(),
             kind: None,
+            flags: message.header.flags,
+            mtu: 0,
             layer: message.header.link_layer_type,
             address: Vec::new(),
             below: None,
@@ -156,6 +173,7 @@ impl From<&LinkMessage> for Link {
                 LinkAttribute::PropList(properties) => {
                     link.alternative_names = properties.iter().filter_map(alternative).collect();
                 }
+                LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
                 LinkAttribute::LinkInfo(infos) => link.kind = infos.iter().find_map(kind),
                 LinkAttribute::Address(address) => link.address.clone_from(address),
                 LinkAttribute::Link(index) => link.below = Some(*index),
@@ -169,7 +187,7 @@ impl From<&LinkMessage> for Link {
 }
 
 /// Returns the alternative name in a property of an interface.
-pub fn alternative(property: &Prop) -> Option<String> {
+fn alternative(property: &Prop) -> Option<String> {
     match property {
         Prop::AltIfName(name) => Some(name.clone()),
         _ => None,
@@ -195,6 +213,8 @@ mod tests {
             name: name.to_owned(),
             alternative_names: vec![format!("enp-{name}")],
             kind: (!kind.is_empty()).then(|| kind.to_owned()),
+            flags: LinkFlags::empty(),
+            mtu: 1_500,
             layer: LinkLayerType::Ether,
             address: address.to_vec(),
             below: None,

@@ -50,7 +50,6 @@ pub use foreign_programs::{ForeignPrograms, conflicts, foreign_programs};
 pub use interface::Interface;
 pub(crate) use interface::name_of;
 pub use layout::LayoutError;
-pub(crate) use links::alternative;
 pub use map_batch::lookup_batch;
 pub use netlink::{Neighbour, Netlink, NetlinkChange, Route, Routes};
 pub use object::OBJECT;

@@ -13,7 +13,7 @@ use rtnetlink::{
     packet_core::NetlinkPayload,
     packet_route::{
         RouteNetlinkMessage,
-        neighbour::{NeighbourAddress, NeighbourAttribute},
+        neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourState},
         route::{RouteAddress, RouteAttribute, RouteMessage, RouteType, RouteVia},
     },
 };
@@ -150,6 +150,22 @@ impl Netlink {
         Ok(links.context("list the interfaces")?.into_iter().collect())
     }
 
+    /// Lists the neighbours at all interfaces with what the kernel knows of their link addresses.
+    ///
+    /// # Errors
+    ///
+    /// Says that the kernel gave no answer.
+    pub async fn neighbours(&mut self) -> Result<Vec<(IpAddr, NeighbourState)>> {
+        let messages = self.handle.neighbours().get().execute();
+        let messages: Vec<_> = messages
+            .try_collect()
+            .await
+            .context("list the neighbours")?;
+        let known = messages.iter();
+        let known = known.filter_map(|it| Some((address_of(&it.attributes)?, it.header.state)));
+        Ok(known.collect())
+    }
+
     /// Looks up interfaces by own or alternative names.
     ///
     /// # Errors
@@ -266,13 +282,8 @@ fn change_of(payload: &NetlinkPayload<RouteNetlinkMessage>) -> Option<NetlinkCha
         RouteNetlinkMessage::DelNeighbour(_) => return None,
         _ => return Some(NetlinkChange::Tables),
     };
-    let mut attributes = message.attributes.iter();
-    let address = attributes.clone().find_map(|it| match it {
-        NeighbourAttribute::Destination(NeighbourAddress::Inet(v4)) => Some(IpAddr::V4(*v4)),
-        NeighbourAttribute::Destination(NeighbourAddress::Inet6(v6)) => Some(IpAddr::V6(*v6)),
-        _ => None,
-    })?;
-    let link_address = attributes.find_map(|it| match it {
+    let address = address_of(&message.attributes)?;
+    let link_address = message.attributes.iter().find_map(|it| match it {
         NeighbourAttribute::LinkLayerAddress(link_address) => Some(link_address.clone()),
         _ => None,
     })?;
@@ -281,6 +292,15 @@ fn change_of(payload: &NetlinkPayload<RouteNetlinkMessage>) -> Option<NetlinkCha
         address,
         link_address,
     }))
+}
+
+/// Returns a neighbour's address.
+fn address_of(attributes: &[NeighbourAttribute]) -> Option<IpAddr> {
+    attributes.iter().find_map(|it| match it {
+        NeighbourAttribute::Destination(NeighbourAddress::Inet(v4)) => Some(IpAddr::V4(*v4)),
+        NeighbourAttribute::Destination(NeighbourAddress::Inet6(v6)) => Some(IpAddr::V6(*v6)),
+        _ => None,
+    })
 }
 
 fn route_of(message: &RouteMessage, address: IpAddr) -> Option<Route> {
@@ -328,7 +348,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn knows_the_ways_to_itself_in_both_families() {
+    async fn finds_the_routes_to_itself_in_both_families() {
         let loopbacks = [
             IpAddr::from(Ipv4Addr::LOCALHOST),
             IpAddr::from(Ipv6Addr::LOCALHOST),
@@ -336,7 +356,7 @@ mod tests {
         let mut netlink = Netlink::connect().unwrap();
         let routes = netlink.routes(&loopbacks.into()).await.unwrap();
         for address in loopbacks {
-            let route = routes[&address].as_ref().expect("a way to itself");
+            let route = routes[&address].as_ref().expect("a route to itself");
             assert!(route.is_local, "{address}");
             assert_eq!(route.interface, lb_common::maps::LOOPBACK, "{address}");
             assert_eq!(route.source, address);

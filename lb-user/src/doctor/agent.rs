@@ -262,7 +262,7 @@ fn signature(worker: &Worker, facts: &Facts) -> Finding {
     }
 }
 
-fn reach(worker: &Worker, facts: &Facts, manager: &Manager) -> Finding {
+fn reach(worker: &Worker, facts: &Facts, manager: &ExaminedManager) -> Finding {
     let name = &manager.name;
     let address = match &manager.address {
         Ok(address) => address,

@@ -2,20 +2,13 @@
 
 use std::{collections::BTreeMap, net::IpAddr};
 
-use anyhow::{Context, Result};
-use futures_util::TryStreamExt;
-use rtnetlink::{
-    new_connection,
-    packet_route::{
-        link::{LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage},
-        neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourState},
-    },
-};
+use anyhow::Result;
+use rtnetlink::packet_route::{link::LinkFlags, neighbour::NeighbourState};
 
 use super::ethtool;
 use crate::{
     addresses::{self, Addresses},
-    datapath::alternative,
+    datapath::Netlink,
     sockets::{self, Socket},
 };
 
@@ -84,75 +77,31 @@ impl Host {
 }
 
 async fn links() -> Result<BTreeMap<String, Link>> {
-    let (connection, handle, _) = new_connection().context("open a netlink socket")?;
-    let connection = tokio::spawn(connection);
-    let links: Vec<LinkMessage> = handle
-        .link()
-        .get()
-        .execute()
-        .try_collect()
-        .await
-        .context("list the interfaces")?;
-    connection.abort();
-    Ok(links.iter().filter_map(link).collect())
-}
-
-fn link(message: &LinkMessage) -> Option<(String, Link)> {
-    let mut name = None;
-    let mut link = Link {
-        index: message.header.index,
-        is_ethernet: message.header.link_layer_type == LinkLayerType::Ether,
-        is_up: message.header.flags.contains(LinkFlags::Up),
-        has_carrier: message.header.flags.contains(LinkFlags::LowerUp),
-        ..Link::default()
-    };
-    for attribute in &message.attributes {
-        match attribute {
-            LinkAttribute::IfName(it) => name = Some(it.clone()),
-            LinkAttribute::PropList(properties) => {
-                link.alternative_names = properties.iter().filter_map(alternative).collect();
-            }
-            LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
-            LinkAttribute::LinkInfo(infos) => link.kind = infos.iter().find_map(kind),
-            _ => {}
-        }
-    }
-    let name = name?;
-    link.driver = ethtool::driver(&name);
-    link.merges_received = ethtool::large_receive_offload(&name);
-    Some((name, link))
-}
-
-fn kind(info: &LinkInfo) -> Option<String> {
-    match info {
-        LinkInfo::Kind(kind) => Some(kind.to_string()),
-        _ => None,
-    }
+    let links = Netlink::connect_without_events()?.links().await?;
+    let links = links.iter().map(|(index, it)| {
+        let link = Link {
+            index,
+            alternative_names: it.alternative_names.clone(),
+            is_ethernet: it.is_ethernet(),
+            is_up: it.flags.contains(LinkFlags::Up),
+            has_carrier: it.flags.contains(LinkFlags::LowerUp),
+            mtu: it.mtu,
+            kind: it.kind.clone(),
+            driver: ethtool::driver(&it.name),
+            merges_received: ethtool::large_receive_offload(&it.name),
+        };
+        (it.name.clone(), link)
+    });
+    Ok(links.collect())
 }
 
 /// What the kernel knows now of the neighbours at all interfaces, by address.
 pub async fn neighbours() -> Result<BTreeMap<IpAddr, Neighbour>> {
-    let (connection, handle, _) = new_connection().context("open a netlink socket")?;
-    let connection = tokio::spawn(connection);
-    let messages: Vec<_> = handle
-        .neighbours()
-        .get()
-        .execute()
-        .try_collect()
-        .await
-        .context("list the neighbours")?;
-    connection.abort();
-    let known = messages.iter().filter_map(|message| {
-        let address = message.attributes.iter().find_map(|it| match it {
-            NeighbourAttribute::Destination(NeighbourAddress::Inet(v4)) => Some(IpAddr::V4(*v4)),
-            NeighbourAttribute::Destination(NeighbourAddress::Inet6(v6)) => Some(IpAddr::V6(*v6)),
-            _ => None,
-        })?;
-        let state = match message.header.state {
-            NeighbourState::Incomplete | NeighbourState::Failed => Neighbour::Silent,
-            _ => Neighbour::Known,
-        };
-        Some((address, state))
-    });
-    Ok(known.collect())
+    let neighbours = Netlink::connect_without_events()?.neighbours().await?;
+    let state = |state| match state {
+        NeighbourState::Incomplete | NeighbourState::Failed => Neighbour::Silent,
+        _ => Neighbour::Known,
+    };
+    let known = neighbours.into_iter();
+    Ok(known.map(|(address, it)| (address, state(it))).collect())
 }

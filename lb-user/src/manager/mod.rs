@@ -199,7 +199,7 @@ impl Manager {
         self.check_return_paths();
         self.update_topology();
         self.update_serving();
-        self.report_outcome(Instant::now());
+        self.report_lookups(Instant::now());
     }
 
     /// Passes the numbers of open connections to the core, if it is about to compare weights.

@@ -4,6 +4,7 @@
 use std::{
     collections::VecDeque,
     io::{self, IsTerminal},
+    net::SocketAddr,
     thread,
     time::Duration,
 };
@@ -21,7 +22,10 @@ pub(super) const TICK: Duration = Duration::from_millis(200);
 pub(super) const PATIENCE: Duration = Duration::from_millis(900);
 
 /// How many answers are shown.
-pub(super) const TRACE: usize = 70;
+const TRACE: usize = 70;
+
+/// How many decisions are kept, more than a screen has room for.
+const DECISIONS: usize = 200;
 
 /// Shows `cluster` at work until someone wants it to end: redrawn on a
 /// terminal, else one line for each change.
@@ -32,123 +36,92 @@ pub fn show(cluster: &Cluster, page: Option<&str>, interrupt: &Interrupt) -> Res
     let client = &cluster.topology.client;
     let probe = Probe::start(client, cluster.service(), TICK / 2, PATIENCE)?;
     let mut log = LogTail::open(&cluster.paths.directory.join("manager.log"))?;
-    let mut view: Box<dyn View> = if io::stdout().is_terminal() {
-        Box::new(Page::open(page)?)
-    } else {
-        if let Some(page) = page {
-            println!("page:    {page}");
-        }
-        Box::new(Lines::default())
-    };
+    let screen = io::stdout().is_terminal().then(Screen::open).transpose()?;
+    if let (None, Some(page)) = (&screen, page) {
+        println!("page:    {page}");
+    }
+    let mut recent = Recent::default();
     while !interrupt.is_requested() {
         while let Some(line) = log.next_line()? {
-            if let Some(decision) = decision(&line) {
-                view.note_decision(decision);
-            }
+            recent.add_decision(decision(&line));
         }
-        probe.take().into_iter().for_each(|ask| view.note_ask(ask));
-        view.draw(cluster)?;
+        for request in probe.take() {
+            let is_new = recent
+                .requests
+                .back()
+                .is_none_or(|it| it.answer != request.answer);
+            if is_new && screen.is_none() {
+                println!("client:  {}", answer(&request));
+            }
+            recent.add_request(request);
+        }
+        match &screen {
+            Some(screen) => {
+                let mut lines = head(cluster, page);
+                recent.append_to(&mut lines, cluster.service(), screen);
+                screen.draw(&lines)?;
+            }
+            None => recent
+                .decisions
+                .drain(..)
+                .for_each(|it| println!("manager: {it}")),
+        }
         thread::sleep(TICK);
     }
     Ok(())
 }
 
-trait View {
-    fn note_decision(&mut self, decision: String);
-    fn note_ask(&mut self, ask: Request);
-    fn draw(&mut self, cluster: &Cluster) -> Result<()>;
+fn head(cluster: &Cluster, page: Option<&str>) -> Vec<String> {
+    let mut lines = vec![
+        "memlb lab: Ctrl-C takes it down".into(),
+        page.map_or(String::new(), |page| format!("see it in a browser: {page}")),
+        format!(
+            "edit {} and worker2's beside it to move the selection",
+            cluster.paths.memory_file(1).display()
+        ),
+        String::new(),
+    ];
+    match output(&mut cluster.memlb("status")) {
+        Ok(status) => lines.extend(status.trim_end().lines().map(str::to_owned)),
+        Err(error) => lines.push(format!("the manager does not answer: {error:#}")),
+    }
+    lines
 }
 
-/// Everything on one page.
-struct Page {
-    /// Where a browser shows it.
-    address: String,
-    screen: Screen,
+/// The last answers and decisions.
+#[derive(Default)]
+pub(super) struct Recent {
     requests: VecDeque<Request>,
-    decisions: VecDeque<String>,
+    pub decisions: VecDeque<String>,
 }
 
-impl Page {
-    fn open(page: Option<&str>) -> Result<Self> {
-        let address = page.map_or(String::new(), |page| format!("see it in a browser: {page}"));
-        Ok(Self {
-            address,
-            screen: Screen::open()?,
-            requests: VecDeque::new(),
-            decisions: VecDeque::new(),
-        })
-    }
-}
-
-impl View for Page {
-    fn note_decision(&mut self, decision: String) {
-        keep_last(&mut self.decisions, decision, self.screen.height());
+impl Recent {
+    pub fn add_decision(&mut self, decision: Option<String>) {
+        self.decisions.extend(decision);
+        let surplus = self.decisions.len().saturating_sub(DECISIONS);
+        self.decisions.drain(..surplus);
     }
 
-    fn note_ask(&mut self, ask: Request) {
-        keep_last(&mut self.requests, ask, TRACE);
+    pub fn add_request(&mut self, request: Request) {
+        self.requests.push_back(request);
+        let surplus = self.requests.len().saturating_sub(TRACE);
+        self.requests.drain(..surplus);
     }
 
-    fn draw(&mut self, cluster: &Cluster) -> Result<()> {
-        let mut lines = vec![
-            "memlb lab: Ctrl-C takes it down".into(),
-            self.address.clone(),
-            format!(
-                "edit {} and worker2's beside it to move the selection",
-                cluster.paths.memory_file(1).display()
-            ),
-            String::new(),
-        ];
-        match output(&mut cluster.memlb("status")) {
-            Ok(status) => lines.extend(status.trim_end().lines().map(str::to_owned)),
-            Err(error) => lines.push(format!("the manager does not answer: {error:#}")),
-        }
+    /// Appends what the client of `service` gets, and as many decisions as there is room for.
+    pub fn append_to(&self, lines: &mut Vec<String>, service: SocketAddr, screen: &Screen) {
+        let last = self.requests.back().map(answer).unwrap_or_default();
         lines.extend([
             String::new(),
-            format!(
-                "client: http://{}/ {}",
-                cluster.service().ip(),
-                self.requests.back().map(answer).unwrap_or_default()
-            ),
+            format!("client: http://{}/ {last}", service.ip()),
             format!("  {}", self.requests.iter().map(sign).collect::<String>()),
             "  one sign a request, ten a second: the worker's number, M the manager, . no answer"
                 .into(),
             String::new(),
         ]);
-        let room = self.screen.height().saturating_sub(lines.len());
+        let room = screen.height().saturating_sub(lines.len());
         let first = self.decisions.len().saturating_sub(room);
         lines.extend(self.decisions.range(first..).cloned());
-        self.screen.draw(&lines)
-    }
-}
-
-/// A line for everything new.
-#[derive(Default)]
-struct Lines {
-    page: Option<Result<String, String>>,
-}
-
-impl View for Lines {
-    fn note_decision(&mut self, decision: String) {
-        println!("manager: {decision}");
-    }
-
-    fn note_ask(&mut self, ask: Request) {
-        if self.page.as_ref() != Some(&ask.answer) {
-            println!("client:  {}", answer(&ask));
-            self.page = Some(ask.answer);
-        }
-    }
-
-    fn draw(&mut self, _: &Cluster) -> Result<()> {
-        Ok(())
-    }
-}
-
-pub(super) fn keep_last<T>(items: &mut VecDeque<T>, item: T, count: usize) {
-    items.push_back(item);
-    while items.len() > count {
-        items.pop_front();
     }
 }
 
@@ -162,7 +135,7 @@ pub(super) fn decision(line: &str) -> Option<String> {
     (!message.starts_with("received ")).then(|| format!("{milliseconds} {message}"))
 }
 
-pub(super) fn answer(ask: &Request) -> String {
+fn answer(ask: &Request) -> String {
     match &ask.answer {
         Ok(page) => {
             let took = ask.ended_at - ask.sent_at;
@@ -172,7 +145,7 @@ pub(super) fn answer(ask: &Request) -> String {
     }
 }
 
-pub(super) fn sign(ask: &Request) -> char {
+fn sign(ask: &Request) -> char {
     match ask.page() {
         None => '.',
         Some("Manager") => 'M',

@@ -1,7 +1,6 @@
 //! The live view of both managers: who has the address, what peers know of each other, and what a client gets.
 
 use std::{
-    collections::VecDeque,
     io::{self, IsTerminal},
     thread,
 };
@@ -10,18 +9,15 @@ use anyhow::Result;
 use memlb_tests::{
     Probe,
     pair::{Manager, Pair, WEB_PORT},
-    probe::Request,
 };
 use serde_json::Value;
 
 use super::super::{
     log_tail::LogTail,
     screen::Screen,
-    view::{PATIENCE, TICK, TRACE, answer, decision, keep_last, sign},
+    view::{PATIENCE, Recent, TICK, decision},
 };
 use crate::interrupt::Interrupt;
-
-const DECISIONS: usize = 100;
 
 /// Shows `pair` at work until someone wants it to end: redrawn on a terminal, else one line for each change.
 ///
@@ -36,24 +32,31 @@ pub fn show(pair: &Pair, interrupt: &Interrupt) -> Result<()> {
         logs.push((manager.name.as_str(), LogTail::open(&log)?));
     }
     let screen = io::stdout().is_terminal().then(Screen::open).transpose()?;
-    let (mut requests, mut decisions) = (VecDeque::new(), VecDeque::new());
+    let mut recent = Recent::default();
     let mut last = Vec::new();
     while !interrupt.is_requested() {
         for (name, log) in &mut logs {
             while let Some(line) = log.next_line()? {
-                if let Some(decision) = decision(&line) {
-                    keep_last(&mut decisions, format!("{name} {decision}"), DECISIONS);
-                }
+                recent.add_decision(decision(&line).map(|it| format!("{name} {it}")));
             }
         }
-        for request in probe.take() {
-            keep_last(&mut requests, request, TRACE);
-        }
+        probe
+            .take()
+            .into_iter()
+            .for_each(|it| recent.add_request(it));
         let managers = managers(pair);
         match &screen {
-            Some(screen) => screen.draw(&page(pair, &managers, &requests, &decisions, screen))?,
+            Some(screen) => {
+                let mut lines = head(pair);
+                lines.extend(managers);
+                recent.append_to(&mut lines, Pair::service(WEB_PORT), screen);
+                screen.draw(&lines)?;
+            }
             None => {
-                decisions.drain(..).for_each(|line| println!("{line}"));
+                recent
+                    .decisions
+                    .drain(..)
+                    .for_each(|line| println!("{line}"));
                 let roles: Vec<_> = pair.active();
                 if last != roles {
                     managers.iter().for_each(|line| println!("{line}"));
@@ -66,13 +69,7 @@ pub fn show(pair: &Pair, interrupt: &Interrupt) -> Result<()> {
     Ok(())
 }
 
-fn page(
-    pair: &Pair,
-    managers: &[String],
-    requests: &VecDeque<Request>,
-    decisions: &VecDeque<String>,
-    screen: &Screen,
-) -> Vec<String> {
+fn head(pair: &Pair) -> Vec<String> {
     let namespaces = pair.network.managers.iter().map(|it| it.name());
     let mut lines = vec!["memlb lab: two managers; Ctrl-C takes it down".into()];
     lines.extend(namespaces.zip(&pair.managers).map(|(namespace, manager)| {
@@ -84,21 +81,6 @@ fn page(
         )
     }));
     lines.push(String::new());
-    lines.extend(managers.iter().cloned());
-    lines.extend([
-        String::new(),
-        format!(
-            "client: http://{}/ {}",
-            Pair::service(WEB_PORT).ip(),
-            requests.back().map(answer).unwrap_or_default()
-        ),
-        format!("  {}", requests.iter().map(sign).collect::<String>()),
-        "  one sign a request, ten a second: the worker's number, . no answer".into(),
-        String::new(),
-    ]);
-    let room = screen.height().saturating_sub(lines.len());
-    let first = decisions.len().saturating_sub(room);
-    lines.extend(decisions.range(first..).cloned());
     lines
 }
 
