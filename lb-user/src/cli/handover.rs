@@ -9,8 +9,8 @@ use super::{CliError, CliResult, block_on, remote::Remote};
 
 /// Let a peer take over, without losing a connection
 ///
-/// Waits until every peer has heard the workers, knows all connections of this manager and has acknowledged the last one. Then it writes -1 to
-/// manager.track_file: keepalived lowers its priority by the weight that its configuration gives, and the peer takes the
+/// Waits until every peer has heartbeats of the workers, knows all connections of this manager and has acknowledged the
+/// last one. Then it writes -1 to manager.track_file: keepalived lowers its priority by the weight that its configuration gives, and the peer takes the
 /// addresses. Connections that begin meanwhile are relayed. The lower priority lasts until --undo, also over a restart of
 /// the manager. docs/high-availability.md has keepalived's part.
 #[derive(clap::Args)]

@@ -1,9 +1,14 @@
 //! No sequence of reloads ends a connection to a worker that lives.
 
-use std::time::{Duration, Instant};
+use std::{
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
 
+use lb_common::maps::Backend;
 use lb_core::{
-    BootId, Core, Endpoint, HeartbeatOutcome, Policy, Report, Sequence, ServiceId, WorkerState,
+    BootId, Core, Endpoint, HeartbeatOutcome, Memory, Policy, Report, Sequence, ServiceId,
+    WorkerState,
 };
 use proptest::prelude::*;
 
