@@ -35,7 +35,7 @@ pub struct Args {
     worker: WorkerArgs,
 
     #[command(flatten)]
-    source: Source,
+    source: ConfigSource,
 }
 
 /// Options that a worker's agent has, too.
@@ -130,7 +130,7 @@ fn severity_paint(severity: Severity) -> Paint {
 }
 
 /// Examines by the file that is named, else by the values of the running manager, or those of the usual file.
-fn examine_manager(source: &Source) -> Result<Diagnosis, CliError> {
+fn examine_manager(source: &ConfigSource) -> Result<Diagnosis, CliError> {
     let examine = |config: &Config, examined| {
         block_on(doctor::examine_manager(config, examined, kernel_ports())).map_err(CliError::from)
     };
@@ -152,7 +152,7 @@ fn examine_manager(source: &Source) -> Result<Diagnosis, CliError> {
 }
 
 /// Returns the values of the running manager, and how they differ from its file; nothing if none answers.
-fn in_force(source: &Source) -> Result<Option<(Config, Finding)>, CliError> {
+fn in_force(source: &ConfigSource) -> Result<Option<(Config, Finding)>, CliError> {
     // A file with mistakes says so below, where no manager runs.
     let usual = source.read_for(None).ok();
     let usual = usual.as_ref().map(|it| it.manager.control_socket.clone());

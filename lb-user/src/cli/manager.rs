@@ -5,7 +5,7 @@ use tracing::{info, warn};
 
 use super::{
     CliResult, block_on,
-    source::{Source, USUAL_CONFIG},
+    source::{ConfigSource, USUAL_CONFIG},
     unload,
 };
 
@@ -17,7 +17,7 @@ use super::{
 #[derive(clap::Args)]
 pub struct Args {
     #[command(flatten)]
-    source: Source,
+    source: ConfigSource,
 
     /// Detach the programs, remove all pins, then exit
     #[arg(long)]

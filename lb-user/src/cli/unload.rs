@@ -21,7 +21,7 @@ pub struct Args {
     json: bool,
 
     #[command(flatten)]
-    source: Source,
+    source: ConfigSource,
 }
 
 /// What was done, as `--json` prints it.
