@@ -70,14 +70,14 @@ mod tests {
     }
 
     #[test]
-    fn finds_the_table_of_a_task_that_says_nothing_else() {
+    fn finds_the_table_of_a_task_that_prints_nothing_else() {
         let said = "memlb: running packet\n  a  1\n{}\nmemlb: packet ended with 0\n";
         let (table, _) = results(said, "packet").expect("results");
         assert_eq!(table, "  a  1");
     }
 
     #[test]
-    fn believes_no_task_that_failed() {
+    fn accepts_no_task_that_failed() {
         for said in [
             "",
             "{}\nmemlb: compare ended with 1\n",

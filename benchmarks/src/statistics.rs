@@ -34,7 +34,7 @@ mod tests {
     use super::Spread;
 
     #[test]
-    fn takes_the_middle_or_the_mean_of_the_two_middle_ones() {
+    fn the_median_is_the_middle_or_the_mean_of_the_two_middle_ones() {
         let of = |values: &[f64]| Spread::of(values.iter().copied()).map(|spread| spread.median);
         assert_eq!(of(&[]), None);
         assert_eq!(of(&[3.0, 1.0, 2.0]), Some(2.0));
@@ -42,7 +42,7 @@ mod tests {
     }
 
     #[test]
-    fn knows_the_extremes() {
+    fn finds_the_extremes() {
         let spread = Spread::of([2.0, 5.0, 1.0]).expect("three values");
         assert_eq!((spread.least, spread.most), (1.0, 5.0));
     }

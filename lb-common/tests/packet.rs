@@ -345,7 +345,7 @@ proptest! {
     }
 
     #[test]
-    fn an_error_tells_of_the_packet_that_its_receiver_sent(
+    fn an_error_quotes_the_packet_that_its_receiver_sent(
         (four, six) in (any::<(V4, bool)>(), any::<(V6, bool)>()),
         (four_about, four_leaves) in (ends::<V4>(), ends::<V4>()),
         (six_about, six_leaves) in (ends::<V6>(), ends::<V6>()),
@@ -367,7 +367,7 @@ proptest! {
 }
 
 #[test]
-fn headers_say_what_they_are() {
+fn headers_return_their_fields() {
     assert_eq!(<Ipv4Header as IpHeader>::ETHERTYPE, 0x0800);
     assert_eq!(<Ipv6Header as IpHeader>::ETHERTYPE, 0x86dd);
     assert_eq!(V4::from_mapped(&[10, 0, 0, 1].mapped()), [10, 0, 0, 1]);

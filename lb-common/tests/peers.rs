@@ -340,7 +340,7 @@ fn the_end_removes_what_was_never_carried_and_marks_what_was() {
 }
 
 #[test]
-fn what_no_peer_knows_any_more_is_removed_unless_it_is_carried_here() {
+fn a_connection_that_no_peer_has_is_removed_unless_it_is_carried_here() {
     let record = opened(&manager(mode::NAT));
     let forgotten = FlowRecord {
         kind: record_kind::FORGOTTEN,

@@ -173,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn keeps_the_last_events_for_those_who_come_later() {
+    fn keeps_the_last_events_for_later_subscribers() {
         let stream = EventStream::default();
         publish(&stream, 0..CAPACITY + 10);
         let kept = stream.after(0, usize::MAX);

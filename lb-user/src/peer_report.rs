@@ -107,7 +107,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn says_what_is_missing_and_nothing_of_a_complete_peer() {
+    fn reports_what_is_missing_and_nothing_of_a_complete_peer() {
         let mut peer = PeerStatus {
             name: "manager2".to_owned(),
             state: PeerState::Connected,

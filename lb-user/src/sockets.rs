@@ -169,7 +169,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn finds_who_has_a_port() {
+    fn finds_the_process_that_has_a_port() {
         let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
         let port = socket.local_addr().unwrap().port();
         let own = i32::try_from(std::process::id()).unwrap();

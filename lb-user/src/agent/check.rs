@@ -353,7 +353,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn good_answers_are_good_and_bad_ones_say_why() {
+    async fn good_answers_pass_and_bad_ones_have_a_reason() {
         for (answer, said) in [
             ("HTTP/1.1 200 OK\r\n\r\n", None),
             ("HTTP/1.0 302 Found\r\nLocation: /\r\n\r\n", None),
@@ -377,7 +377,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_does_not_answer_is_not_waited_for() {
+    async fn a_server_that_does_not_answer_is_not_waited_for() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let silent = Check {

@@ -106,7 +106,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn takes_addresses_and_finds_names() {
+    async fn accepts_addresses_and_resolves_names() {
         let literal = Resolver::start("192.168.56.101:9999");
         assert_eq!(literal.address(), Some(([192, 168, 56, 101], 9999).into()));
         let literal = Resolver::start("[2001:db8::1]:9999");

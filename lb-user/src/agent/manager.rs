@@ -391,7 +391,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn believes_each_answer_once_and_only_to_what_it_sent() {
+    async fn accepts_each_answer_once_and_only_to_what_it_sent() {
         let boot = BootId(7);
         let (answers, _) = mpsc::channel(1);
         // No server is needed there.

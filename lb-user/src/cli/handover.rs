@@ -94,7 +94,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn says_what_moved_and_what_was_missing() {
+    fn reports_what_moved_and_what_was_missing() {
         let reply = HandoverReply {
             handed_over: true,
             waited_ms: 3,

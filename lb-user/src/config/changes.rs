@@ -161,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn says_each_difference_once_and_where_it_is() {
+    fn reports_each_difference_once_with_its_key() {
         let old = parse(Config::example_text());
         let mut new = old.clone();
         new.failover.down_after = std::time::Duration::from_secs(3);
@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_by_name_what_cannot_change_and_says_what_to_do() {
+    fn refuses_by_name_what_cannot_change_with_a_remedy() {
         let old = parse(Config::example_text());
         let mut new = old.clone();
         new.limits.flows *= 2;

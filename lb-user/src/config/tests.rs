@@ -133,7 +133,7 @@ fn signatures_cannot_be_enforced_with_2018_heartbeats() {
 }
 
 #[test]
-fn only_who_has_a_key_may_join() {
+fn only_an_agent_with_a_key_may_join() {
     let text = |authentication: &str, auto_join: &str| {
         let auto_join = format!("workers = []\nauto_join = {auto_join}");
         let services = LEAST.split("workers = [").next().expect("a beginning");
@@ -585,7 +585,7 @@ fn all_mistakes_are_reported_together() {
 }
 
 #[test]
-fn an_error_says_what_where_what_was_expected_and_what_to_do() {
+fn an_error_has_fault_place_expectation_and_remedy() {
     let text = example_with("down_after = \"200ms\"");
     let line = 1 + text
         .lines()
@@ -1015,7 +1015,7 @@ fn an_error_of_set_names_the_option_or_the_line_of_the_file() {
 }
 
 #[test]
-fn a_retired_key_says_what_took_its_place() {
+fn a_retired_key_names_its_replacement() {
     let text = Config::example_text().replacen("\nflows = 131072", "\nhalf_open_flows = 4096", 1);
     let found = problems(&text).remove(0);
     assert_eq!(found.kind, Kind::UnknownKey);

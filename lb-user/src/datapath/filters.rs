@@ -156,7 +156,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_kernel_tells_of_an_interface_without_filters() {
+    fn the_kernel_lists_no_filter_of_an_interface_without_any() {
         for direction in [TcAttachType::Ingress, TcAttachType::Egress] {
             assert!(!has(lb_common::maps::LOOPBACK, direction, 60_000, 1).unwrap());
         }

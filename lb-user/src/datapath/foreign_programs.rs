@@ -357,7 +357,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn says_whose_the_programs_are_and_how_they_go() {
+    fn names_the_owner_of_the_programs_and_the_remedy() {
         let left = ForeignPrograms {
             pin_path: "/sys/fs/bpf/memlb2".into(),
             interfaces: ["eth1".to_owned(), "eth2".to_owned()].into(),

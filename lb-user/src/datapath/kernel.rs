@@ -112,7 +112,7 @@ mod tests {
     use super::KernelSupport;
 
     #[test]
-    fn says_what_a_kernel_lacks() {
+    fn reports_what_a_kernel_lacks() {
         let offer = |classifiers, loops| KernelSupport {
             release: "5.10.0-30-amd64".into(),
             classifiers,

@@ -123,7 +123,7 @@ mod tests {
     use crate::doctor::{Severity, heartbeats::tests::status};
 
     #[test]
-    fn says_what_is_examined_and_what_the_manager_has_instead() {
+    fn reports_what_is_examined_and_what_the_manager_has_instead() {
         let file = Path::new("/etc/memlb/memlb.toml");
         let mut status = status(Some(44), "up");
         assert_eq!(finding(None, None).severity, Severity::Ok);
@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn examines_who_has_joined() {
+    fn examines_workers_that_joined() {
         let text = r#"
             manager.interfaces = ["eth1"]
             heartbeats.authentication = "enforce"

@@ -77,7 +77,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn asks_about_interfaces_that_there_are() {
+    fn reads_features_of_existing_interfaces() {
         // Loopback has no driver, but the flags of every interface.
         assert_eq!(large_receive_offload("lo"), Some(false));
         assert_eq!(large_receive_offload("no-such-if"), None);

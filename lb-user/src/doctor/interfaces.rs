@@ -276,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn believes_a_running_manager_about_how_it_is_attached() {
+    fn takes_the_attach_mode_from_a_running_manager() {
         let attached = |attachment: &str| status::Interface {
             name: "eth1".to_owned(),
             attachment: attachment.to_owned(),

@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn looks_at_the_keys_as_the_manager_will() {
+    fn reads_the_keys_as_the_manager_will() {
         let directory = tempfile::tempdir().unwrap();
         fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o700)).unwrap();
         let keys = directory.path();

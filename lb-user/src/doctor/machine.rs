@@ -159,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn says_what_kernel_and_user_lack() {
+    fn reports_what_kernel_and_user_lack() {
         assert_eq!(worst(&good()).severity, Severity::Ok);
         let old = Facts {
             release: "5.10.0-30".to_owned(),

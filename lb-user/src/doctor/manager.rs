@@ -404,7 +404,7 @@ pub mod tests {
     }
 
     #[test]
-    fn names_who_has_the_port() {
+    fn names_the_process_that_has_the_port() {
         let python = Holder {
             pid: 99,
             program: "python3".to_owned(),
@@ -420,7 +420,7 @@ pub mod tests {
     }
 
     #[test]
-    fn names_who_has_the_port_of_the_page() {
+    fn names_the_process_that_has_the_port_of_the_page() {
         let at = |receiver| Some((([127, 0, 0, 1], 9998).into(), receiver));
         let nginx = Holder {
             pid: 99,
@@ -447,7 +447,7 @@ pub mod tests {
     }
 
     #[test]
-    fn says_where_a_manager_in_another_network_is_examined() {
+    fn reports_where_a_manager_in_another_network_is_examined() {
         let elsewhere = |facts: Facts| Facts {
             elsewhere: vec![memlb(7)],
             ..facts

@@ -66,7 +66,7 @@ mod tests {
     };
 
     #[test]
-    fn says_what_a_source_lacks() {
+    fn reports_what_a_source_lacks() {
         let text = r#"
             manager.interfaces = ["eth1"]
             [[service]]

@@ -121,7 +121,7 @@ mod tests {
     use crate::doctor::Severity;
 
     #[test]
-    fn looks_at_the_nearest_directory_there_is() {
+    fn checks_the_nearest_existing_directory() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("new/deep/events.jsonl");
         let facts = gather("event log", "--event-log", &path);

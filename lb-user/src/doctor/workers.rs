@@ -267,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn follows_the_way_to_a_worker_step_by_step() {
+    fn checks_the_route_to_a_worker_step_by_step() {
         let router = Ipv4Addr::new(192, 168, 56, 1);
         let connected = Attempt::Connected(Duration::from_micros(300));
         let fine = examine(route(2, router), connected.clone(), &[]);

@@ -219,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn asks_about_as_many_clients_as_fit_and_gets_a_shorter_answer() {
+    fn a_query_has_as_many_clients_as_fit_and_its_reply_is_shorter() {
         let key = key(0xa1, 7);
         let long6 = SocketAddr::from((Ipv6Addr::from([0xfd; 16]), 65_535));
         let long4 = SocketAddr::from((Ipv4Addr::from([255; 4]), 65_535));
@@ -247,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn an_agent_with_a_key_believes_its_manager_only() {
+    fn an_agent_with_a_key_accepts_its_manager_only() {
         let (own, forged, other) = (key(0xa1, 7), key(0xa1, 8), key(0xa2, 7));
         let refused = |datagram: &[u8], key| match ConnectionQuery::decode(datagram, key) {
             Some(Err(refusal)) => refusal.name(),

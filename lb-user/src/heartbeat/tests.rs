@@ -239,7 +239,7 @@ fn fields_of_a_later_day_are_ignored() {
 }
 
 #[test]
-fn figures_that_could_not_be_read_again_say_how_old_they_are() {
+fn figures_that_could_not_be_read_again_have_their_age() {
     let memory = MemoryReport {
         stale_ms: Some(12_345),
         ..heartbeat().memory

@@ -144,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn says_that_another_agent_speaks_from_another_address_now_and_then() {
+    fn reports_another_agent_of_the_same_name_now_and_then() {
         let [one, other]: [IpAddr; 2] = [[10, 0, 0, 1].into(), [10, 0, 0, 2].into()];
         let start = Instant::now();
         let mut heard = WorkerLog::default();

@@ -305,7 +305,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn says_what_to_do_about_an_address_that_cannot_be_had() {
+    async fn an_address_that_cannot_be_bound_gives_a_remedy() {
         let taken = UdpSocket::bind("127.0.0.1:0").await.unwrap();
         let error = Socket::bind(taken.local_addr().unwrap())
             .unwrap_err()

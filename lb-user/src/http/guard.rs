@@ -120,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn knows_names_that_can_only_mean_this_machine() {
+    fn recognizes_names_that_can_only_mean_this_machine() {
         let names = names(Ipv4Addr::LOCALHOST);
         for host in [
             "lb.example.com",

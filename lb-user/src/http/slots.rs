@@ -198,7 +198,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_says_nothing_makes_room_and_who_listens_does_not() {
+    async fn an_idle_connection_makes_room_and_a_streaming_one_does_not() {
         let slots = ConnectionSlots::default();
         let take = |from| {
             let slot = slots.acquire(address(from));

@@ -144,7 +144,7 @@ fn the_address_and_the_interface_can_be_given() {
 }
 
 #[test]
-fn says_what_is_wrong_with_a_file() {
+fn reports_what_is_wrong_with_a_file() {
     let error = |text: &str| {
         from_text(text, &Options::default())
             .unwrap_err()

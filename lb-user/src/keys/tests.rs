@@ -180,7 +180,7 @@ fn a_key_that_others_can_read_is_refused() {
 }
 
 #[test]
-fn bad_files_say_what_is_wrong() {
+fn reports_what_is_wrong_with_key_files() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("worker1.key");
     let good = line("worker1", "0000000a");
@@ -218,7 +218,7 @@ fn bad_files_say_what_is_wrong() {
 }
 
 #[test]
-fn says_what_is_different_in_a_ring() {
+fn reports_what_is_different_in_a_ring() {
     let secret = |byte: u8| Zeroizing::new([byte; SECRET_BYTES]);
     let ring = |keys: &[(&str, u32, u8)]| {
         let mut ring = KeyRing::default();

@@ -182,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn says_each_change_once() {
+    fn reports_each_change_once() {
         let connecting = peer(PeerState::Connecting, 100);
         let connected = PeerStatus {
             complete: true,

@@ -248,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn asks_every_agent_once_and_a_silent_one_twice() {
+    fn queries_every_agent_once_and_a_silent_one_twice() {
         let start = Instant::now();
         let after = |ms| start + Duration::from_millis(ms);
         let (one, two) = (candidate(1), candidate(2));

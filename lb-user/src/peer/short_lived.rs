@@ -57,7 +57,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_over_already_is_not_told() {
+    fn a_connection_that_is_over_already_is_not_reported() {
         let record = |kind, client: u8, created_ticks| FlowRecord {
             kind,
             client: [client; 16],

@@ -304,7 +304,7 @@ async fn a_connection_is_known_to_the_peer_by_its_own_ids() {
 }
 
 #[tokio::test]
-async fn a_peer_that_was_away_learns_what_happened_meanwhile() {
+async fn a_peer_that_was_away_gets_what_happened_meanwhile() {
     let (one, mut other) = pair().await;
     for port in 0..300 {
         one.happens(record_kind::OPENED, port);
@@ -381,7 +381,7 @@ async fn a_changed_configuration_brings_what_was_unknown() {
 }
 
 #[tokio::test]
-async fn connections_of_a_worker_that_is_not_heard_yet_are_asked_for_again() {
+async fn connections_of_a_worker_without_heartbeats_are_requested_again() {
     let (one, other) = pair().await;
     other.memory.lock().unwrap().lacks_workers = true;
     one.happens(record_kind::OPENED, 1);
@@ -488,7 +488,7 @@ async fn forged_repeated_and_cut_frames_change_nothing_and_are_counted() {
 }
 
 #[tokio::test]
-async fn a_manager_of_another_protocol_learns_why_there_is_no_session() {
+async fn a_manager_of_another_protocol_gets_the_reason_of_no_session() {
     let listener = listen().await;
     let address = listener.local_addr().unwrap();
     let one = Side::start(1, listen().await, address, 5);

@@ -120,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn says_what_is_wrong_with_a_log() {
+    fn reports_what_is_wrong_with_a_log() {
         for (log, said) in [
             ("", "no heartbeat"),
             ("hello", "line 1 is no event"),

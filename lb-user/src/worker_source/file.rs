@@ -106,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn says_what_is_wrong_and_where() {
+    fn reports_what_is_wrong_and_where() {
         for (text, says) in [
             ("", "missing field `workers`"),
             ("workers = [{ name = \"a\" }]", "missing field `service`"),

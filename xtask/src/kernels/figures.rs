@@ -109,7 +109,7 @@ mod tests {
     use super::{Figures, HEADING, figure};
 
     #[test]
-    fn takes_over_what_a_report_says() {
+    fn records_the_figures_of_a_report() {
         let mut figures = Figures::default();
         for line in ["6.1 memlb_old 1", "6.1 memlb_tc 2", "6.12 memlb_tc 3"] {
             figures.add(figure(line).expect("a figure"));

@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn tells_the_release_from_the_package() {
+    fn distinguishes_the_release_from_the_package() {
         assert_eq!(
             release_of("linux-image-6.1.0-56-cloud-amd64"),
             Some("6.1.0-56-cloud-amd64")

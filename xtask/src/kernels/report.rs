@@ -119,7 +119,7 @@ memlb: the end
     }
 
     #[test]
-    fn believes_a_complete_report() {
+    fn accepts_a_complete_report() {
         assert_eq!(passed(GOOD, RELEASE, &suites()).ok(), Some(3));
     }
 
@@ -129,7 +129,7 @@ memlb: the end
     }
 
     #[test]
-    fn believes_no_other_report() {
+    fn accepts_no_other_report() {
         for (what, was, is) in [
             ("another kernel", "Linux 6.1.0", "Linux 6.12.0"),
             (
@@ -167,7 +167,7 @@ memlb: the end
     }
 
     #[test]
-    fn tells_the_guest_what_to_run() {
+    fn lists_what_the_guest_runs() {
         let expected = "packets --include-ignored\nkernels --include-ignored\n";
         assert_eq!(script(&suites()), expected);
     }

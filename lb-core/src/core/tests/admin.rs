@@ -47,7 +47,7 @@ fn every_hold_over_every_health() {
 }
 
 #[test]
-fn says_when_no_worker_is_left_for_new_connections() {
+fn warns_when_no_worker_is_left_for_new_connections() {
     let mut world = started();
     world.order(&order("worker1", set_state(AdminState::Drain)));
     let result = world.order(&order("worker2", set_state(AdminState::Maintenance)));
@@ -152,7 +152,7 @@ fn a_weight_is_kept_and_a_weight_of_nothing_drains() {
 }
 
 #[test]
-fn refuses_what_it_cannot_do_and_says_what_there_is() {
+fn refuses_unknown_names_and_lists_the_known_ones() {
     let mut world = started();
     let cases = [
         (
@@ -183,7 +183,7 @@ fn refuses_what_it_cannot_do_and_says_what_there_is() {
 }
 
 #[test]
-fn an_order_for_who_is_configured_no_longer_can_be_taken_back() {
+fn an_order_for_a_worker_that_was_removed_can_be_taken_back() {
     let mut world = started();
     world.order(&order("worker2", set_state(AdminState::Drain)));
     world.order(&order("worker2", AdminAction::Weight { percent: 50 }));
@@ -206,7 +206,7 @@ fn an_order_for_who_is_configured_no_longer_can_be_taken_back() {
 }
 
 #[test]
-fn says_which_order_another_replaces() {
+fn names_the_order_that_another_replaces() {
     let mut world = started();
     world.order(&order("worker1", set_state(AdminState::Maintenance)));
     let drain = AdminCommand {

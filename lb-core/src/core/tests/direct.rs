@@ -28,7 +28,7 @@ fn ineligible_reason(world: &World, worker: &str) -> Option<String> {
 }
 
 #[test]
-fn a_worker_without_dsr_translator_is_not_chosen_and_one_event_says_why() {
+fn a_worker_without_dsr_translator_is_not_chosen_and_one_event_has_the_reason() {
     let mut world = World::new(settings(Mode::Dsr));
     assert_eq!(world.receive("worker1", 1, 1, 600), Accepted);
     assert_eq!(world.hear(&equipped("worker2", 1, 1, 300)), Accepted);

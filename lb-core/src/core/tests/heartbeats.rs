@@ -156,7 +156,7 @@ fn legacy(worker: &str, available_mib: u64) -> Report {
 }
 
 #[test]
-fn a_2018_worker_lives_by_the_same_rules() {
+fn a_2018_worker_is_up_by_the_same_rules() {
     let mut world = World::new(lab(Threshold::Bytes(64 * MIB)));
     world.start("worker1", 300);
     assert_eq!(world.hear(&legacy("worker2", 394)), Accepted);
@@ -168,7 +168,7 @@ fn a_2018_worker_lives_by_the_same_rules() {
 }
 
 #[test]
-fn a_worker_that_speaks_both_forms_is_judged_by_version_1() {
+fn a_worker_that_sends_both_formats_is_judged_by_version_1() {
     let mut world = World::new(lab(Threshold::Auto));
     assert_eq!(world.hear(&legacy("worker1", 100)), Accepted);
     assert_eq!(world.receive("worker1", 7, 1, 400), Accepted);
@@ -179,7 +179,7 @@ fn a_worker_that_speaks_both_forms_is_judged_by_version_1() {
 }
 
 #[test]
-fn says_once_that_a_worker_sends_too_seldom() {
+fn reports_once_that_a_worker_sends_too_seldom() {
     let mut world = World::new(lab(Threshold::Auto));
     for number in 1..5 {
         let mut slow = report("worker1", 7, number, 400);

@@ -50,7 +50,7 @@ fn a_better_worker_waits_for_the_holds_end_and_takes_over_at_that_instant() {
 }
 
 #[test]
-fn who_is_no_longer_better_waits_no_longer() {
+fn a_worker_that_is_no_longer_better_waits_no_longer() {
     let mut world = waiting();
     world.say("worker1", 510);
     assert_eq!(world.waits_for(), None);

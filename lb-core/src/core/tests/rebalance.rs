@@ -64,7 +64,7 @@ impl World {
 }
 
 #[test]
-fn everybody_up_takes_connections() {
+fn every_worker_that_is_up_gets_connections() {
     for policy in &SPREADING {
         let world = three(*policy);
         assert_eq!(world.selected(), ALL_WORKERS);

@@ -55,7 +55,7 @@ fn a_worker_whose_answers_do_not_pass_is_not_chosen_until_a_pause_is_over() {
 }
 
 #[test]
-fn one_answer_tells_that_there_is_a_way_back() {
+fn one_answer_shows_that_there_is_a_return_path() {
     let mut world = world();
     for turn in 1..10 {
         count(&mut world, turn, 100 * turn);

@@ -327,7 +327,7 @@ fn two_workers_that_die_together_cause_one_change() {
 }
 
 #[test]
-fn who_comes_after_the_selected_worker_is_the_one_with_the_most_memory() {
+fn the_worker_with_the_most_memory_ranks_after_the_selected_one() {
     let mut settings = lab(Threshold::Bytes(64 * MIB));
     settings.services = vec![service(
         0,

@@ -64,7 +64,7 @@ fn a_backup_serves_while_no_primary_can() {
 }
 
 #[test]
-fn a_worker_without_an_agent_is_up_until_its_packets_say_otherwise() {
+fn a_worker_without_an_agent_is_up_until_its_packets_show_otherwise() {
     let mut world = World::new(settings(Policy::Balanced));
     world.pass(Duration::from_secs(60));
     assert_eq!(world.state("sorry"), Health::Up);

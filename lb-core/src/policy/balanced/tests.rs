@@ -114,7 +114,7 @@ fn connections_since_the_report_count() {
 }
 
 #[test]
-fn a_liar_takes_no_more_than_its_cap() {
+fn a_worker_that_overstates_its_memory_gets_no_more_than_its_cap() {
     let honest = fresh(300, 700);
     let liar = fresh(u64::MAX >> 20, u64::MAX >> 20);
     assert_eq!(shares(&settings(), &[liar, honest])[0], 86);

@@ -91,7 +91,7 @@ fn two_hundred_workers_scroll() {
 }
 
 #[test]
-fn asks_before_it_orders() {
+fn confirms_an_order_before_it_is_sent() {
     let mut app = lab();
     // Below worker3, which is down, and worker1.
     app.handle_key(KeyCode::Down.into());

@@ -111,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn says_why_a_service_cannot_be_translated() {
+    fn reports_why_a_service_cannot_be_translated() {
         let mapping: DsrMapping = "192.168.56.101:80=8081".parse().unwrap();
         let of = |routes: &Routes| mapping.target(routes).unwrap_err().to_string();
         assert!(of(&routes(true)).contains("this machine's own"));

@@ -185,7 +185,7 @@ fn addresses_that_are_torn_apart_are_a_problem() {
 }
 
 #[test]
-fn says_why_there_is_no_session() {
+fn reports_why_there_is_no_session() {
     let mut pair = Pair::active();
     pair.status = Some(status(PeerStatus {
         state: PeerState::Connecting,

@@ -404,7 +404,7 @@ fn ping(worker: &str) -> Ping {
 }
 
 #[test]
-fn answers_who_asks_as_far_as_it_would_hear_them_and_lets_nothing_through() {
+fn answers_pings_that_it_would_accept_and_counts_them_as_no_heartbeat() {
     let key = key("worker1", 0xa1);
     let (signed, unsigned) = (Some(true), Some(false));
     for (authentication, to_signed, to_unsigned) in [
@@ -430,7 +430,7 @@ fn answers_who_asks_as_far_as_it_would_hear_them_and_lets_nothing_through() {
 }
 
 #[test]
-fn says_whether_a_worker_exists_only_to_a_ping_that_is_signed_where_it_must_be() {
+fn reports_whether_a_worker_exists_only_to_a_ping_that_is_signed_where_it_must_be() {
     let key = key("w", 0xe1);
     for (authentication, signer, expected) in [
         (Authentication::Off, None, true),

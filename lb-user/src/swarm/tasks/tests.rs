@@ -133,7 +133,7 @@ fn drained_nodes_and_leaving_tasks_drain() {
 }
 
 #[test]
-fn nodes_are_there_until_swarm_says_that_they_are_down() {
+fn nodes_exist_until_swarm_reports_them_down() {
     let (services, tasks, mut nodes) = usual();
     // After a change of the leader.
     nodes[0]["Status"]["State"] = "unknown".into();

@@ -134,7 +134,7 @@ mod tests {
     use super::peers;
 
     #[test]
-    fn says_what_peers_know() {
+    fn shows_what_peers_know() {
         let status = json!({ "peers": [{
             "name": "manager2", "state": "connected", "complete": true, "lag_us": 1500,
             "records_sent": 7, "records_received": 3,
