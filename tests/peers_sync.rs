@@ -153,7 +153,7 @@ fn what_strangers_send_changes_nothing_and_is_counted() {
         hello: Hello {
             protocols: (1, 1),
             nonce: [3; 16],
-            answers: [0; 16],
+            echoed_nonce: [0; 16],
             epoch: 1,
             name: "manager1".to_owned(),
             version: "0.1.0".to_owned(),
