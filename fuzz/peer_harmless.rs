@@ -19,7 +19,7 @@ pub fn check(bytes: &[u8]) {
         let refused = Hello::verify(bytes, role, |_| Ok(&keys)).expect_err("a hello was forged");
         printable(&refused);
     }
-    match session().of(Role::Listener).1.open(bytes) {
+    match session().of(Role::Listener).1.verify(bytes) {
         Ok(opened) => assert_eq!(opened, None, "a frame was forged"),
         Err(refused) => printable(&refused),
     }
