@@ -39,21 +39,24 @@ pub fn run(name: &str, load: &Load<'_>, deadline: Duration) -> Result<(String, V
     Ok(found)
 }
 
-/// Finds the table of a task, and the report behind it, in what the guest has said.
+/// Finds the tables of a task, and the report behind them, in what the guest has said.
 fn results(said: &str, task: &str) -> Result<(String, Value)> {
     let end = said
         .find(&format!("memlb: {task} ended with 0"))
         .context("it did not come to its end")?;
     let said = &said[..end];
-    let json = said.find("\n{").context("it has no report")?;
+    let json = said.find("\n{").or_else(|| said.find("\n["));
+    let json = json.context("it has no report")?;
     let report = serde_json::from_str(&said[json..]).context("read its report")?;
-    // What it says while it measures comes before.
-    let said = &said[..json];
-    let before = said.rfind("xtask: ").or_else(|| said.rfind("memlb: "));
-    let table = before.map_or(0, |last| {
-        said[last..].find('\n').map_or(json, |line| last + line)
-    });
-    Ok((said[table..].trim_matches('\n').to_owned(), report))
+    let is_progress = |line: &&str| {
+        let beginnings = ["xtask: ", "memlb: ", "measuring "];
+        beginnings.iter().any(|it| line.starts_with(it))
+    };
+    let tables: Vec<&str> = said[..json]
+        .lines()
+        .filter(|line| !is_progress(line))
+        .collect();
+    Ok((tables.join("\n").trim_matches('\n').to_owned(), report))
 }
 
 #[cfg(test)]
@@ -74,6 +77,15 @@ mod tests {
         let said = "memlb: running packet\n  a  1\n{}\nmemlb: packet ended with 0\n";
         let (table, _) = results(said, "packet").expect("results");
         assert_eq!(table, "  a  1");
+    }
+
+    #[test]
+    fn finds_all_tables_of_a_task() {
+        let said = "memlb: running load\nmeasuring a\n\na\n  1\nmeasuring b\nb\n  2\n[\n  1\n]\n\
+                    memlb: load ended with 0\n";
+        let (tables, report) = results(said, "load").expect("results");
+        assert_eq!(tables, "a\n  1\nb\n  2");
+        assert_eq!(report[0], 1);
     }
 
     #[test]

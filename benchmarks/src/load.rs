@@ -1,8 +1,16 @@
-//! The options of the benchmark of connections, which checks them itself.
+//! The options of the benchmark of connections, which checks them itself, and its run in an emulated machine.
 
+use std::{path::Path, time::Duration};
+
+use anyhow::Result;
 use clap::Args;
+use serde_json::Value;
 
-use xtask::{packages::Tool, tools};
+use super::{
+    emulated::{self, REPORT},
+    started,
+};
+use xtask::{kernels::Load, packages::Tool, tools};
 
 pub const TOOLS: &[Tool] = tools! {
     "haproxy" "haproxy" "is one of the contenders";
@@ -10,12 +18,41 @@ pub const TOOLS: &[Tool] = tools! {
     "sysctl" "procps" "makes the manager forward packets, and queues long";
 };
 
+pub const EMULATED_TOOLS: &[Tool] = tools! {
+    "haproxy" "haproxy" "is one of the contenders";
+    "ipvsadm" "ipvsadm" "sets IPVS up, which is one of the contenders";
+    "nft" "nftables" "is one of the contenders";
+    "sysctl" "procps" "makes the manager forward packets, and queues long";
+};
+
+/// What the contenders take in the emulated machine.
+const MODULES: &[&str] = &[
+    "ip_vs",
+    "ip_vs_rr",
+    "nft_chain_nat",
+    "nft_masq",
+    "nft_nat",
+    "nft_numgen",
+];
+const PROGRAMS: &[&str] = &["haproxy", "ipvsadm", "nft", "sysctl"];
+const TASK: &str = "load";
+/// Far more than it takes.
+const DEADLINE: Duration = Duration::from_secs(6 * 60 * 60);
+
+/// What is measured there unless the options name something else. One processor carries it, which executes 10⁹
+/// instructions a second.
+const EMULATED_SCENARIOS: &str =
+    "--scenario=rate-100,rate-300,server-resets,client-closes,client-resets,many-19900";
+const EMULATED_BALANCERS: &str =
+    "--balancers=direct,nftables,haproxy-tcp,ipvs,memlb-tc,memlb-routed";
+const EMULATED_SECONDS: &str = "--seconds=10";
+
 #[derive(Debug, Args)]
 pub struct Options {
     /// Measures only these, such as rate-100 or one-38000; an unknown name lists all
     #[arg(long, value_name = "SCENARIO", value_delimiter = ',')]
     scenario: Vec<String>,
-    /// Compares only these, of direct, nftables, haproxy-tcp, memlb-tc, memlb-xdp, memlb-dsr, memlb-routed,
+    /// Compares only these, of direct, nftables, haproxy-tcp, ipvs, memlb-tc, memlb-xdp, memlb-dsr, memlb-routed,
     /// memlb-two-sources
     #[arg(long, value_name = "BALANCER", value_delimiter = ',')]
     balancers: Vec<String>,
@@ -34,6 +71,9 @@ pub struct Options {
     /// A setting of memlb's configuration, as for `memlb manager --set`
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
+    /// Measures on Debian's Linux 6.12 under emulation, which has IPVS, with loads that the emulated machine carries
+    #[arg(long)]
+    pub emulated: bool,
 }
 
 impl Options {
@@ -52,6 +92,36 @@ impl Options {
         arguments.extend(self.quick.then(|| "--quick".to_owned()));
         arguments
     }
+
+    /// Boots the machine and measures there. Returns the tables and the report.
+    ///
+    /// # Errors
+    /// When the machine cannot be made, or the benchmark fails there.
+    pub fn measure_emulated(&self, memlb: &Path) -> Result<(String, Value)> {
+        let benchmark = started::build(TASK)?;
+        let load = Load {
+            memlb,
+            modules: MODULES,
+            programs: PROGRAMS,
+            files: Vec::new(),
+            tasks: vec![(TASK, &benchmark)],
+            script: self.script(),
+        };
+        emulated::run(TASK, &load, DEADLINE)
+    }
+
+    /// The line by which the guest starts the benchmark.
+    fn script(&self) -> String {
+        let mut arguments = self.arguments();
+        let defaults = [
+            (self.scenario.is_empty(), EMULATED_SCENARIOS),
+            (self.balancers.is_empty(), EMULATED_BALANCERS),
+            (self.seconds.is_none() && !self.quick, EMULATED_SECONDS),
+        ];
+        let missing = defaults.iter().filter(|(is_missing, _)| *is_missing);
+        arguments.extend(missing.map(|(_, argument)| (*argument).to_owned()));
+        format!("{TASK} --bench {} {REPORT}\n", arguments.join(" "))
+    }
 }
 
 #[cfg(test)]
@@ -60,12 +130,24 @@ mod tests {
 
     use super::Options;
 
+    fn options(given: &str) -> Options {
+        let command = Options::augment_args(Command::new("load"));
+        let matches = command.get_matches_from(given.split(' '));
+        Options::from_arg_matches(&matches).expect("valid options")
+    }
+
+    #[test]
+    fn measures_in_the_emulated_machine_what_it_carries() {
+        let script = options("load --emulated --balancers ipvs").script();
+        assert!(
+            script.starts_with("load --bench --rounds=1 --balancers=ipvs --scenario=rate-100,")
+        );
+    }
+
     #[test]
     fn passes_every_option_on() {
-        let command = Options::augment_args(Command::new("load"));
-        let given = "load --scenario a,b --balancers c --rate 9 --seconds 2 --quick --set d=e,f";
-        let matches = command.get_matches_from(given.split(' '));
-        let options = Options::from_arg_matches(&matches).expect("valid options");
+        let options =
+            options("load --scenario a,b --balancers c --rate 9 --seconds 2 --quick --set d=e,f");
         assert_eq!(
             options.arguments().join(" "),
             "--rounds=1 --scenario=a --scenario=b --balancers=c --set=d=e,f --rate=9 --seconds=2 --quick"

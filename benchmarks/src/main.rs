@@ -37,6 +37,7 @@ use anyhow::{Context, Result, ensure};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use memlb_tests::cluster::BINARY;
 use serde::Serialize;
+use serde_json::Value;
 
 use self::{
     contender::Contender,
@@ -185,25 +186,17 @@ fn bench(options: &Options) -> Result<()> {
         File::create(file).with_context(|| format!("create {}", file.display()))?;
     }
     let json = options.json.as_deref();
-    match options.other {
-        Some(Other::Packet {
-            rounds,
-            instructions: false,
-        }) => return started::of_packets(rounds.unwrap_or(51), json),
-        Some(Other::Packet { rounds, .. }) => {
-            setup::for_kernels()?;
-            let (table, report) = instructions::of_packets(&build::memlb()?, rounds.unwrap_or(3))?;
-            println!("\n{table}");
-            return write_json(json, &report);
-        }
-        Some(Other::Ipvs { rounds, seconds }) => {
-            setup::for_kernels()?;
-            provide_tools(IPVS_TOOLS)?;
-            let (table, report) = ipvs::compare(&build::memlb()?, rounds, seconds)?;
-            println!("\n{table}");
-            return write_json(json, &report);
-        }
-        _ => {}
+    if let Some(Other::Packet {
+        rounds,
+        instructions: false,
+    }) = options.other
+    {
+        return started::of_packets(rounds.unwrap_or(51), json);
+    }
+    if let Some(measured) = options.other.as_ref().and_then(measure_emulated) {
+        let (tables, report) = measured?;
+        println!("\n{tables}");
+        return write_json(json, &report);
     }
     if let Some(Other::Migration(migration)) = &options.other
         && migration.needs_machines()
@@ -252,6 +245,27 @@ fn bench(options: &Options) -> Result<()> {
         }
         _ => compare(options, &memlb, directory.path(), &interrupt),
     }
+}
+
+/// Measures in an emulated machine, if the benchmark is one for it. Returns the tables and the report.
+fn measure_emulated(benchmark: &Other) -> Option<Result<(String, Value)>> {
+    let build = |tools: &[Tool]| -> Result<PathBuf> {
+        setup::for_kernels()?;
+        provide_tools(tools)?;
+        build::memlb()
+    };
+    Some(match benchmark {
+        Other::Packet { rounds, .. } => {
+            build(&[]).and_then(|memlb| instructions::of_packets(&memlb, rounds.unwrap_or(3)))
+        }
+        Other::Ipvs { rounds, seconds } => {
+            build(IPVS_TOOLS).and_then(|memlb| ipvs::compare(&memlb, *rounds, *seconds))
+        }
+        Other::Load(load) if load.emulated => {
+            build(load::EMULATED_TOOLS).and_then(|memlb| load.measure_emulated(&memlb))
+        }
+        _ => return None,
+    })
 }
 
 impl Options {

@@ -44,33 +44,12 @@ pub fn translate(topology: &Topology, worker: SocketAddrV4, directory: &Path) ->
     Ok(())
 }
 
-/// Has IPVS translate to the worker, without connection tracking, which its manual advises against.
-/// The worker answers by the manager, as it must there.
+/// Has IPVS translate to the worker, which answers by the manager.
 pub fn balance_by_ipvs(topology: &Topology, worker: SocketAddrV4) -> Result<()> {
     forward(topology)?;
     let manager = &topology.manager;
-    let service = SocketAddrV4::new(manager.address(), SERVICE_PORT).to_string();
-    let worker = worker.to_string();
-    manager.run("sysctl", &["--quiet", "--write", "net.ipv4.vs.conntrack=0"])?;
-    for arguments in [
-        &[
-            "--add-service",
-            "--tcp-service",
-            &service,
-            "--scheduler",
-            "rr",
-        ][..],
-        &[
-            "--add-server",
-            "--tcp-service",
-            &service,
-            "--real-server",
-            &worker,
-            "--masquerading",
-        ],
-    ] {
-        manager.run("ipvsadm", arguments)?;
-    }
+    let service = SocketAddrV4::new(manager.address(), SERVICE_PORT);
+    peers::balance_by_ipvs(manager, service, &[worker])?;
     answer_through_manager(topology)
 }
 

@@ -9,7 +9,12 @@ use std::{
 
 use anyhow::{Context, Result};
 
-use crate::{cluster::SERVICE_PORT, command::output, process::Process, topology::Topology};
+use crate::{
+    cluster::SERVICE_PORT,
+    command::output,
+    process::Process,
+    topology::{Node, Topology},
+};
 
 /// Makes the manager's node forward IP, and nothing else.
 ///
@@ -67,6 +72,25 @@ pub fn translate(topology: &Topology, workers: &[SocketAddrV4], directory: &Path
     );
     let file = write(directory, "nat.nft", &rules)?;
     output(topology.manager.command("nft").arg("--file").arg(&file)).context("load the rules")?;
+    Ok(())
+}
+
+/// Has IPVS of `node` translate to the `workers` in turn, without connection tracking, which its manual advises against.
+/// The workers must answer by way of the node, which must forward.
+///
+/// # Errors
+/// When the kernel has no IPVS, or refuses a setting.
+pub fn balance_by_ipvs(node: &Node, service: SocketAddrV4, workers: &[SocketAddrV4]) -> Result<()> {
+    node.run("sysctl", &["--quiet", "--write", "net.ipv4.vs.conntrack=0"])?;
+    let service = service.to_string();
+    let of_service = ["--tcp-service", &service];
+    let add = ["--add-service", "--scheduler", "rr"];
+    node.run("ipvsadm", &[&add[..], &of_service].concat())?;
+    for worker in workers {
+        let worker = worker.to_string();
+        let add = ["--add-server", "--masquerading", "--real-server", &worker];
+        node.run("ipvsadm", &[&add[..], &of_service].concat())?;
+    }
     Ok(())
 }
 

@@ -40,6 +40,8 @@ pub enum Balancer {
     Nftables,
     /// HAProxy in TCP mode
     HaproxyTcp,
+    /// IPVS: NAT, the workers in a network behind it; few kernels have it
+    Ipvs,
     /// memlb, attached by TC
     MemlbTc,
     /// memlb, attached by XDP
@@ -65,6 +67,7 @@ impl Balancer {
             Self::Direct => "no balancer",
             Self::Nftables => "nftables, DNAT",
             Self::HaproxyTcp => "HAProxy, TCP mode",
+            Self::Ipvs => "IPVS, NAT",
             Self::MemlbTc => "memlb, TC",
             Self::MemlbXdp => "memlb, XDP",
             Self::MemlbDsr => "memlb, dsr",
@@ -110,7 +113,7 @@ impl Laboratory {
     ) -> Result<Self> {
         let workers = scenario.workers;
         let system = match balancer {
-            Balancer::Direct | Balancer::Nftables | Balancer::HaproxyTcp => {
+            Balancer::Direct | Balancer::Nftables | Balancer::HaproxyTcp | Balancer::Ipvs => {
                 peer(balancer, scenario, open_files)?
             }
             Balancer::MemlbTc
@@ -230,13 +233,22 @@ fn peer(balancer: Balancer, scenario: &Scenario, open_files: u64) -> Result<Syst
         .prefix("memlb-bench-")
         .tempdir()
         .context("make a directory for the balancer's files")?;
-    let topology = Topology::create(Shape::OneArm, scenario.workers)?;
+    let shape = match balancer {
+        Balancer::Ipvs => Shape::TwoArm,
+        _ => Shape::OneArm,
+    };
+    let topology = Topology::create(shape, scenario.workers)?;
     let workers = addresses(&topology)?;
     let mut processes = Vec::new();
     match balancer {
         Balancer::Nftables => peers::translate(&topology, &workers, files.path())?,
         Balancer::HaproxyTcp => {
             processes = haproxies(scenario, &topology, &workers, open_files, files.path())?;
+        }
+        Balancer::Ipvs => {
+            peers::forward(&topology)?;
+            let service = SocketAddrV4::new(topology.manager.address(), SERVICE_PORT);
+            peers::balance_by_ipvs(&topology.manager, service, &workers)?;
         }
         _ => {}
     }

@@ -14,6 +14,13 @@ for module in /modules/*; do
     insmod "$module"
 done
 ip link set lo up
+# The default of 4096 is too few for many connections.
+ulimit -Hn 65536
+# Connection tracking, where it is loaded, has these sizes on a machine with more memory.
+if [ -e /proc/sys/net/nf_conntrack_max ]; then
+    echo 65536 >/sys/module/nf_conntrack/parameters/hashsize
+    echo 65536 >/proc/sys/net/nf_conntrack_max
+fi
 # Tests let flows grow older than a minute, which they cannot be where the clock has just begun. While the
 # machine has nothing to do, its time passes at once.
 sleep 90
