@@ -1,21 +1,14 @@
 //! What is shown on the machines: the lab's smoke test, then memlb before the ports of Swarm's routing mesh.
 
-use std::{
-    process::Command,
-    thread,
-    time::{Duration, Instant},
-};
+use std::{process::Command, time::Instant};
 
 use anyhow::{Result, ensure};
-use memlb_tests::{
-    command::{output, run},
-    wait_until,
-};
+use memlb_tests::command::run;
 
 use super::{
+    client::{get, service, wait_for_page, wait_for_worker},
     image::Image,
-    network::NAMESPACE,
-    node::{NODES, Node},
+    node::{LAB, Node},
     provision::directory,
 };
 use crate::{
@@ -23,9 +16,6 @@ use crate::{
     privilege::this_program,
     workspace::{root, say},
 };
-
-/// How long the Swarm and memlb may take to change what is served.
-const PATIENCE: Duration = Duration::from_secs(10 * 60);
 
 /// The services of swarm-manager.sh, with their ports and pages.
 const SERVICES: [(&str, u16, &str); 3] = [
@@ -37,7 +27,7 @@ const SERVICES: [(&str, u16, &str); 3] = [
 /// Plays everything.
 pub fn play(image: &Image, interrupt: &Interrupt) -> Result<()> {
     smoke()?;
-    let [manager, ..] = &NODES;
+    let manager = &LAB[0];
     println!(
         "{}",
         manager.run(image, "sudo docker node ls; sudo docker service ls")?
@@ -73,7 +63,7 @@ fn mesh(image: &Image, manager: &Node, interrupt: &Interrupt) -> Result<()> {
             ),
         )?;
     }
-    for node in &NODES {
+    for node in LAB {
         for (service, port, page) in SERVICES {
             let url = format!("http://{}:{port}/", node.address);
             wait_for_page(
@@ -105,38 +95,4 @@ fn mesh(image: &Image, manager: &Node, interrupt: &Interrupt) -> Result<()> {
     );
     println!("{}", manager.run(image, "sudo memlb status")?);
     Ok(())
-}
-
-/// Waits until a client of memlb gets a worker's page.
-pub fn wait_for_worker(interrupt: &Interrupt) -> Result<Duration> {
-    let what = "a worker to serve through memlb";
-    wait_for_page(what, &service(), "Worker", interrupt)
-}
-
-/// Waits until the page at `url` begins with `page`.
-fn wait_for_page(what: &str, url: &str, page: &str, interrupt: &Interrupt) -> Result<Duration> {
-    let took = wait_until(PATIENCE, what, || {
-        let got = get(url).is_ok_and(|got| got.starts_with(page)) || interrupt.is_requested();
-        if !got {
-            // Each question takes the machines' time.
-            thread::sleep(Duration::from_millis(500));
-        }
-        got
-    })?;
-    interrupt.check()?;
-    Ok(took)
-}
-
-/// Returns the URL of memlb's service.
-fn service() -> String {
-    format!("http://{}/", NODES[0].address)
-}
-
-fn get(url: &str) -> Result<String> {
-    let page = output(
-        Command::new("nsenter")
-            .arg(format!("--net=/run/netns/{NAMESPACE}"))
-            .args(["curl", "--silent", "--fail", "--max-time", "2", url]),
-    )?;
-    Ok(page.trim().to_owned())
 }

@@ -24,6 +24,8 @@ const PACKAGES: &[&str] = &[
     "initramfs-tools",
     "iproute2",
     "iptables",
+    // A second manager needs it; its service is disabled.
+    "keepalived",
     "linux-image-cloud-amd64",
     "openssh-server",
     "procps",

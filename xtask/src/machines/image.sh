@@ -9,7 +9,7 @@ install --directory --mode=700 --owner=vagrant --group=vagrant /home/vagrant/.ss
 cat >/home/vagrant/.ssh/authorized_keys
 chown vagrant:vagrant /home/vagrant/.ssh/authorized_keys
 echo "vagrant ALL=(ALL) NOPASSWD: ALL" >/etc/sudoers.d/vagrant
-systemctl --quiet disable docker.service docker.socket containerd.service
+systemctl --quiet disable docker.service docker.socket containerd.service keepalived.service
 systemctl --quiet mask apt-daily.timer apt-daily-upgrade.timer e2scrub_all.timer fstrim.timer dpkg-db-backup.timer \
     serial-getty@ttyS0.service getty@tty1.service
 # A name server that is not there would be asked by every step.
@@ -17,7 +17,7 @@ echo "UseDNS no" >/etc/ssh/sshd_config.d/lab.conf
 : >/etc/resolv.conf
 # The kernel's command line tells each machine its name and addresses.
 rm -f /etc/hostname
-printf "%s\n" "127.0.0.1 localhost" "127.0.1.1 manager worker1 worker2" >/etc/hosts
+printf "%s\n" "127.0.0.1 localhost" "127.0.1.1 manager manager2 worker1 worker2" >/etc/hosts
 systemctl --quiet enable systemd-networkd.service systemd-network-generator.service
 
 # No source of packages is reached from there, and apt would read their lists for minutes under emulation.
@@ -55,6 +55,8 @@ ErrorLog /dev/stderr
 Listen 80
 DocumentRoot /usr/local/apache2/htdocs
 DirectoryIndex index.html
+MaxKeepAliveRequests 0
+KeepAliveTimeout 3600
 EOF
 chmod 755 "$web"
 tar --create --file=/usr/local/share/httpd.tar --directory="$web" .

@@ -1,11 +1,13 @@
-//! The lab of scripts/vagrant on three machines under QEMU: Debian 12 with its kernel, systemd and Docker, of Debian's
-//! packages and without a box, provisioned by the same scripts.
+//! The lab of scripts/vagrant on machines under QEMU: Debian 12 with its kernel, systemd and Docker, of Debian's packages
+//! and without a box, provisioned by the same scripts. A fourth machine can make the manager one of a pair.
 
 mod accelerator;
+mod client;
 mod demo;
 mod image;
 mod network;
 mod node;
+mod pair;
 mod provision;
 
 use std::{
@@ -20,7 +22,12 @@ use anyhow::{Context, Result, anyhow, ensure};
 use clap::Subcommand;
 use memlb_tests::{Namespace, Process, command::run};
 
-use self::{image::Image, network::NAMESPACE, node::NODES, provision::on_all};
+use self::{
+    image::Image,
+    network::NAMESPACE,
+    node::{MANAGER2, Node, machines},
+    provision::on_all,
+};
 use crate::{
     interrupt::Interrupt,
     package,
@@ -35,12 +42,17 @@ const PACKAGE: &str = "MEMLB_PACKAGE";
 #[derive(Debug, Subcommand)]
 pub enum Machines {
     /// Makes the machines' image, boots them, and provisions them as `vagrant up` does
-    Up,
-    /// Runs smoke.sh, then puts memlb before the ports of Swarm's routing mesh
+    Up {
+        /// Also boots a second manager, which keepalived makes a pair with the first one
+        #[arg(long)]
+        pair: bool,
+    },
+    /// Runs smoke.sh, then puts memlb before the ports of Swarm's routing mesh; with a pair, hands over, then crashes the
+    /// active manager and waits until it has booted
     Demo,
     /// Starts a shell on a machine, or runs a command there
     Ssh {
-        /// manager, worker1 or worker2
+        /// manager, worker1, worker2 or manager2
         name: String,
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         command: Vec<String>,
@@ -56,7 +68,7 @@ pub enum Machines {
 impl Machines {
     pub fn run(self) -> Result<()> {
         match self {
-            Self::Up => up(),
+            Self::Up { pair } => up(pair),
             Self::Demo => demo(),
             Self::Ssh { name, command } => ssh(&name, &command),
             Self::Down { purge } => down(purge),
@@ -64,23 +76,28 @@ impl Machines {
     }
 }
 
-/// Runs the machines from their image to the end of the demo, and removes them; the image stays.
+/// Runs the machines from their image to the end of the demo, first without and then with a pair of managers, and removes
+/// them; the image stays.
 ///
 /// # Errors
 /// When a step fails.
 pub fn test(package: &Path) -> Result<()> {
-    let task = |verb| -> Result<()> {
+    let task = |arguments: &[&str]| -> Result<()> {
         run(as_root("env")
             .arg(format!("{PACKAGE}={}", package.display()))
             .arg(this_program()?)
-            .args(["machines", verb]))
+            .arg("machines")
+            .args(arguments))
     };
-    let outcome = task("up").and_then(|()| task("demo"));
-    task("down")?;
-    outcome
+    for up in [&["up"][..], &["up", "--pair"]] {
+        let outcome = task(up).and_then(|()| task(&["demo"]));
+        task(&["down"])?;
+        outcome?;
+    }
+    Ok(())
 }
 
-fn up() -> Result<()> {
+fn up(pair: bool) -> Result<()> {
     ensure!(
         !Namespace::exists(NAMESPACE),
         "the machines are up already, or have ended badly: `cargo xtask machines down` removes them"
@@ -97,9 +114,18 @@ fn up() -> Result<()> {
     let image = Image::provide(&directory)?;
     interrupt.check()?;
     let accelerator = accelerator::choose(&image, &directory)?;
-    let namespace = network::create()?;
-    let processes = boot(&namespace, &image, accelerator, &directory, &interrupt)?;
+    let nodes = machines(pair);
+    let names: Vec<_> = nodes.iter().map(|node| node.name).collect();
+    let namespace = network::create(&names)?;
+    let processes = nodes
+        .iter()
+        .map(|node| node.boot(&namespace, &image, accelerator, &directory))
+        .collect::<Result<Vec<_>>>()?;
+    let processes = wait_until_booted(nodes, processes, &image, &interrupt)?;
     provision::provision(&image, &package, &interrupt)?;
+    if pair {
+        provision::join_managers(&image, &package, &directory, &interrupt)?;
+    }
     for process in processes {
         process.keep();
     }
@@ -108,36 +134,40 @@ fn up() -> Result<()> {
         "the machines are up, after {} s",
         started.elapsed().as_secs()
     ));
-    println!("{}", BY_HAND.trim());
+    println!("{BY_HAND}");
     Ok(())
 }
 
-fn boot(
-    namespace: &Namespace,
+fn wait_until_booted(
+    nodes: &[Node],
+    processes: Vec<Process>,
     image: &Image,
-    accelerator: &[&str],
-    directory: &Path,
     interrupt: &Interrupt,
 ) -> Result<Vec<Process>> {
-    let start = |node: &node::Node| {
-        let process = node.boot(namespace, image, accelerator, directory)?;
-        Ok((node.name, Mutex::new(process)))
-    };
-    let processes = NODES.iter().map(start).collect::<Result<Vec<_>>>()?;
-    on_all("machines booted", &NODES, &|node| {
-        let process = processes.iter().find(|(name, _)| *name == node.name);
-        let (_, process) = process.context("every machine has a process")?;
+    let processes: Vec<_> = processes.into_iter().map(Mutex::new).collect();
+    on_all("machines booted", nodes, &|node| {
+        let index = nodes.iter().position(|it| it.name == node.name);
+        let process = index.and_then(|index| processes.get(index));
+        let process = process.context("every machine has a process")?;
         let mut process = process.lock().map_err(|_| anyhow!("panicked"))?;
         node.wait_until_booted(&mut process, image, interrupt)
     })?;
-    let process = |(_, it): (_, Mutex<Process>)| it.into_inner().map_err(|_| anyhow!("panicked"));
+    let process = |it: Mutex<Process>| it.into_inner().map_err(|_| anyhow!("panicked"));
     processes.into_iter().map(process).collect()
 }
 
 fn demo() -> Result<()> {
     become_root()?;
     ensure_up()?;
-    demo::play(&Image::of(&directory()), &Interrupt::catch()?)
+    let (image, interrupt) = (Image::of(&directory()), Interrupt::catch()?);
+    let namespace = Namespace::adopt(NAMESPACE).context("the machines' namespace is there")?;
+    let outcome = if network::has(&namespace, MANAGER2.name) {
+        pair::play(&image, &namespace, &interrupt)
+    } else {
+        demo::play(&image, &interrupt)
+    };
+    namespace.keep();
+    outcome
 }
 
 fn ssh(name: &str, command: &[String]) -> Result<()> {
@@ -195,7 +225,7 @@ fn directory() -> PathBuf {
 const BY_HAND: &str = "
   cargo xtask machines ssh manager sudo memlb status   what is selected, and why
   cargo xtask machines ssh worker1                     a shell there
-  cargo xtask machines demo                            smoke.sh, then memlb before Swarm's routing mesh
+  cargo xtask machines demo                            smoke.sh and the routing mesh, or a pair's handover and crash
   cargo xtask machines down                            removes them
 
 and as root: nsenter --net=/run/netns/memlb-machines curl http://192.168.56.101/

@@ -5,16 +5,14 @@ use std::process::Command;
 use anyhow::Result;
 use memlb_tests::{Namespace, command::output};
 
-use super::node::{NODES, Node};
-
 pub const NAMESPACE: &str = "memlb-machines";
 
 /// The bridges, each with this machine's address: one for SSH, as Vagrant has one, and the lab's, on which this machine
 /// is the client.
 const BRIDGES: [(&str, &str); 2] = [("ssh", "10.56.0.1/24"), ("lab", "192.168.56.1/24")];
 
-/// Makes both networks, with a tap for each card of each machine.
-pub fn create() -> Result<Namespace> {
+/// Makes both networks, with a tap for each card of each of these machines.
+pub fn create(machines: &[&str]) -> Result<Namespace> {
     let namespace = Namespace::create(NAMESPACE)?;
     let ip = |arguments: &str| -> Result<()> {
         let mut ip: Command = namespace.ip();
@@ -24,8 +22,8 @@ pub fn create() -> Result<Namespace> {
         ip(&format!("link add {bridge} type bridge"))?;
         ip(&format!("address add {address} dev {bridge}"))?;
         ip(&format!("link set {bridge} up"))?;
-        for node in &NODES {
-            let tap = tap(node, bridge);
+        for machine in machines {
+            let tap = tap(machine, bridge);
             ip(&format!("tuntap add {tap} mode tap"))?;
             ip(&format!("link set {tap} master {bridge} up"))?;
         }
@@ -33,11 +31,17 @@ pub fn create() -> Result<Namespace> {
     Ok(namespace)
 }
 
-/// Returns the taps of a machine's cards eth0 and eth1.
-pub fn taps(node: &Node) -> [String; 2] {
-    BRIDGES.map(|(bridge, _)| tap(node, bridge))
+/// Returns whether `machine` is one of those whose networks are in `namespace`.
+pub fn has(namespace: &Namespace, machine: &str) -> bool {
+    let [tap, _] = taps(machine);
+    output(namespace.ip().args(["link", "show", &tap])).is_ok()
 }
 
-fn tap(node: &Node, bridge: &str) -> String {
-    format!("{}-{bridge}", node.name)
+/// Returns the taps of a machine's cards eth0 and eth1.
+pub fn taps(machine: &str) -> [String; 2] {
+    BRIDGES.map(|(bridge, _)| tap(machine, bridge))
+}
+
+fn tap(machine: &str, bridge: &str) -> String {
+    format!("{machine}-{bridge}")
 }

@@ -14,7 +14,7 @@ use super::{image::Image, network};
 use crate::interrupt::Interrupt;
 
 /// A machine of the lab.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub struct Node {
     pub name: &'static str,
     /// On the lab's network, card eth1.
@@ -24,26 +24,36 @@ pub struct Node {
     pub role: &'static str,
 }
 
-pub const NODES: [Node; 3] = [
+const fn node(
+    name: &'static str,
+    role: &'static str,
+    address: &'static str,
+    ssh: &'static str,
+) -> Node {
     Node {
-        name: "manager",
-        address: "192.168.56.101",
-        ssh: "10.56.0.101",
-        role: "manager",
-    },
-    Node {
-        name: "worker1",
-        address: "192.168.56.103",
-        ssh: "10.56.0.103",
-        role: "worker",
-    },
-    Node {
-        name: "worker2",
-        address: "192.168.56.104",
-        ssh: "10.56.0.104",
-        role: "worker",
-    },
+        name,
+        address,
+        ssh,
+        role,
+    }
+}
+
+static NODES: [Node; 4] = [
+    node("manager", "manager", "192.168.56.101", "10.56.0.101"),
+    node("worker1", "worker", "192.168.56.103", "10.56.0.103"),
+    node("worker2", "worker", "192.168.56.104", "10.56.0.104"),
+    node("manager2", "manager", "192.168.56.102", "10.56.0.102"),
 ];
+
+/// The machines of Vagrant's lab, the manager first.
+pub static LAB: &[Node] = NODES.split_at(3).0;
+/// The second manager of a pair.
+pub static MANAGER2: &Node = &NODES[3];
+
+/// Returns the lab's machines, and the second manager if it is one of them.
+pub fn machines(pair: bool) -> &'static [Node] {
+    if pair { &NODES } else { LAB }
+}
 
 /// As in the Vagrantfile.
 const MEMORY_MB: &str = "700";
@@ -58,8 +68,8 @@ const BOOTING: Duration = Duration::from_secs(15 * 60);
 pub fn find(name: &str) -> Result<&'static Node> {
     let found = NODES.iter().find(|node| node.name == name);
     found.with_context(|| {
-        let names = NODES.map(|node| node.name).join(", ");
-        format!("there is no machine {name}, but {names}")
+        let names: Vec<_> = NODES.iter().map(|node| node.name).collect();
+        format!("there is no machine {name}, but {}", names.join(", "))
     })
 }
 
@@ -98,7 +108,7 @@ impl Node {
             .args(["-device", "virtio-rng-pci"])
             // Where QEMU keeps what the machine writes.
             .env("TMPDIR", directory);
-        for (number, tap) in network::taps(self).iter().enumerate() {
+        for (number, tap) in network::taps(self.name).iter().enumerate() {
             let last: u32 = self.address.rsplit('.').next().unwrap_or("0").parse()?;
             qemu.arg("-netdev")
                 .arg(format!(
@@ -201,14 +211,14 @@ impl Node {
 mod tests {
     use std::fs;
 
-    use super::NODES;
+    use super::LAB;
     use crate::workspace::root;
 
     #[test]
     fn has_the_machines_of_the_vagrantfile() {
         let file = root().join("scripts/vagrant/Vagrantfile");
         let text = fs::read_to_string(file).expect("the Vagrantfile is there");
-        for node in NODES {
+        for node in LAB {
             let address = match node.role {
                 "manager" => format!("MANAGER = \"{}\"", node.address),
                 _ => format!("address: \"{}\"", node.address),

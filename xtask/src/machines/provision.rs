@@ -1,6 +1,7 @@
 //! What `vagrant up` does on the machines: files are copied, then scripts/vagrant's own scripts run, in the same order.
 
 use std::{
+    fs,
     path::{Path, PathBuf},
     thread,
     time::{Duration, Instant},
@@ -9,9 +10,9 @@ use std::{
 use anyhow::{Context, Result, anyhow};
 
 use super::{
-    demo::wait_for_worker,
+    client::wait_for_worker,
     image::Image,
-    node::{NODES, Node, UPLOADS},
+    node::{LAB, MANAGER2, Node, UPLOADS},
 };
 use crate::{
     interrupt::Interrupt,
@@ -23,10 +24,10 @@ const LOAD_IMAGE: &str = "sudo docker import --change \
     'CMD [\"/usr/sbin/apache2\", \"-DFOREGROUND\", \"-f\", \"/etc/httpd.conf\"]' \
     /usr/local/share/httpd.tar httpd:2.4";
 
-/// Provisions all machines, and waits until a client gets a worker's page.
+/// Provisions the lab's machines, and waits until a client gets a worker's page.
 pub fn provision(image: &Image, package: &Path, interrupt: &Interrupt) -> Result<()> {
     let scripts = directory().join("provision");
-    let manager = NODES[0].address;
+    let manager = LAB[0].address;
     let script = |node: &Node, name: &str, arguments: &[&str]| {
         node.run_script(image, &scripts.join(name), arguments)
             .map(drop)
@@ -35,10 +36,10 @@ pub fn provision(image: &Image, package: &Path, interrupt: &Interrupt) -> Result
         interrupt.check()?;
         on_all(what, nodes, work)
     };
-    let (managers, workers) = NODES.split_at(1);
-    step("files copied", &NODES, &|node| upload(node, image, package))?;
-    step("docker.sh", &NODES, &|node| script(node, "docker.sh", &[]))?;
-    step("image httpd:2.4 imported", &NODES, &|node| {
+    let (managers, workers) = LAB.split_at(1);
+    step("files copied", LAB, &|node| upload(node, image, package))?;
+    step("docker.sh", LAB, &|node| script(node, "docker.sh", &[]))?;
+    step("image httpd:2.4 imported", LAB, &|node| {
         node.run(image, LOAD_IMAGE).map(drop)
     })?;
     step("swarm-manager.sh", managers, &|node| {
@@ -47,13 +48,47 @@ pub fn provision(image: &Image, package: &Path, interrupt: &Interrupt) -> Result
     step("swarm-worker.sh", workers, &|node| {
         script(node, "swarm-worker.sh", &[manager, UPLOADS])
     })?;
-    step("memlb.sh", &NODES, &|node| {
+    step("memlb.sh", LAB, &|node| {
         let package = format!("{UPLOADS}/memlb.deb");
         script(node, "memlb.sh", &[node.role, &package, manager])
     })?;
     let took = wait_for_worker(interrupt)?;
     said("a client gets a worker's page", took);
     Ok(())
+}
+
+/// Makes the manager and the second one a pair by keepalived, and has the agents report to both.
+pub fn join_managers(
+    image: &Image,
+    package: &Path,
+    scratch: &Path,
+    interrupt: &Interrupt,
+) -> Result<()> {
+    let (manager, workers) = (&LAB[0], &LAB[1..]);
+    let script = root().join("xtask/src/machines/pair.sh");
+    let (key, place) = (scratch.join("peer.key"), format!("{UPLOADS}/peer.key"));
+    let content = manager.run(
+        image,
+        &format!("memlb keygen --peer --output {place} >/dev/null && cat {place}"),
+    )?;
+    fs::write(&key, content).with_context(|| format!("write {}", key.display()))?;
+    MANAGER2.upload(image, &key, "peer.key")?;
+    MANAGER2.upload(image, package, "memlb.deb")?;
+    interrupt.check()?;
+    on_all("pair.sh", &[*manager, *MANAGER2], &|node| {
+        let arguments = [&format!("{UPLOADS}/memlb.deb"), &*place];
+        node.run_script(image, &script, &arguments).map(drop)
+    })?;
+    let managers = format!(
+        "--manager {} --manager {}",
+        manager.address, MANAGER2.address
+    );
+    let agents = format!(
+        "echo 'MEMLB_AGENT=\"{managers}\"' | sudo tee /etc/default/memlb-agent && sudo systemctl restart memlb-agent"
+    );
+    on_all("agents", workers, &|node| {
+        node.run(image, &agents).map(drop)
+    })
 }
 
 /// Returns the directory of the Vagrant lab.
@@ -74,12 +109,12 @@ fn upload(node: &Node, image: &Image, package: &Path) -> Result<()> {
 /// Does one step on several machines at once, and says how long it took.
 pub fn on_all(
     what: &str,
-    nodes: &'static [Node],
+    nodes: &[Node],
     work: &(dyn Fn(&Node) -> Result<()> + Sync),
 ) -> Result<()> {
     let started = Instant::now();
     thread::scope(|scope| {
-        let start = |node: &'static Node| scope.spawn(move || work(node).context(node.name));
+        let start = |node| scope.spawn(move || work(node).context(node.name));
         let threads: Vec<_> = nodes.iter().map(start).collect();
         let mut outcomes = threads
             .into_iter()

@@ -23,6 +23,7 @@ pub fn shellcheck() -> Result<()> {
         "kernels/guest.sh",
         "machines/nodes.sh",
         "machines/image.sh",
+        "machines/pair.sh",
     ] {
         scripts.push(root().join("xtask/src").join(script));
     }
