@@ -66,6 +66,8 @@ pub trait DsrTables {
     /// Stores the service for the lifetime of the socket that sends the packet, because entries of `peers` may be
     /// evicted.
     fn set_socket_service(&self, service: &ServiceKey);
+    /// Whether the socket that sends the packet has received no segment.
+    fn socket_has_received_nothing(&self) -> bool;
 }
 
 impl<A: Address> DsrPacket<A> {
@@ -192,6 +194,10 @@ pub fn handle_reply<M: DsrTables>(tables: &M, packet: &mut DsrPacket<M::Address>
 /// Decides on a packet to a client without an entry: a direct client, or one whose entry was evicted. The socket's
 /// storage distinguishes them. A SYN-ACK has no socket yet; its SYN stored an entry in either case, and if that is
 /// gone, the SYN-ACK is dropped and the client repeats its SYN.
+///
+/// A connection that sends before it has received a segment was restored here (TCP_REPAIR, CRIU): which service it uses
+/// is unknown until the client's next packet. CRIU ends with a window probe, and a client that gets it from the server's
+/// own address resets the connection.
 #[inline(always)]
 fn handle_reply_without_entry<M: DsrTables>(
     tables: &M,
@@ -204,6 +210,9 @@ fn handle_reply_without_entry<M: DsrTables>(
         return Verdict::NoFlow;
     }
     let Some(service) = tables.socket_service() else {
+        if !packet.flags.is_syn() && tables.socket_has_received_nothing() {
+            return Verdict::NoFlow;
+        }
         return Verdict::NotOurs;
     };
     packet.translated = FlowKey {

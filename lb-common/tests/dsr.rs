@@ -29,6 +29,7 @@ struct Maps {
     now: Cell<u32>,
     /// Of the one socket.
     socket_service: Cell<Option<ServiceKey>>,
+    is_restored: Cell<bool>,
 }
 
 impl DsrTables for Maps {
@@ -70,6 +71,10 @@ impl DsrTables for Maps {
 
     fn set_socket_service(&self, service: &ServiceKey) {
         self.socket_service.set(Some(*service));
+    }
+
+    fn socket_has_received_nothing(&self) -> bool {
+        self.is_restored.get()
     }
 }
 
@@ -262,4 +267,18 @@ fn the_answer_to_a_syn_without_an_entry_is_dropped() {
     assert_eq!(maps.sends(PROTOCOL_TCP, SYN | ACK).0, Verdict::NoFlow);
     maps.receives(SERVER, PROTOCOL_TCP, SYN);
     assert_eq!(maps.sends(PROTOCOL_TCP, SYN | ACK).0, Verdict::NotOurs);
+}
+
+/// CRIU ends with a window probe on each connection.
+#[test]
+fn a_restored_connection_sends_nothing_before_its_client_does() {
+    let maps = Maps::default();
+    maps.is_restored.set(true);
+    for flags in [ACK, ACK | FIN] {
+        assert_eq!(maps.sends(PROTOCOL_TCP, flags).0, Verdict::NoFlow);
+    }
+    // A connection that the server itself begins.
+    assert_eq!(maps.sends(PROTOCOL_TCP, SYN).0, Verdict::NotOurs);
+    maps.receives(SERVICES[0], PROTOCOL_TCP, ACK);
+    assert_eq!(maps.shown(PROTOCOL_TCP), Some(SERVICES[0].0));
 }

@@ -3,9 +3,11 @@
 use core::marker::PhantomData;
 
 use aya_ebpf::{
-    bindings::{__sk_buff, BPF_ANY, BPF_SK_STORAGE_GET_F_CREATE},
+    bindings::{__sk_buff, BPF_ANY, BPF_SK_STORAGE_GET_F_CREATE, bpf_sock},
     btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, SkStorage},
-    helpers::generated::{bpf_ktime_get_coarse_ns, bpf_sk_fullsock, bpf_sk_storage_get},
+    helpers::generated::{
+        bpf_ktime_get_coarse_ns, bpf_sk_fullsock, bpf_sk_storage_get, bpf_tcp_sock,
+    },
     macros::btf_map,
 };
 use lb_common::{
@@ -136,26 +138,31 @@ impl<A: Family> Maps<A> {
         }
     }
 
-    /// Storage of the TCP socket that sends the packet. `flags` may ask to create it.
+    /// The TCP socket that sends the packet.
     #[inline(always)]
-    fn socket(&self, flags: u64) -> Option<*mut ServiceKey> {
+    fn stream_socket(&self) -> Option<*mut bpf_sock> {
         const SOCK_STREAM: u32 = 1;
-        // SAFETY: a valid context, and pointers that are checked. Linux 5.1, 46f8bc92758c, and 5.2, 6ac99e8f23d4.
-        let socket_service = unsafe {
+        // SAFETY: a valid context, and pointers that are checked. Linux 5.1, 46f8bc92758c.
+        unsafe {
             let socket = (*self.skb).__bindgen_anon_2.sk;
             if socket.is_null() {
                 return None;
             }
             let whole = bpf_sk_fullsock(socket);
             // RSTs come from a socket of the kernel.
-            if whole.is_null() || (*whole).type_ != SOCK_STREAM {
-                return None;
-            }
-            let map = (&raw const SOCKETS).cast_mut().cast();
-            bpf_sk_storage_get(map, whole.cast(), core::ptr::null_mut(), flags)
-        };
-        let socket_service: *mut ServiceKey = socket_service.cast();
-        (!socket_service.is_null()).then_some(socket_service)
+            (!whole.is_null() && (*whole).type_ == SOCK_STREAM).then_some(whole)
+        }
+    }
+
+    /// Storage of the TCP socket that sends the packet. `flags` may ask to create it.
+    #[inline(always)]
+    fn socket(&self, flags: u64) -> Option<*mut ServiceKey> {
+        let socket = self.stream_socket()?;
+        let map = (&raw const SOCKETS).cast_mut().cast();
+        // SAFETY: a socket and a map of the kernel. Linux 5.2, 6ac99e8f23d4.
+        let service: *mut ServiceKey =
+            unsafe { bpf_sk_storage_get(map, socket.cast(), core::ptr::null_mut(), flags) }.cast();
+        (!service.is_null()).then_some(service)
     }
 
     /// Whether the packet's port is tracked. Other packets need no further look-up.
@@ -220,6 +227,17 @@ impl<A: Family> DsrTables for Maps<A> {
             // SAFETY: as above; a connection asks one service from its beginning to its end.
             unsafe { *socket_service = *service };
         }
+    }
+
+    #[inline(always)]
+    fn socket_has_received_nothing(&self) -> bool {
+        self.stream_socket().is_some_and(|socket| {
+            // SAFETY: a TCP socket, and a pointer that is checked. Linux 5.1, 655a51e536c0.
+            unsafe {
+                let tcp = bpf_tcp_sock(socket);
+                !tcp.is_null() && (*tcp).segs_in == 0
+            }
+        })
     }
 }
 

@@ -27,9 +27,8 @@ const TCP_REPAIR_WINDOW: i32 = 29;
 /// `include/uapi/linux/sockios.h`.
 const SIOCOUTQNSD: libc::Ioctl = 0x894b;
 const REPAIR_ON: i32 = 1;
-/// Without the packet that announces the window: it would tell the client about a server that it does not know, where
-/// addresses are translated by what its own packets say.
-const REPAIR_OFF_SILENTLY: i32 = -1;
+/// As CRIU does, with a window probe to the client.
+const REPAIR_OFF: i32 = 0;
 
 /// Codes of `struct tcp_repair_opt`: the TCP options of the handshake (RFC 9293, 7323, 2018).
 const OPTION_MSS: u32 = 2;
@@ -173,7 +172,7 @@ impl Checkpoint {
         }
         set(&socket, TCP_TIMESTAMP, &self.timestamp)?;
         set(&socket, TCP_REPAIR_WINDOW, &self.window)?;
-        set(&socket, TCP_REPAIR, &REPAIR_OFF_SILENTLY).context("end TCP_REPAIR")?;
+        set(&socket, TCP_REPAIR, &REPAIR_OFF).context("end TCP_REPAIR")?;
         write_queue(&socket, unsent)?;
         Ok(socket.into())
     }

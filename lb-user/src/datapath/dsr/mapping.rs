@@ -17,7 +17,7 @@ pub struct DsrMapping {
     pub service: Endpoint,
     /// `None`: the source address of the route to the service.
     address: Option<IpAddr>,
-    port: u16,
+    pub(super) port: u16,
 }
 
 impl DsrMapping {

@@ -185,6 +185,9 @@ impl DsrTranslator {
 
     /// Writes the translations. Services without a route keep theirs.
     fn translate(&mut self, targets: &BTreeMap<Endpoint, SocketAddr>) -> Result<()> {
+        for mapping in &self.settings.mappings {
+            self.tables.track_server(mapping.service, mapping.port)?;
+        }
         for (service, target) in targets {
             self.tables.translate(*service, *target)?;
         }

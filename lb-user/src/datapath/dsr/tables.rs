@@ -64,11 +64,16 @@ impl Tables {
         };
         self.track_port(key.protocol, key.port, false)?;
         self.track_port(key.protocol, translation.port, false)?;
-        self.track_port(key.protocol, translation.port, true)?;
         if self.translations.get(&key) == Some(translation) {
             return Ok(());
         }
         self.translations.insert(key, translation)
+    }
+
+    /// Tracks the packets of a service's server, also while there is no route to the service. Otherwise a connection that
+    /// moves here with the address would send from its own.
+    pub fn track_server(&mut self, service: Endpoint, port: u16) -> Result<()> {
+        self.track_port(service_key(service).protocol, port.to_be_bytes(), true)
     }
 
     /// Removes the translations of other services.
