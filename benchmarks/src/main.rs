@@ -21,6 +21,7 @@ mod rounds;
 mod started;
 mod statistics;
 mod svg;
+mod sync;
 mod table;
 mod thesis;
 mod wrk;
@@ -123,7 +124,13 @@ enum Other {
         /// Duration of one measurement at a rate
         #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u64).range(1..))]
         seconds: u64,
+        /// Measures a sudden death on Debian's Linux 6.12 under emulation, beside IPVS's sync daemon
+        #[arg(long)]
+        emulated: bool,
     },
+    /// What is measured beside IPVS's sync daemon, inside the emulated machine
+    #[command(hide = true)]
+    Sync,
     /// Measures connection rates and many connections at once, beside nftables and HAProxy
     Load(load::Options),
     /// Moves a worker to another host while clients use it, behind memlb, HAProxy, nftables and nothing
@@ -229,7 +236,12 @@ fn bench(options: &Options) -> Result<()> {
             write_json(json, &measured)?;
             write_svg(migration.svg.as_deref(), || migration::draw(&measured))
         }
-        Some(Other::Pair { seconds }) => {
+        Some(Other::Sync) => {
+            let compared = sync::measure()?;
+            println!("\n{compared}");
+            write_json(json, &compared)
+        }
+        Some(Other::Pair { seconds, .. }) => {
             let outcome = pair::measure(Duration::from_secs(*seconds), &interrupt)?;
             println!("\n{outcome}");
             write_json(json, &outcome)?;
@@ -263,6 +275,9 @@ fn measure_emulated(benchmark: &Other) -> Option<Result<(String, Value)>> {
         }
         Other::Load(load) if load.emulated => {
             build(load::EMULATED_TOOLS).and_then(|memlb| load.measure_emulated(&memlb))
+        }
+        Other::Pair { emulated: true, .. } => {
+            build(sync::TOOLS).and_then(|memlb| sync::compare(&memlb))
         }
         _ => return None,
     })

@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context, Result};
 use memlb_tests::{
     load::{Ending, Load, Sources, open_at_rate, raise_open_files},
-    pair::{LOAD_PORT, Pair, PairOptions, SERVICE_ADDRESS, Turnover},
+    pair::{LOAD_PORT, Pair, PairNetwork, PairOptions, SERVICE_ADDRESS, Turnover},
 };
 use serde::Serialize;
 
@@ -66,7 +66,7 @@ struct Cost {
 
 /// What became of connections when the active manager's machine was cut off.
 #[derive(Debug, Serialize)]
-struct Death {
+pub struct Death {
     peers: bool,
     open: usize,
     lost: usize,
@@ -156,27 +156,67 @@ fn used(pair: &Pair, index: usize) -> Result<Duration> {
 }
 
 fn death(pair: Pair) -> Result<Death> {
-    let turnover = Turnover::start(&pair.network.client, TURNOVER)?;
-    thread::sleep(BEFORE_DEATH);
-    pair.network.cut_off(0)?;
-    let event = Instant::now();
-    thread::sleep(AFTER_DEATH);
-    let report = turnover.finish()?;
-    let lost = report.ages_of_lost(event);
-    let is_old = |age: &Duration| *age > OLD;
-    let ages = report.open_at(event).filter_map(|it| it.established);
-    let milliseconds = |time: Duration| time.as_secs_f64() * 1e3;
-    Ok(Death {
-        peers: pair.options().peers,
-        open: report.open_at(event).count(),
-        lost: lost.len(),
-        old: ages.filter(|it| is_old(&event.duration_since(*it))).count(),
-        old_lost: lost.iter().filter(|age| is_old(age)).count(),
-        oldest_lost_ms: lost.last().copied().map_or(0.0, milliseconds),
-        new_connection_ms: report
-            .first_answer_after(event)
-            .map_or(f64::INFINITY, milliseconds),
-    })
+    let peers = pair.options().peers;
+    Death::of(&pair.network, TURNOVER, peers, || Ok(()))
+}
+
+impl Death {
+    pub const COLUMNS: [&str; 7] = [
+        "sudden death",
+        "open",
+        "lost",
+        "older than 1 s",
+        "lost",
+        "oldest lost",
+        "new after",
+    ];
+
+    /// Cuts the first manager off while clients open so many connections a second, and has the addresses moved.
+    ///
+    /// # Errors
+    /// When they cannot be moved, or the client fails.
+    pub fn of(
+        network: &PairNetwork,
+        per_second: u32,
+        peers: bool,
+        moves: impl FnOnce() -> Result<()>,
+    ) -> Result<Self> {
+        let turnover = Turnover::start(&network.client, per_second)?;
+        thread::sleep(BEFORE_DEATH);
+        network.cut_off(0)?;
+        let event = Instant::now();
+        moves()?;
+        thread::sleep(AFTER_DEATH);
+        let report = turnover.finish()?;
+        let lost = report.ages_of_lost(event);
+        let is_old = |age: &Duration| *age > OLD;
+        let ages = report.open_at(event).filter_map(|it| it.established);
+        let milliseconds = |time: Duration| time.as_secs_f64() * 1e3;
+        Ok(Self {
+            peers,
+            open: report.open_at(event).count(),
+            lost: lost.len(),
+            old: ages.filter(|it| is_old(&event.duration_since(*it))).count(),
+            old_lost: lost.iter().filter(|age| is_old(age)).count(),
+            oldest_lost_ms: lost.last().copied().map_or(0.0, milliseconds),
+            new_connection_ms: report
+                .first_answer_after(event)
+                .map_or(f64::INFINITY, milliseconds),
+        })
+    }
+
+    /// Returns the row of a table with [`Self::COLUMNS`].
+    pub fn row(&self, who: String) -> [String; 7] {
+        [
+            who,
+            self.open.to_string(),
+            self.lost.to_string(),
+            self.old.to_string(),
+            self.old_lost.to_string(),
+            format!("{:.1} ms", self.oldest_lost_ms),
+            format!("{:.0} ms", self.new_connection_ms),
+        ]
+    }
 }
 
 fn with(peers: bool) -> &'static str {
@@ -265,25 +305,9 @@ impl fmt::Display for Outcome {
             ]);
         }
         writeln!(f, "the manager processes, of one core\n\n{table}")?;
-        let mut table = Table::new(&[
-            "sudden death",
-            "open",
-            "lost",
-            "older than 1 s",
-            "lost",
-            "oldest lost",
-            "new after",
-        ]);
+        let mut table = Table::new(&Death::COLUMNS);
         for death in &self.deaths {
-            table.row([
-                with(death.peers).to_owned(),
-                death.open.to_string(),
-                death.lost.to_string(),
-                death.old.to_string(),
-                death.old_lost.to_string(),
-                format!("{:.1} ms", death.oldest_lost_ms),
-                format!("{:.0} ms", death.new_connection_ms),
-            ]);
+            table.row(death.row(with(death.peers).to_owned()));
         }
         writeln!(f, "{table}")?;
         for (text, reached) in self.verdicts() {

@@ -23,8 +23,6 @@ use crate::{
 
 /// As many as can be peers of each other.
 pub const MOST: usize = 4;
-/// How long the kernel may take to verify the programs.
-const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A manager of a [`Pair`].
 #[derive(Debug)]
@@ -38,6 +36,8 @@ pub struct Manager {
     namespace: String,
     binary: PathBuf,
     arguments: Vec<String>,
+    /// How long the kernel may take to verify the programs.
+    patience: Duration,
     /// Of the whole system.
     directory: PathBuf,
 }
@@ -61,6 +61,7 @@ impl Manager {
             controller: None,
             name,
             arguments: arguments(&configuration, &paths, &pair.options),
+            patience: pair.options.patience,
             paths,
             index,
             namespace: pair.network.managers[index].name().to_owned(),
@@ -97,7 +98,7 @@ impl Manager {
     pub(super) fn wait_until_ready(&mut self) -> Result<()> {
         let controller = self.controller.as_mut();
         let controller = controller.context("no controller has been started")?;
-        controller.wait_for_log(PATIENCE, "ready")
+        controller.wait_for_log(self.patience, "ready")
     }
 
     /// Starts keepalived, which must not be running.

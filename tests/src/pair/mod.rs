@@ -41,8 +41,6 @@ use crate::{
 };
 
 const AVAILABLE_KB: u64 = 400 * 1024;
-/// How long a part may take to start.
-const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What a [`Pair`] is made like.
 #[derive(Debug, Clone)]
@@ -61,6 +59,8 @@ pub struct PairOptions {
     pub peers: bool,
     /// Further arguments for `memlb manager`.
     pub manager_arguments: Vec<String>,
+    /// How long a part may take to start.
+    pub patience: Duration,
 }
 
 impl Default for PairOptions {
@@ -74,6 +74,7 @@ impl Default for PairOptions {
             keepalived: true,
             peers: false,
             manager_arguments: Vec::new(),
+            patience: Duration::from_secs(60),
         }
     }
 }
@@ -171,7 +172,7 @@ impl Pair {
             let network = &self.network;
             let is_active = || network.has_address(0, SERVICE_ADDRESS).unwrap_or_default();
             if index == 0 {
-                wait_until(PATIENCE, "manager1 to be active", is_active)?;
+                wait_until(self.options.patience, "manager1 to be active", is_active)?;
             }
         }
         Ok(())
@@ -224,10 +225,10 @@ impl Pair {
 
     fn wait_until_ready(&self) -> Result<()> {
         for manager in &self.managers {
-            manager.wait_until_workers_are_up(PATIENCE)?;
+            manager.wait_until_workers_are_up(self.options.patience)?;
         }
         if self.options.keepalived {
-            self.wait_for_active(PATIENCE)?;
+            self.wait_for_active(self.options.patience)?;
         }
         Ok(())
     }

@@ -126,14 +126,23 @@ impl PairNetwork {
     pub fn route_by(&self, index: usize) -> Result<()> {
         let router = &self.routers[index];
         for (interface, gateway) in [("eth1", CLIENT_GATEWAY), ("eth2", FRONT_GATEWAY)] {
-            give_addresses(router, interface, gateway)?;
-            let address = gateway.to_string();
-            router.run(
-                "busybox",
-                &["arping", "-U", "-c", "1", "-I", interface, &address],
-            )?;
+            announce(router, interface, gateway)?;
         }
         Ok(())
+    }
+
+    /// Gives the manager of that `index` the service address and `inner` on the workers' side, and announces them, as
+    /// keepalived does.
+    ///
+    /// # Errors
+    /// When it has one of them already.
+    pub fn take_over(&self, index: usize, inner: &[Ipv4Addr]) -> Result<()> {
+        let manager = &self.managers[index];
+        announce(manager, &Side::Clients.interface(index), SERVICE_ADDRESS)?;
+        let inside = Side::Workers.interface(index);
+        inner
+            .iter()
+            .try_for_each(|it| announce(manager, &inside, *it))
     }
 
     /// Returns whether the manager of that `index` has `address`.
@@ -259,6 +268,17 @@ fn manager(
 fn use_up_a_number(node: &Node) -> Result<()> {
     output(node.ip().args(["link", "add", "filler", "type", "bridge"]))?;
     output(node.ip().args(["link", "delete", "filler"])).map(drop)
+}
+
+/// Gives an interface an address, and tells its network.
+fn announce(node: &Node, interface: &str, address: Ipv4Addr) -> Result<()> {
+    give_addresses(node, interface, address)?;
+    let address = address.to_string();
+    node.run(
+        "busybox",
+        &["arping", "-U", "-c", "1", "-I", interface, &address],
+    )?;
+    Ok(())
 }
 
 fn route6(node: &Node, to: &str, by: Ipv4Addr) -> Result<()> {
