@@ -5,6 +5,8 @@ pub const UDP: u8 = 17;
 pub const SYN: u8 = 0x02;
 pub const ACK: u8 = 0x10;
 
+/// The link address of the interface that clients' packets of new connections arrive at.
+pub const LINK: [u8; 6] = [2, 0, 0, 0, 0, 101];
 pub const CLIENT: [u8; 4] = [192, 168, 56, 10];
 pub const MANAGER: [u8; 4] = [192, 168, 56, 101];
 pub const WORKER: [u8; 4] = [192, 168, 56, 103];
@@ -16,6 +18,8 @@ pub const FIRST_PORT: u16 = 32_768;
 /// Ethernet, IPv4 and TCP, as far as packets differ.
 #[derive(Debug, Clone, Copy)]
 pub struct Headers {
+    /// The link address of the destination; the loopback interface has zeros.
+    pub link: [u8; 6],
     pub protocol: u8,
     pub source: [u8; 4],
     pub destination: [u8; 4],
@@ -26,6 +30,7 @@ pub struct Headers {
 }
 
 pub const REQUEST: Headers = Headers {
+    link: [0; 6],
     protocol: 6,
     source: CLIENT,
     destination: MANAGER,
@@ -36,6 +41,7 @@ pub const REQUEST: Headers = Headers {
 
 /// As if every flow had a port of its own at the worker.
 pub const REPLY: Headers = Headers {
+    link: [0; 6],
     protocol: 6,
     source: WORKER,
     destination: MANAGER,
@@ -45,7 +51,7 @@ pub const REPLY: Headers = Headers {
 };
 
 impl Headers {
-    /// Returns 54 bytes, addressed to the loopback interface, on which a test run is.
+    /// Returns 54 bytes.
     pub fn bytes(&self) -> [u8; 54] {
         const SOURCE: usize = 6;
         const ETHERTYPE: usize = 12;
@@ -53,6 +59,7 @@ impl Headers {
         const TCP: usize = 34;
         let mut bytes = [0; 54];
         let mut put = |at: usize, what: &[u8]| bytes[at..at + what.len()].copy_from_slice(what);
+        put(0, &self.link);
         put(SOURCE, &[2, 0, 0, 0, 0, 3]);
         put(ETHERTYPE, &[0x08, 0x00]);
         put(IP, &[0x45, 0, 0, 40, 0, 0, 0x40, 0, 64, self.protocol]);

@@ -20,7 +20,7 @@ use nix::{
 use serde_json::{Value, json};
 
 use crate::{
-    headers::{ACK, Headers, REPLY, REQUEST, SYN, UDP},
+    headers::{ACK, Headers, LINK, REPLY, REQUEST, SYN, UDP},
     rig::{Costs, Edge, Rig, Size},
 };
 
@@ -40,6 +40,11 @@ pub enum Outcome {
     ToBackend,
     ToClient,
     Begins,
+    /// The client's acknowledgement completes the handshake. At an interface: what arrives at the loopback interface is
+    /// reported to no peer.
+    Establishes {
+        peers: bool,
+    },
     Passes(Verdict),
 }
 
@@ -57,7 +62,23 @@ const MANY_FLOWS: u32 = 1 << 16;
 /// So few that each finds the first port it tries free, and a free slot for its handshake.
 const NEW_FLOWS: u32 = 1 << 12;
 
-const WAYS: [Way; 7] = [
+/// So few that no bucket of handshakes is full.
+const NEW_HANDSHAKES: u32 = 1 << 11;
+
+const fn establishes(label: &'static str, peers: bool) -> Way {
+    Way {
+        label,
+        packet: Headers {
+            link: LINK,
+            ..REQUEST
+        },
+        outcome: Outcome::Establishes { peers },
+        size: Size::of_flows(NEW_HANDSHAKES),
+        at_most: Limit::Times(4.0),
+    }
+}
+
+const WAYS: [Way; 9] = [
     Way {
         label: "established, in, 1 flow",
         packet: REQUEST,
@@ -96,6 +117,8 @@ const WAYS: [Way; 7] = [
         size: Size::of_flows(NEW_FLOWS),
         at_most: Limit::Times(1.2),
     },
+    establishes("new flow, established", false),
+    establishes("new flow, established, a peer", true),
     Way {
         label: "not ours, another TCP port",
         packet: Headers {
@@ -137,10 +160,13 @@ fn main() -> Result<()> {
     let baseline = value("--baseline").map_or(rig::BASELINE, String::as_str);
     let rounds = value("--rounds").map_or(Ok(51), |rounds| rounds.parse())?;
     stay_on_one_processor()?;
+    rig::make_interface()?;
     let mut measured = Vec::new();
     for edge in [Edge::Tc, Edge::Xdp] {
         let mut rig = Rig::load(baseline, edge, Size::of_flows(MANY_FLOWS))?;
-        for way in &WAYS {
+        let is_measured =
+            |way: &&Way| edge == Edge::Tc || !matches!(way.outcome, Outcome::Establishes { .. });
+        for way in WAYS.iter().filter(is_measured) {
             let costs = rig
                 .measure(way, rounds)
                 .with_context(|| format!("{}: {}", edge.name(), way.label))?;

@@ -1,11 +1,11 @@
 //! memlb's programs and the baselines, loaded with the same flows, and run in turn.
 
-use std::{fs, time::Duration};
+use std::{fs, process::Command, time::Duration};
 
 use anyhow::{Context, Result, anyhow, ensure};
 use aya::{
     Ebpf, EbpfLoader, Pod, TestRunOptions,
-    maps::{Array, HashMap, MapData, PerCpuArray, ProgramArray},
+    maps::{Array, HashMap, MapData, PerCpuArray, ProgramArray, RingBuf},
     programs::{ProgramError, ProgramFd, SchedClassifier, TestRun, TestRunResult, Xdp},
 };
 use lb_common::{
@@ -13,15 +13,23 @@ use lb_common::{
     headers::PROTOCOL_TCP,
     maps::{
         Backend, Counter, DEFAULT_FLOW_ENTRIES, DEFAULT_HANDSHAKES, DEFAULT_SERVICES,
-        DEFAULT_SOURCE_WORDS, Flow, FlowKey, Handshake, LAYOUT_VERSION, Mac, Neighbour, PortWord,
-        SLOTS_PER_BUCKET, Service, ServiceKey, Settings, Traffic, direction, mode, name, port_bit,
-        port_word, service_flag, state,
+        DEFAULT_SOURCE_WORDS, FLOW_EVENT_BYTES, Flow, FlowKey, Handshake, LAYOUT_VERSION, Mac,
+        Neighbour, PeerSwitch, PortWord, SLOTS_PER_BUCKET, Service, ServiceKey, Settings, Traffic,
+        direction, mode, name, port_bit, port_word, service_flag, state,
     },
+};
+use memlb_tests::command::output;
+use nix::{
+    net::if_::if_nametoindex,
+    sched::{CloneFlags, unshare},
 };
 
 use crate::{
     Outcome, Way,
-    headers::{BACKEND_PORT, CLIENT, FIRST_PORT, Headers, MANAGER, NAT_PORT, SERVICE_PORT, WORKER},
+    headers::{
+        BACKEND_PORT, CLIENT, FIRST_PORT, Headers, LINK, MANAGER, NAT_PORT, SERVICE_PORT, SYN,
+        WORKER,
+    },
 };
 
 /// Where the baselines are built.
@@ -142,6 +150,22 @@ pub struct Rig {
     tracked: HashMap<MapData, FlowKey, BaselineFlow>,
     verdicts: PerCpuArray<MapData, Counter>,
     traffic: PerCpuArray<MapData, Traffic>,
+    switch: Array<MapData, PeerSwitch>,
+    /// Map `flow_events`.
+    reports: RingBuf<MapData>,
+}
+
+/// The interface of [`LINK`].
+const INTERFACE: &str = "bench";
+
+/// Makes it in a network namespace of this process's own.
+pub fn make_interface() -> Result<()> {
+    unshare(CloneFlags::CLONE_NEWNET).context("make a network namespace")?;
+    let [a, b, c, d, e, f] = LINK;
+    let link = format!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}");
+    let mut ip = Command::new("ip");
+    ip.args(["link", "add", INTERFACE, "address", &link]);
+    output(ip.args(["type", "veth", "peer", "name", "other"])).map(drop)
 }
 
 impl Rig {
@@ -157,6 +181,7 @@ impl Rig {
         for (map, entries) in size.capacities() {
             loader.map_max_entries(map, entries);
         }
+        loader.map_max_entries(name::FLOW_EVENTS, FLOW_EVENT_BYTES);
         let mut memlb = loader.load(memlb::datapath::OBJECT)?;
         for program in [Program::ReturnAtOnce, Program::Translation] {
             load_program(&mut baseline, program.name(edge), edge)?;
@@ -178,6 +203,8 @@ impl Rig {
             port_words: take(&mut memlb, name::PORT_WORDS)?.try_into()?,
             verdicts: take(&mut memlb, name::VERDICTS)?.try_into()?,
             traffic: take(&mut memlb, name::TRAFFIC)?.try_into()?,
+            switch: take(&mut memlb, name::PEER_SWITCH)?.try_into()?,
+            reports: take(&mut memlb, name::FLOW_EVENTS)?.try_into()?,
             memlb,
             baseline,
         })
@@ -190,7 +217,7 @@ impl Rig {
         let mut memlb = Vec::new();
         // The first round warms up.
         for round in 0..=rounds {
-            if way.outcome == Outcome::Begins {
+            if matches!(way.outcome, Outcome::Begins | Outcome::Establishes { .. }) {
                 self.prepare(way)?;
             }
             let baseline = self.run(Program::ReturnAtOnce, way)?;
@@ -221,13 +248,31 @@ impl Rig {
             .set(0, fd, 0)
             .context("choose the program")?;
         self.template.set(0, template(&way.packet, way.size), 0)?;
-        let repetitions = if way.outcome == Outcome::Begins {
-            way.size.flows
-        } else {
-            REPETITIONS.max(way.size.flows)
+        let repetitions = match way.outcome {
+            Outcome::Begins | Outcome::Establishes { .. } => way.size.flows,
+            _ => REPETITIONS.max(way.size.flows),
         };
+        let mut reported = 0;
+        if let Outcome::Establishes { peers } = way.outcome {
+            let switch = PeerSwitch {
+                reports: peers.into(),
+                ..PeerSwitch::default()
+            };
+            self.switch.set(0, switch, 0)?;
+            if program != Program::ReturnAtOnce {
+                self.shake_hands(way)?;
+            }
+            if peers && program == Program::Memlb {
+                reported = repetitions;
+            }
+        }
         let before = self.count(way.outcome)?;
         let result = test_run(&self.baseline, self.edge, &way.packet, repetitions)?;
+        let records = std::iter::from_fn(|| self.reports.next().map(drop)).count();
+        ensure!(
+            records == reported as usize,
+            "memlb reported {records} of {reported} connections"
+        );
         if program == Program::Memlb {
             let counted = self.count(way.outcome)? - before;
             ensure!(
@@ -243,6 +288,30 @@ impl Rig {
             result.return_value
         );
         Ok(result.duration.as_nanos() as f64)
+    }
+
+    /// Begins the connections, and lets the workers answer.
+    fn shake_hands(&mut self, way: &Way) -> Result<()> {
+        let syn = Headers {
+            flags: SYN,
+            ..way.packet
+        };
+        self.template.set(0, template(&syn, way.size), 0)?;
+        test_run(&self.baseline, self.edge, &syn, way.size.flows)?;
+        for place in 0..self.half_open.len() {
+            let handshake = self.half_open.get(&place, 0)?;
+            if handshake.backend != 0 {
+                let answered = Handshake {
+                    answered: 1,
+                    // The client acknowledges number 0.
+                    worker_sequence: u32::MAX,
+                    ..handshake
+                };
+                self.half_open.set(place, answered, 0)?;
+            }
+        }
+        self.template.set(0, template(&way.packet, way.size), 0)?;
+        Ok(())
     }
 
     /// Empties every table and fills in the flows that the packets belong to.
@@ -278,7 +347,7 @@ impl Rig {
             return Ok(counters.iter().map(|counter| counter.packets).sum());
         }
         let count = |one: &Traffic| match outcome {
-            Outcome::ToBackend => one.packets_in,
+            Outcome::ToBackend | Outcome::Establishes { .. } => one.packets_in,
             Outcome::ToClient => one.packets_out,
             Outcome::Begins | Outcome::Passes(_) => one.connections,
         };
@@ -342,8 +411,10 @@ fn program_fd<'a>(ebpf: &'a Ebpf, name: &str, edge: Edge) -> Result<&'a ProgramF
 }
 
 fn test_run(baseline: &Ebpf, edge: Edge, packet: &Headers, repeat: u32) -> Result<TestRunResult> {
+    let context = context(packet)?;
     let options = TestRunOptions {
         data_in: Some(&packet.bytes()),
+        ctx_in: context.as_ref().map(|it| &it[..]),
         repeat,
         ..TestRunOptions::new()
     };
@@ -354,6 +425,17 @@ fn test_run(baseline: &Ebpf, edge: Edge, packet: &Headers, repeat: u32) -> Resul
         Edge::Xdp => <&Xdp>::try_from(program)?.test_run(options),
     };
     result.map_err(|error| anyhow!("run the wrapper: {error:?}"))
+}
+
+/// The kernel's `struct __sk_buff` up to its `ifindex`, for a packet that does not arrive at the loopback interface.
+fn context(packet: &Headers) -> Result<Option<[u8; 44]>> {
+    if packet.link != LINK {
+        return Ok(None);
+    }
+    let index = if_nametoindex(INTERFACE).context("find the interface")?;
+    let mut context = [0; 44];
+    context[40..].copy_from_slice(&index.to_ne_bytes());
+    Ok(Some(context))
 }
 
 /// The wrapper's instructions, as lb-ebpf's `baseline.rs` has them.
