@@ -6,10 +6,11 @@ use std::mem::{offset_of, size_of};
 use lb_common::{
     address::V6,
     maps::{
-        Asked, Backend, Counter, DSR_LAYOUT_VERSION, DSR_MAPS, Flow, FlowKey, FlowRecord,
-        Handshake, IntakeHeader, LAYOUT_VERSION, MANAGER_MAPS, Mac, MapKind, MapLayout, Neighbour,
-        PeerLink, PeerLinks, PeerSwitch, Policy, PortPool, PortWord, Service, ServiceKey, Settings,
-        TraceConfig, TraceCounts, TraceEvent, Traffic, direction, ended, mode, name, state,
+        Asked, Backend, Counter, DSR_LAYOUT_VERSION, DSR_MAPS, Flow, FlowEvent, FlowKey,
+        FlowRecord, Handshake, IntakeHeader, LAYOUT_VERSION, MANAGER_MAPS, Mac, MapKind, MapLayout,
+        Neighbour, PeerLink, PeerLinks, PeerSwitch, Policy, PortPool, PortWord, Service,
+        ServiceKey, Settings, TraceConfig, TraceCounts, TraceEvent, Traffic, direction, ended,
+        mode, name, state,
     },
     verdict::Verdict,
 };
@@ -108,6 +109,16 @@ fn the_layout_of_version_6_is_as_pinned() {
         client 0, service_address 16, source 32, client_mac 48, manager_mac 56, backend 64,
         client_interface 68, created_ticks 72, last_seen_ticks 76, sequences 80, client_port 88,
         service_port 90, source_port 92, protocol 94, kind 95, ended 96, carried 98, reserved 99
+    );
+    assert_layout!(
+        FlowEvent, 56,
+        client 0, client_mac 16, backend 24, client_interface 28, created_ticks 32, last_seen_ticks 36,
+        sequences 40, source 48, source_port 52, kind 54, flags 55
+    );
+    assert_layout!(
+        FlowEvent<V6>, 96,
+        client 0, client_mac 40, backend 48, client_interface 52, created_ticks 56, last_seen_ticks 60,
+        sequences 64, source 72, source_port 88, kind 90, flags 91
     );
     assert_layout!(IntakeHeader, 40, link 0, next 16, outcomes 18, reserved 36);
     assert_layout!(PeerSwitch, 8, reports 0, interfaces 4);

@@ -13,9 +13,9 @@ use lb_common::{
     for_stages,
     maps::{
         Asked, Backend, COUNTED_CLIENTS, Counter, DEFAULT_BACKENDS, DEFAULT_FLOW_ENTRIES,
-        DEFAULT_HANDSHAKES, DEFAULT_SERVICES, DEFAULT_SOURCE_WORDS, DENIED_PREFIXES, Flow, FlowKey,
-        FlowRecord, Handshake, Mac, NAT_SOURCES, NO_ID, Neighbour, OwnerTags, PORT_WORDS,
-        PORTS_PER_WORD, PeerLinks, PeerSwitch, Policy, PortPair, PortPool, PortWord,
+        DEFAULT_HANDSHAKES, DEFAULT_SERVICES, DEFAULT_SOURCE_WORDS, DENIED_PREFIXES, Flow,
+        FlowEvent, FlowKey, FlowRecord, Handshake, Mac, NAT_SOURCES, NO_ID, Neighbour, OwnerTags,
+        PORT_WORDS, PORTS_PER_WORD, PeerLinks, PeerSwitch, Policy, PortPair, PortPool, PortWord,
         SERVICE_CHOICES, SLOTS_PER_BUCKET, SOURCE_FILTER_ENTRIES, Service, ServiceKey,
         ServiceRefusals, Settings, TraceEvent, Traffic, port_bit, port_word, ticks,
     },
@@ -569,7 +569,7 @@ impl<A: Family> Tables for Maps<A> {
     }
 
     #[inline(always)]
-    fn report(&self, fill: impl FnOnce(&mut FlowRecord)) {
+    fn report(&self, fill: impl FnOnce(&mut FlowEvent<A>)) {
         peer::report(fill);
     }
 

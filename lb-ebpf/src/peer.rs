@@ -7,10 +7,10 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use lb_common::{
-    address::V6,
+    address::{Address, V6},
     maps::{
-        ASKED_ENTRIES, ASKED_EVENT_BYTES, Asked, FLOW_EVENT_BYTES, FlowKey, FlowRecord, Mac,
-        PEER_ADDRESSES, PEER_INTERFACES, PeerLink, PeerLinks, PeerSwitch,
+        ASKED_ENTRIES, ASKED_EVENT_BYTES, Asked, FLOW_EVENT_BYTES, FlowEvent, FlowKey, FlowRecord,
+        Mac, PEER_ADDRESSES, PEER_INTERFACES, PeerLink, PeerLinks, PeerSwitch,
     },
 };
 
@@ -28,9 +28,9 @@ static PEERS: HashMap<u32, PeerLinks, { PEER_INTERFACES as usize }> = HashMap::n
 static ADDRESSES: HashMap<V6, u32, { PEER_ADDRESSES as usize }> = HashMap::new();
 
 #[btf_map(name = "flow_events")]
-static EVENTS: RingBuf<FlowRecord, { FLOW_EVENT_BYTES as usize }> = RingBuf::new();
+static EVENTS: RingBuf<FlowEvent, { FLOW_EVENT_BYTES as usize }> = RingBuf::new();
 
-/// Records for which `flow_events` was full.
+/// Events for which `flow_events` was full.
 #[btf_map(name = "flow_events_lost")]
 static LOST: PerCpuArray<u64, 1> = PerCpuArray::new();
 
@@ -60,11 +60,11 @@ pub fn is_address(address: &V6) -> bool {
     unsafe { ADDRESSES.get(address) }.is_some()
 }
 
-/// Adds a record to `flow_events`. It wakes no reader: the manager looks every few milliseconds.
+/// Adds an event to `flow_events`. It wakes no reader: the manager looks every few milliseconds.
 #[inline(always)]
-pub fn report(fill: impl FnOnce(&mut FlowRecord)) {
-    if let Some(mut entry) = EVENTS.reserve(0) {
-        fill(entry.write(FlowRecord::NONE));
+pub fn report<A: Address>(fill: impl FnOnce(&mut FlowEvent<A>)) {
+    if let Some(mut entry) = EVENTS.reserve_untyped::<FlowEvent<A>>(0) {
+        fill(entry.write(FlowEvent::NONE));
         entry.submit(BPF_RB_NO_WAKEUP.into());
     } else if let Some(lost) = LOST.get_ptr_mut(0) {
         // SAFETY: a per-CPU slot. Each CPU handles one packet at a time, because every hook runs with bottom halves off.

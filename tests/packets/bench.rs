@@ -28,7 +28,7 @@ use lb_common::{
     },
     verdict::Verdict,
 };
-use memlb::datapath::IntakeOutcome;
+use memlb::datapath::{IntakeOutcome, parse_event};
 use memlb_tests::require_root;
 use nix::{
     sched::{CloneFlags, unshare},
@@ -719,9 +719,11 @@ impl Bench {
     pub fn records(&mut self) -> Vec<FlowRecord> {
         let mut records = Vec::new();
         while let Some(entry) = self.datapath.maps.flow_events.next() {
-            assert_eq!(entry.len(), size_of::<FlowRecord>());
-            // SAFETY: as long as a record, of which any bytes are one.
-            records.push(unsafe { entry.as_ptr().cast::<FlowRecord>().read_unaligned() });
+            records.push(FlowRecord {
+                // The receiver's own.
+                manager_mac: lan::MANAGER.mac.into(),
+                ..parse_event(&entry).unwrap()
+            });
         }
         records
     }

@@ -160,12 +160,16 @@ fn main() -> Result<()> {
     let baseline = value("--baseline").map_or(rig::BASELINE, String::as_str);
     let rounds = value("--rounds").map_or(Ok(51), |rounds| rounds.parse())?;
     stay_on_one_processor()?;
-    rig::make_interface()?;
+    // The emulated machine has no other interface than the loopback one.
+    if !instructions {
+        rig::make_interface()?;
+    }
     let mut measured = Vec::new();
     for edge in [Edge::Tc, Edge::Xdp] {
         let mut rig = Rig::load(baseline, edge, Size::of_flows(MANY_FLOWS))?;
+        let has_interface = edge == Edge::Tc && !instructions;
         let is_measured =
-            |way: &&Way| edge == Edge::Tc || !matches!(way.outcome, Outcome::Establishes { .. });
+            |way: &&Way| has_interface || !matches!(way.outcome, Outcome::Establishes { .. });
         for way in WAYS.iter().filter(is_measured) {
             let costs = rig
                 .measure(way, rounds)

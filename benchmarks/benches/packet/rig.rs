@@ -14,8 +14,8 @@ use lb_common::{
     maps::{
         Backend, Counter, DEFAULT_FLOW_ENTRIES, DEFAULT_HANDSHAKES, DEFAULT_SERVICES,
         DEFAULT_SOURCE_WORDS, FLOW_EVENT_BYTES, Flow, FlowKey, Handshake, LAYOUT_VERSION, Mac,
-        Neighbour, PeerSwitch, PortWord, SLOTS_PER_BUCKET, Service, ServiceKey, Settings, Traffic,
-        direction, mode, name, port_bit, port_word, service_flag, state,
+        Neighbour, OwnerTags, PeerSwitch, PortWord, SLOTS_PER_BUCKET, Service, ServiceKey,
+        Settings, Traffic, direction, mode, name, port_bit, port_word, service_flag, state,
     },
 };
 use memlb_tests::command::output;
@@ -146,6 +146,7 @@ pub struct Rig {
     template: Array<MapData, [u8; 68]>,
     flows: HashMap<MapData, FlowKey, Flow>,
     half_open: Array<MapData, Handshake>,
+    owner_tags: Array<MapData, OwnerTags>,
     port_words: Array<MapData, PortWord>,
     tracked: HashMap<MapData, FlowKey, BaselineFlow>,
     verdicts: PerCpuArray<MapData, Counter>,
@@ -200,6 +201,7 @@ impl Rig {
             tracked: take(&mut baseline, "base_flows")?.try_into()?,
             flows: take(&mut memlb, name::FLOWS)?.try_into()?,
             half_open: take(&mut memlb, name::HALF_OPEN)?.try_into()?,
+            owner_tags: take(&mut memlb, name::OWNER_TAGS)?.try_into()?,
             port_words: take(&mut memlb, name::PORT_WORDS)?.try_into()?,
             verdicts: take(&mut memlb, name::VERDICTS)?.try_into()?,
             traffic: take(&mut memlb, name::TRAFFIC)?.try_into()?,
@@ -319,6 +321,10 @@ impl Rig {
         clear(&mut self.flows)?;
         for place in 0..self.half_open.len() {
             self.half_open.set(place, Handshake::FREE, 0)?;
+        }
+        // Else the clients of the last round would seem to have handshakes.
+        for bucket in 0..self.owner_tags.len() {
+            self.owner_tags.set(bucket, OwnerTags::default(), 0)?;
         }
         for word in 0..DEFAULT_SOURCE_WORDS {
             self.port_words.set(word, PortWord::default(), 0)?;

@@ -31,8 +31,8 @@ pub use layout::{DSR_MAPS, Difference, MANAGER_MAPS, MapKind, MapLayout};
 pub use mac::Mac;
 pub use peer::{
     ASKED_AGAIN_NS, ASKED_ENTRIES, ASKED_EVENT_BYTES, ASKED_NS, Admission, Asked, FLOW_EVENT_BYTES,
-    FlowRecord, INTAKE_RECORDS, IntakeHeader, MAX_PEER_MANAGERS, PEER_ADDRESSES, PEER_INTERFACES,
-    PeerLink, PeerLinks, PeerSwitch, record_kind,
+    FlowEvent, FlowRecord, INTAKE_RECORDS, IntakeHeader, MAX_PEER_MANAGERS, PEER_ADDRESSES,
+    PEER_INTERFACES, PeerLink, PeerLinks, PeerSwitch, record_kind,
 };
 pub use ports::{
     DEFAULT_SOURCE_WORDS, MAX_NAT_SOURCES, NAT_SOURCES, PORT_WORDS, PORTS_PER_WORD, PortPair,

@@ -2,7 +2,7 @@
 //! that only they know.
 
 use super::{BY_ROUTE, Flow, FlowKey, IN_FRAGMENTS, Mac, direction};
-use crate::address::{Address, V6};
+use crate::address::{Address, V4, V6};
 
 /// Most peers of a manager.
 pub const MAX_PEER_MANAGERS: usize = 7;
@@ -12,8 +12,8 @@ pub const PEER_INTERFACES: u32 = 64;
 pub const PEER_ADDRESSES: u32 = 128;
 /// Capacity of `asked`.
 pub const ASKED_ENTRIES: u32 = 16_384;
-/// Size of map `flow_events` in bytes if there are peers: about 75,000 records.
-pub const FLOW_EVENT_BYTES: u32 = 8 * 1024 * 1024;
+/// Size of map `flow_events` in bytes if there are peers: 65,536 events of IPv4.
+pub const FLOW_EVENT_BYTES: u32 = 4 * 1024 * 1024;
 /// Size of map `asked_events` in bytes.
 pub const ASKED_EVENT_BYTES: u32 = 64 * 1024;
 
@@ -22,11 +22,39 @@ pub const ASKED_NS: u64 = 1_000_000_000;
 /// Time in nanoseconds after which an unknown connection is asked about again.
 pub const ASKED_AGAIN_NS: u64 = 10_000_000_000;
 
-/// A connection as one manager reports it to another: an entry of `flow_events`, and the input of program
-/// `memlb_intake`. Addresses of IPv4 are IPv4-mapped.
+/// What happened to a connection: an entry of `flow_events`. An IPv4 entry fills a cache line with the ring's header of
+/// 8 bytes, because cache misses are most of its cost.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct FlowEvent<A = V4> {
+    /// The tuple of the client's packets.
+    pub client: FlowKey<A>,
+    /// [`Flow::client_mac`], with the VLAN tag.
+    pub client_mac: Mac,
+    pub backend: u32,
+    pub client_interface: u32,
+    /// In [`ticks`](super::ticks), like the next.
+    pub created_ticks: u32,
+    pub last_seen_ticks: u32,
+    /// [`Flow::sequence`] of request and reply.
+    pub sequences: [u32; 2],
+    /// The source towards the worker: the manager's address in mode `nat`, else the client's.
+    pub source: A,
+    pub source_port: [u8; 2],
+    /// One of [`record_kind`].
+    pub kind: u8,
+    /// [`Flow::ended`] of request and, in the upper half, of reply. Bit [`CARRIED`]: packets of the connection have passed.
+    pub flags: u8,
+}
+
+/// Bit of [`FlowEvent::flags`] above the bits of [`ended`](super::ended) of the request.
+const CARRIED: u8 = 1 << 3;
+
+/// A connection as one manager reports it to another, and the input of program `memlb_intake`. Addresses of IPv4 are
+/// IPv4-mapped.
 ///
-/// In `flow_events`, backend, interface, link addresses and times are the sender's. The receiver replaces them by its
-/// own before the intake.
+/// Backend, interface, link addresses and times are those of the manager that has made the record. A receiver replaces
+/// them by its own before the intake.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct FlowRecord {
@@ -147,33 +175,6 @@ impl FlowRecord {
         reserved: [0; 5],
     };
 
-    /// Describes a connection by one of its entries. Sequence number and end of the other direction become 0.
-    #[inline(always)]
-    pub fn describe<A: Address>(&mut self, kind: u8, key: &FlowKey<A>, flow: &Flow<A>) {
-        if flow.direction == direction::REQUEST {
-            self.set_client(key);
-            self.source = flow.translated.source.mapped();
-            self.source_port = flow.translated.source_port;
-            self.sequences = [flow.sequence, 0];
-            self.ended = [flow.ended, 0];
-        } else {
-            self.set_client(&flow.translated.reversed());
-            self.source = key.destination.mapped();
-            self.source_port = key.destination_port;
-            self.sequences = [0, flow.sequence];
-            self.ended = [0, flow.ended];
-        }
-        self.kind = kind;
-        self.client_mac = flow.client_mac;
-        self.manager_mac = flow.manager_mac;
-        self.backend = flow.backend;
-        self.client_interface = flow.client_interface & !(BY_ROUTE | IN_FRAGMENTS);
-        self.created_ticks = flow.created_ticks;
-        self.last_seen_ticks = flow.last_seen_ticks;
-        self.carried = u8::from(flow.bytes > 0);
-        self.reserved = [0; 5];
-    }
-
     /// Sets the tuple of the client's packets.
     #[inline(always)]
     pub fn set_client<A: Address>(&mut self, key: &FlowKey<A>) {
@@ -194,6 +195,75 @@ impl FlowRecord {
             destination_port: self.service_port,
             protocol: self.protocol.into(),
         }
+    }
+}
+
+impl<A: Address> FlowEvent<A> {
+    /// An empty event.
+    pub const NONE: Self = Self {
+        client: FlowKey::NONE,
+        client_mac: Mac::NONE,
+        backend: 0,
+        client_interface: 0,
+        created_ticks: 0,
+        last_seen_ticks: 0,
+        sequences: [0; 2],
+        source: A::NONE,
+        source_port: [0; 2],
+        kind: record_kind::NONE,
+        flags: 0,
+    };
+
+    /// Describes a connection by one of its entries, and sequence number and bits of [`ended`](super::ended) of the other
+    /// direction.
+    #[inline(always)]
+    pub fn describe(
+        &mut self,
+        kind: u8,
+        key: &FlowKey<A>,
+        flow: &Flow<A>,
+        (sequence, ended): (u32, u8),
+    ) {
+        if flow.direction == direction::REQUEST {
+            self.client = *key;
+            self.source = flow.translated.source;
+            self.source_port = flow.translated.source_port;
+            self.sequences = [flow.sequence, sequence];
+            self.flags = flow.ended | ended << 4;
+        } else {
+            self.client = flow.translated.reversed();
+            self.source = key.destination;
+            self.source_port = key.destination_port;
+            self.sequences = [sequence, flow.sequence];
+            self.flags = ended | flow.ended << 4;
+        }
+        self.flags |= if flow.bytes > 0 { CARRIED } else { 0 };
+        self.kind = kind;
+        self.client_mac = flow.client_mac;
+        self.backend = flow.backend;
+        self.client_interface = flow.client_interface & !(BY_ROUTE | IN_FRAGMENTS);
+        self.created_ticks = flow.created_ticks;
+        self.last_seen_ticks = flow.last_seen_ticks;
+    }
+
+    /// The record of the event. The manager's link address is left out.
+    pub fn record(&self) -> FlowRecord {
+        let mut record = FlowRecord {
+            source: self.source.mapped(),
+            client_mac: self.client_mac,
+            backend: self.backend,
+            client_interface: self.client_interface,
+            created_ticks: self.created_ticks,
+            last_seen_ticks: self.last_seen_ticks,
+            sequences: self.sequences,
+            source_port: self.source_port,
+            kind: self.kind,
+            ended: [self.flags & (CARRIED - 1), self.flags >> 4],
+            carried: u8::from(self.flags & CARRIED != 0),
+            ..FlowRecord::NONE
+        };
+        record.set_client(&self.client);
+        record
     }
 }
 
@@ -241,6 +311,7 @@ pub struct Asked {
 
 const _: () = {
     assert!(size_of::<FlowRecord>() == 104 && align_of::<FlowRecord>() == 8);
+    assert!(size_of::<FlowEvent>() == 56 && size_of::<FlowEvent<V6>>() == 96);
     assert!(size_of::<IntakeHeader>() == 40 && align_of::<IntakeHeader>() == 1);
     assert!(size_of::<PeerSwitch>() == 8);
     assert!(size_of::<PeerLinks>() == 112 && align_of::<PeerLinks>() == 8);

@@ -27,9 +27,9 @@ use crate::{
     address::{Address, V4, V6},
     headers::TcpFlags,
     maps::{
-        Asked, BY_ROUTE, Backend, Flow, FlowKey, FlowRecord, Handshake, IN_FRAGMENTS, LOOPBACK,
-        Mac, OwnerTags, PeerLinks, PeerSwitch, Policy, PortPool, PortWord, Service, ServiceKey,
-        ServiceRefusals, Settings, Traffic, mode, ticks,
+        Asked, BY_ROUTE, Backend, Flow, FlowEvent, FlowKey, FlowRecord, Handshake, IN_FRAGMENTS,
+        LOOPBACK, Mac, OwnerTags, PeerLinks, PeerSwitch, Policy, PortPool, PortWord, Service,
+        ServiceKey, ServiceRefusals, Settings, Traffic, mode, ticks,
     },
     verdict::Verdict,
 };
@@ -307,8 +307,8 @@ pub trait Tables: ChoiceTables {
     fn peers(&self, interface: u32) -> Option<&PeerLinks>;
     /// Whether it is a NAT address of this manager or of a peer.
     fn is_peer_address(&self, address: &V6) -> bool;
-    /// Reports a connection to the peers: has an empty record filled in, in place, if there is room for it.
-    fn report(&self, fill: impl FnOnce(&mut FlowRecord));
+    /// Reports a connection to the peers: has an empty event filled in, in place, if there is room for it.
+    fn report(&self, fill: impl FnOnce(&mut FlowEvent<Self::Address>));
     /// Whether and since when a connection is asked about.
     fn asked(&self, tuple: &FlowKey<V6>) -> Option<Asked>;
     fn set_asked(&self, tuple: &FlowKey<V6>, asked: &Asked);

@@ -1,7 +1,7 @@
 //! Records of connections for the peers.
 
 use super::{FlowScratch, Tables};
-use crate::maps::{Backend, Flow, FlowKey, LOOPBACK, direction, mode, record_kind};
+use crate::maps::{Backend, Flow, FlowKey, LOOPBACK, mode, record_kind};
 
 /// What a record says of the entry of the other direction: sequence number, and in the upper half the bits of
 /// [`ended`](crate::maps::ended). One word, because a BPF function has at most five arguments.
@@ -23,15 +23,8 @@ pub fn report_flow<T: Tables>(
     if !is_reported(tables, flow) {
         return 0;
     }
-    tables.report(|record| {
-        record.describe(kind, key, flow);
-        let side = if flow.direction == direction::REQUEST {
-            1
-        } else {
-            0
-        };
-        record.sequences[side] = other as u32;
-        record.ended[side] = (other >> 32) as u8;
+    tables.report(|event| {
+        event.describe(kind, key, flow, (other as u32, (other >> 32) as u8));
     });
     0
 }
@@ -44,11 +37,8 @@ pub(super) fn report_opened<T: Tables>(tables: &T, key: &FlowKey<T::Address>) ->
     };
     let FlowScratch { request, reply, .. } = &*scratch;
     if is_reported(tables, request) {
-        tables.report(|record| {
-            record.describe(record_kind::OPENED, key, request);
-            record.sequences[1] = reply.sequence;
-            record.ended[1] = reply.ended;
-        });
+        let other = (reply.sequence, reply.ended);
+        tables.report(|event| event.describe(record_kind::OPENED, key, request, other));
     }
     0
 }

@@ -10,9 +10,9 @@ use std::{
 use lb_common::{
     address::{V4, V6},
     maps::{
-        Admission, Asked, Backend, Flow, FlowKey, FlowRecord, Handshake, LAYOUT_VERSION, Mac,
-        NAT_SOURCES, OwnerTags, PORTS_PER_WORD, PeerLinks, PeerSwitch, Policy, PortPool, PortWord,
-        SLOTS_PER_BUCKET, Service, ServiceKey, ServiceRefusals, Settings, Traffic,
+        Admission, Asked, Backend, Flow, FlowEvent, FlowKey, FlowRecord, Handshake, LAYOUT_VERSION,
+        Mac, NAT_SOURCES, OwnerTags, PORTS_PER_WORD, PeerLinks, PeerSwitch, Policy, PortPool,
+        PortWord, SLOTS_PER_BUCKET, Service, ServiceKey, ServiceRefusals, Settings, Traffic,
     },
     steer::{
         ChoiceTables, Decision, FlowScratch, InsertError, PacketMeta, PendingConnection, PortState,
@@ -449,10 +449,10 @@ impl Tables for Memory {
         self.peer_addresses.contains(address)
     }
 
-    fn report(&self, fill: impl FnOnce(&mut FlowRecord)) {
-        let mut record = FlowRecord::NONE;
-        fill(&mut record);
-        self.records.borrow_mut().push(record);
+    fn report(&self, fill: impl FnOnce(&mut FlowEvent)) {
+        let mut event = FlowEvent::NONE;
+        fill(&mut event);
+        self.records.borrow_mut().push(event.record());
     }
 
     fn asked(&self, tuple: &FlowKey<V6>) -> Option<Asked> {

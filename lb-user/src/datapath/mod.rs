@@ -56,6 +56,7 @@ pub use netlink::{Neighbour, Netlink, NetlinkChange, Route, Routes};
 pub use object::OBJECT;
 pub use peer::{
     AskedEvents, FlowEvents, FlowScan, Intake, IntakeOutcome, PeerTables, ReplicationTables,
+    parse_event,
 };
 pub use pins::Pins;
 pub use stats::{BackendTraffic, MapFill, Packets, Stats};

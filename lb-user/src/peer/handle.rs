@@ -129,7 +129,7 @@ mod tests {
             completes,
         };
         link().record_sent(sent(0, Some(losses)));
-        remotes[0].push(&[FlowRecord::default()]);
+        remotes[0].push(&[FlowRecord::default()], now);
         link().dequeue(1, &mut Vec::new());
         link().record_sent(sent(1, None));
         let missing = peers.flush(Duration::ZERO).await.unwrap_err();
@@ -141,7 +141,7 @@ mod tests {
         let goes_on = async {
             sleep(POLL * 3).await;
             // What happens later is not waited for.
-            remotes[0].push(&[FlowRecord::default(); 2]);
+            remotes[0].push(&[FlowRecord::default(); 2], now);
             link().handle_acknowledgement(1, now);
         };
         let (waited, ()) = tokio::join!(waits, goes_on);

@@ -87,9 +87,10 @@ impl Hub {
         &self.remotes[peer]
     }
 
-    /// Passes what happened to connections here to all peers.
-    pub fn publish(&self, records: &[FlowRecord]) {
-        self.remotes.iter().for_each(|remote| remote.push(records));
+    /// Passes what happened to connections here to all peers; `since` when it waits.
+    pub fn publish(&self, records: &[FlowRecord], since: Instant) {
+        let remotes = self.remotes.iter();
+        remotes.for_each(|remote| remote.push(records, since));
     }
 
     /// Notes that events of the kernel were lost.

@@ -132,9 +132,9 @@ impl RemotePeer {
         self.link.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds records for the peer, if it is connected.
-    pub fn push(&self, records: &[FlowRecord]) {
-        if self.lock().push(records) {
+    /// Adds records for the peer that wait `since` then, if it is connected.
+    pub fn push(&self, records: &[FlowRecord], since: Instant) {
+        if self.lock().push(records, since) {
             self.wake.notify_one();
         }
     }
@@ -149,12 +149,12 @@ impl RemoteState {
         self.shown.state == PeerState::Connected
     }
 
-    fn push(&mut self, records: &[FlowRecord]) -> bool {
+    fn push(&mut self, records: &[FlowRecord], since: Instant) -> bool {
         if !self.is_connected() {
             return false;
         }
         if self.queue.is_empty() {
-            self.queued_at = Instant::now();
+            self.queued_at = since;
         }
         let room = QUEUE_RECORDS - self.queue.len();
         let (fitting, lost) = records.split_at(room.min(records.len()));

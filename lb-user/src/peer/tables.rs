@@ -19,8 +19,9 @@ use super::{
 };
 use crate::datapath::{FlowEvents, FlowScan, Intake, PeerTables, monotonic_ns};
 
-/// How long the reader waits after it has read, so that one frame carries many records. tokio adds up to a millisecond.
-const COALESCING: Duration = Duration::from_millis(2);
+/// How long the reader waits after it has read, so that one frame carries many records: a frame costs both managers as
+/// much as some fifty records. tokio adds up to a millisecond.
+const COALESCING: Duration = Duration::from_millis(4);
 
 /// The same where nothing has happened for a while.
 const IDLE: Duration = Duration::from_millis(8);
@@ -78,16 +79,20 @@ pub async fn read_events(mut events: FlowEvents, hub: Arc<Hub>) {
     let mut short_lived = ShortLived::default();
     let mut lost_before = events.lost().unwrap_or_default();
     let mut looked = Instant::now();
+    let mut read = Instant::now();
     let mut wait = COALESCING;
     loop {
         events.read(&mut records);
+        // Half of the records have waited for longer than since the middle of the interval.
+        let waited = read.elapsed() / 2;
+        read = Instant::now();
         wait = match records.is_empty() {
             true => (wait * 2).min(IDLE),
             false => COALESCING,
         };
         short_lived.remove_from(&mut records);
         if !records.is_empty() {
-            hub.publish(&records);
+            hub.publish(&records, read - waited);
             records.clear();
         }
         if looked.elapsed() >= LOST_INTERVAL {

@@ -217,7 +217,7 @@ impl Side {
             record_kind::ENDED => flows.remove(&client_of(&record)),
             _ => flows.insert(client_of(&record), record),
         };
-        self.hub.publish(&[record]);
+        self.hub.publish(&[record], Instant::now());
     }
 
     fn record(&self, kind: u8, port: u16) -> FlowRecord {
@@ -347,7 +347,7 @@ async fn a_flood_costs_bounded_memory_and_is_made_good() {
         let flows = records.iter().map(|it| (client_of(it), *it));
         memory.flows.extend(flows);
     }
-    one.hub.publish(&records);
+    one.hub.publish(&records, Instant::now());
     let status = one.status();
     assert_eq!(status.queue_records, QUEUE_RECORDS as u64);
     assert_eq!(status.lost_records, 60_000 - QUEUE_RECORDS as u64);

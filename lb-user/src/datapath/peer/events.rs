@@ -4,7 +4,10 @@ use std::{fmt, io, path::Path};
 
 use anyhow::{Context, Result};
 use aya::maps::{Map, MapData, RingBuf};
-use lb_common::maps::{FlowRecord, name};
+use lb_common::{
+    address::V6,
+    maps::{FlowEvent, FlowRecord, name},
+};
 use tokio::io::{Interest, unix::AsyncFd};
 
 use crate::datapath::{layout::open_map, named_map::PerCpuMap};
@@ -39,7 +42,7 @@ impl FlowEvents {
 
     /// Appends the records that are there, at most 4,096.
     pub fn read(&mut self, into: &mut Vec<FlowRecord>) {
-        read(&mut self.ring, into);
+        read(&mut self.ring, into, parse_event);
     }
 
     /// Returns how many records found no room since the maps were made.
@@ -90,7 +93,7 @@ impl AskedEvents {
         let events = self.register()?;
         loop {
             let mut ready = events.readable_mut().await?;
-            if read(ready.get_inner_mut(), into) > 0 {
+            if read(ready.get_inner_mut(), into, parse_record) > 0 {
                 return Ok(());
             }
             ready.clear_ready();
@@ -117,8 +120,12 @@ fn open_ring(pin_path: &Path, map: &str) -> Result<RingBuf<MapData>> {
     ring.with_context(|| format!("open map {map}"))
 }
 
-/// Appends the records that are there, at most [`BATCH`]; returns how many entries it has read.
-fn read(ring: &mut RingBuf<MapData>, into: &mut Vec<FlowRecord>) -> usize {
+/// Appends the records of the entries that are there, at most [`BATCH`]; returns how many entries it has read.
+fn read(
+    ring: &mut RingBuf<MapData>,
+    into: &mut Vec<FlowRecord>,
+    record: impl Fn(&[u8]) -> Option<FlowRecord>,
+) -> usize {
     let mut taken = 0;
     while taken < BATCH
         && let Some(entry) = ring.next()
@@ -129,11 +136,28 @@ fn read(ring: &mut RingBuf<MapData>, into: &mut Vec<FlowRecord>) -> usize {
     taken
 }
 
-/// Parses an entry of a ring; `None` if it has another size.
-fn record(bytes: &[u8]) -> Option<FlowRecord> {
-    if bytes.len() < size_of::<FlowRecord>() {
-        return None;
+/// Parses an entry of `asked_events`.
+fn parse_record(bytes: &[u8]) -> Option<FlowRecord> {
+    // SAFETY: `FlowRecord` is `Pod`.
+    unsafe { value(bytes) }
+}
+
+/// Parses an entry of `flow_events`; `None` if it has the size of no family's.
+pub fn parse_event(bytes: &[u8]) -> Option<FlowRecord> {
+    // SAFETY: integers and byte arrays only.
+    match unsafe { value::<FlowEvent>(bytes) } {
+        Some(event) => Some(event.record()),
+        // SAFETY: as above.
+        None => unsafe { value::<FlowEvent<V6>>(bytes) }.map(|event| event.record()),
     }
-    // SAFETY: the length is checked, and every bit pattern is a value (`Pod`).
-    Some(unsafe { bytes.as_ptr().cast::<FlowRecord>().read_unaligned() })
+}
+
+/// The value of an entry; `None` if it has another size.
+///
+/// # Safety
+///
+/// Every bit pattern must be a value of `T`.
+unsafe fn value<T: Copy>(bytes: &[u8]) -> Option<T> {
+    // SAFETY: as many bytes, of which every pattern is a value, as the caller guarantees.
+    (bytes.len() == size_of::<T>()).then(|| unsafe { bytes.as_ptr().cast::<T>().read_unaligned() })
 }

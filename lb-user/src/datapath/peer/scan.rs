@@ -7,7 +7,8 @@ use aya::maps::MapData;
 use lb_common::{
     address::{V4, V6},
     maps::{
-        Backend, Flow, FlowKey, FlowRecord, LOOPBACK, direction, ended, mode, name, record_kind,
+        Backend, Flow, FlowEvent, FlowKey, FlowRecord, LOOPBACK, direction, ended, mode, name,
+        record_kind,
     },
 };
 
@@ -164,11 +165,11 @@ fn present<A: Family>(
     if ended::both(flow.ended, reply_ended) || clock.has_timed_out(key, flow, reply) {
         return None;
     }
-    let mut record = FlowRecord::NONE;
-    record.describe(record_kind::PRESENT, key, flow);
+    let mut event = FlowEvent::NONE;
+    let other = reply.map_or((0, 0), |it| (it.sequence, it.ended));
+    event.describe(record_kind::PRESENT, key, flow, other);
+    let mut record = event.record();
     if let Some(reply) = reply {
-        record.sequences[1] = reply.sequence;
-        record.ended[1] = reply.ended;
         record.carried |= u8::from(reply.bytes > 0);
         if reply
             .last_seen_ticks
