@@ -159,7 +159,7 @@ mod tests {
     fn tells_where_the_packets_come_by_and_whose_the_programs_are() {
         let manager = UpstreamManager {
             place: Place::Namespace,
-            service: "tcp/192.0.2.1:80".parse().unwrap(),
+            service: "192.0.2.1:80/tcp".parse().unwrap(),
             pin_path: "/sys/fs/bpf/memlb2".into(),
             holder: None,
         };
