@@ -43,7 +43,7 @@ pub struct FlowEvent<A = V4> {
     pub source_port: [u8; 2],
     /// One of [`record_kind`].
     pub kind: u8,
-    /// [`Flow::ended`] of request and, in the upper half, of reply. Bit [`CARRIED`]: packets of the connection have passed.
+    /// [`Flow::ended`] of request and, in the upper half, of reply. Bit 3: packets of the connection have passed.
     pub flags: u8,
 }
 
