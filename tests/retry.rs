@@ -77,6 +77,9 @@ fn all_connect(cluster: &Cluster, service: SocketAddr) {
         let page = client::get(node, service, "/", SOON).unwrap();
         let elapsed = begin.elapsed();
         assert_eq!(page.first_line(), "Worker2");
-        assert!(elapsed < AT_ONCE, "connection {number} took {elapsed:?}");
+        assert!(
+            elapsed < AT_ONCE,
+            "connection {number} to {service} took {elapsed:?}"
+        );
     }
 }
