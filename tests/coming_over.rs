@@ -117,7 +117,7 @@ fn keepalived_keeps_the_address_that_memlb_serves() {
         })
         .collect();
     let whole = format!(
-        "{instance}virtual_server 192.168.56.150 80 {{\n    lb_algo rr\n    lb_kind NAT\n    \
+        "{instance}virtual_server 192.168.56.150 80 {{\n    lb_algo rr\n    lb_kind NAT\n    protocol TCP\n    \
          sorry_server 192.168.56.150 8080\n{servers}}}\n"
     );
     fs::write(&file, instance).unwrap();

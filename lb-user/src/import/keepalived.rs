@@ -108,7 +108,15 @@ fn service(
         lines.next_back()
     };
     let protocol = match value(&["protocol"]).map(|it| it.argument(0)) {
-        None | Some("TCP") => Protocol::Tcp,
+        None => {
+            import.note(
+                statement,
+                "keepalived takes a virtual_server without protocol for UDP, and so is the service here; add \
+                 protocol TCP if that was meant",
+            );
+            Protocol::Udp
+        }
+        Some("TCP") => Protocol::Tcp,
         Some("UDP") => Protocol::Udp,
         Some(_) => {
             return import.leave_out(

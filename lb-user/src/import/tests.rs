@@ -173,7 +173,7 @@ fn limits_of_connections_become_max_connections() {
                  server { listen 81; location / { proxy_pass http://a; } } }";
     let haproxy = "listen a\n  bind 192.168.56.101:81\n  default-server maxconn 200\n  \
                    server one 192.168.56.103:80\n  server two 192.168.56.104:80 maxconn 0\n";
-    let keepalived = "virtual_server 192.168.56.101 81 {\n  real_server 192.168.56.103 80 {\n    \
+    let keepalived = "virtual_server 192.168.56.101 81 {\n  protocol TCP\n  real_server 192.168.56.103 80 {\n    \
                       uthreshold 200\n  }\n}\n";
     for text in [nginx, haproxy, keepalived] {
         let imported = from_text(text, &Options::default()).unwrap();
@@ -184,4 +184,17 @@ fn limits_of_connections_become_max_connections() {
         let config = Config::parse(&imported.toml, "imported", &Overrides::default(), None);
         assert_eq!(config.unwrap().services[0].workers[0].max_connections, 200);
     }
+}
+
+#[test]
+fn a_virtual_server_without_protocol_is_one_of_udp_as_for_keepalived() {
+    let text = "virtual_server 192.168.56.101 53 {\n  real_server 192.168.56.103 53 {\n  }\n}\n";
+    let imported = from_text(text, &Options::default()).unwrap();
+    assert!(
+        imported.toml.contains("protocol = \"udp\""),
+        "{}",
+        imported.toml
+    );
+    let notes = imported.notes.join("\n");
+    assert!(notes.contains("add protocol TCP if"), "{notes}");
 }
