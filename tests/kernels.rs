@@ -3,13 +3,20 @@
 
 #![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
 
-use std::{fs, time::Duration};
+use std::{
+    fs,
+    net::{Ipv4Addr, SocketAddrV4},
+    path::Path,
+    time::Duration,
+};
 
 use memlb_tests::{
-    Cluster, ClusterOptions, Connection, Shape,
+    Cluster, ClusterOptions, Connection, Process, Shape, client,
+    cluster::worker_name,
     command::output,
+    eventually,
     kernel::Series,
-    root_test,
+    peers, root_test,
     transfer::{Download, random_bytes},
 };
 use serde_json::Value;
@@ -43,6 +50,128 @@ fn balances_by_native_xdp_at_network_cards() {
     let least = u64::try_from(BULK_BYTES / 1500).unwrap();
     assert!(sent > least, "XDP sent {sent} packets, TC the others");
     leaves_nothing_behind(cluster);
+}
+
+/// The cut-over of docs/coming-over.md, and the way back.
+#[root_test]
+#[ignore = "takes IPVS, which the kernels of `cargo xtask kernels` have"]
+fn ipvs_keeps_its_connections_while_memlb_takes_over_and_leaves() {
+    let cluster = start(Shape::TwoArm, "tc");
+    let client = &cluster.topology.client;
+    let blob = random_bytes(1, BULK_BYTES);
+    for server in &cluster.servers {
+        fs::write(server.root().join("blob"), &blob).unwrap();
+    }
+    let download = || {
+        let begin = || {
+            let mut download = Download::begin(SHOP.into(), "/blob", SOON)?;
+            download.go_on_to(1 << 16)?;
+            Ok::<_, std::io::Error>(download)
+        };
+        client.enter(begin).unwrap().unwrap()
+    };
+    let former = cluster.paths.directory.join("keepalived.conf");
+    fs::write(&former, keepalived_conf(&cluster)).unwrap();
+    let _keepalived = start_keepalived(&cluster, &former);
+    eventually(SOON, "IPVS to serve", || {
+        client::get(client, SHOP.into(), "/", SOON).is_ok()
+    });
+    let by_ipvs = download();
+    let at_ipvs = || connections_of_ipvs(&cluster);
+    let before = at_ipvs();
+    assert!(before > 0);
+
+    // memlb serves another service already.
+    let file = cluster.paths.directory.join("memlb.toml");
+    let original = fs::read_to_string(&file).unwrap();
+    fs::write(
+        &file,
+        format!("{original}\n{}", imported(&cluster, &former)),
+    )
+    .unwrap();
+    output(&mut cluster.memlb("reload")).unwrap();
+    cluster.wait_for_state("worker1", "up", SOON).unwrap();
+    let [by_memlb, held] = [download(), download()];
+    assert_eq!(at_ipvs(), before);
+    assert!(by_ipvs.finish().unwrap() == blob);
+    assert!(by_memlb.finish().unwrap() == blob);
+
+    fs::write(&file, original).unwrap();
+    output(&mut cluster.memlb("reload")).unwrap();
+    let again = download();
+    assert_eq!(at_ipvs(), before + 1);
+    assert!(held.finish().unwrap() == blob);
+    assert!(again.finish().unwrap() == blob);
+}
+
+/// The service that keepalived serves first.
+const SHOP: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(192, 168, 56, 150), 80);
+
+fn keepalived_conf(cluster: &Cluster) -> String {
+    let nodes = cluster.topology.workers.iter().zip(&cluster.servers);
+    let servers = nodes.map(|(node, server)| {
+        let (address, port) = (node.address(), server.port());
+        format!("    real_server {address} {port} {{\n        TCP_CHECK {{\n        }}\n    }}\n")
+    });
+    format!(
+        "vrrp_instance shop {{
+    state MASTER
+    interface eth1
+    virtual_router_id 51
+    priority 100
+    virtual_ipaddress {{
+        {address}/24
+    }}
+}}
+virtual_server {address} {port} {{
+    lb_algo rr
+    lb_kind NAT
+    protocol TCP
+{servers}}}
+",
+        address = SHOP.ip(),
+        port = SHOP.port(),
+        servers = servers.collect::<String>()
+    )
+}
+
+fn start_keepalived(cluster: &Cluster, file: &Path) -> Process {
+    peers::forward(&cluster.topology).unwrap();
+    let directory = &cluster.paths.directory;
+    let mut keepalived = cluster.topology.manager.command("keepalived");
+    keepalived
+        .args(["--dont-fork", "--no-syslog", "--log-console", "--use-file"])
+        .arg(file);
+    for (option, file) in [
+        ("--pid", "keepalived.pid"),
+        ("--vrrp_pid", "vrrp.pid"),
+        ("--checkers_pid", "checkers.pid"),
+    ] {
+        keepalived.arg(option).arg(directory.join(file));
+    }
+    let log = directory.join("keepalived.log");
+    Process::start("keepalived", &mut keepalived, &log).unwrap()
+}
+
+/// The services that memlb makes of keepalived's, for the agents that the cluster has.
+fn imported(cluster: &Cluster, former: &Path) -> String {
+    let text = output(cluster.memlb("import").arg(former)).unwrap();
+    let services = &text[text.find("[[service]]").unwrap()..];
+    let workers = cluster.topology.workers.iter().enumerate();
+    workers.fold(services.to_owned(), |services, (index, node)| {
+        let [imported, agent] = [node.address().to_string(), worker_name(index)]
+            .map(|name| format!("name = \"{name}\""));
+        assert!(services.contains(&imported), "{services}");
+        services.replace(&imported, &agent)
+    })
+}
+
+/// How many connections IPVS knows, those of the last two minutes that have ended included.
+fn connections_of_ipvs(cluster: &Cluster) -> usize {
+    let read = || fs::read_to_string("/proc/thread-self/net/ip_vs_conn");
+    let connections = cluster.topology.manager.enter(read).unwrap().unwrap();
+    let is_connection = |line: &&str| line.starts_with("TCP ");
+    connections.lines().filter(is_connection).count()
 }
 
 fn start(shape: Shape, attach: &str) -> Cluster {

@@ -70,8 +70,10 @@ const KERNEL_TOOLS: &[Tool] = tools! {
     "qemu-system-x86_64" "qemu-system-x86" "emulates a machine for other kernels";
     "busybox" "busybox-static" "is the shell there";
     "cpio" "cpio" "packs the files for there";
+    "keepalived" "keepalived" "balances there by IPVS; its service is not started";
     "modprobe" "kmod" "knows which modules those kernels need";
     "strip" "binutils" "makes the programs for there small";
+    "sysctl" "procps" "changes settings there";
     "xz" "xz-utils" "unpacks the modules";
 };
 

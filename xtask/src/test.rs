@@ -29,7 +29,7 @@ use crate::{
     build,
     build_ebpf::FOR_THE_KERNEL,
     interrupt::Interrupt,
-    kernels::Background,
+    kernels::{self, Background},
     package::package_of,
     privilege::with_memlb_as_root,
     setup,
@@ -39,10 +39,12 @@ use crate::{
 const OTHER_KERNELS: &str = "other kernels";
 /// Takes longer than everything else where machines are emulated, and so runs only if it is named, or at night.
 const MACHINES: &str = "machines under QEMU";
+/// Runs only if it is named, or at night.
+const IPVS: &str = "keepalived with IPVS";
 const PACKAGE: &str = "package";
 
 /// Runs the `parts`, or everything, also after a failure, and returns success only if nothing failed. Without `parts`,
-/// the machines under QEMU run only `at_night`.
+/// the machines under QEMU and keepalived with IPVS run only `at_night`.
 ///
 /// # Errors
 /// When there is nothing to test: setting up or building failed.
@@ -125,6 +127,7 @@ pub fn all(parts: Vec<String>, at_night: bool) -> Result<ExitCode> {
     suite.check("provisioning", || scripts::provisioning(&package));
     suite.check("smoke test", || scripts::smoke(&memlb));
     if at_night || !suite.parts.is_empty() {
+        suite.check(IPVS, || kernels::run(&kernels::Options::only("ipvs")));
         suite.check(MACHINES, || crate::machines::test(&package));
     }
     if let Some(background) = other_kernels {

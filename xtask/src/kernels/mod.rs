@@ -17,7 +17,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use clap::Args;
 use memlb_tests::{command::output, kernel::Series};
 
@@ -39,6 +39,11 @@ const SERIES: [Series; 2] = [
     },
 ];
 
+/// How the names of tests begin that need IPVS, and what these need. They run only if they are asked for.
+const IPVS: &str = "ipvs";
+const IPVS_MODULES: &[&str] = &["ip_vs", "ip_vs_rr"];
+const IPVS_PROGRAMS: &[&str] = &["keepalived", "sysctl"];
+
 /// Far more than a guest takes, even one that gets only what others leave of the processors.
 const DEADLINE: Duration = Duration::from_secs(60 * 60);
 
@@ -51,6 +56,20 @@ pub struct Options {
     /// running the tests
     #[arg(long)]
     record: bool,
+    /// Runs only the tests whose names contain this, such as `ipvs`, which is left out otherwise
+    #[arg(long, value_name = "NAME", conflicts_with = "record")]
+    only: Option<String>,
+}
+
+impl Options {
+    /// The tests with this in their names, on all kernels.
+    pub fn only(name: &str) -> Self {
+        Self {
+            series: Vec::new(),
+            record: false,
+            only: Some(name.to_owned()),
+        }
+    }
 }
 
 /// Carries out the task.
@@ -69,7 +88,11 @@ pub fn run(options: &Options) -> Result<()> {
         return record(&memlb, &tests, series);
     }
     let interrupt = Interrupt::catch()?;
-    try_on(&memlb, &tests, &tests.all()?, series, &interrupt).map(drop)
+    let suites = match &options.only {
+        Some(name) => tests.named(name)?,
+        None => tests.all()?,
+    };
+    try_on(&memlb, &tests, &suites, series, &interrupt).map(drop)
 }
 
 /// A run of everything on all kernels, in the background.
@@ -202,10 +225,15 @@ impl Tests {
             let program = self.file(name)?;
             Ok((name.as_str(), program))
         });
+        let mut arguments = suites.iter().flat_map(|suite| &suite.arguments);
+        let (modules, programs) = match arguments.any(|it| it.starts_with(IPVS)) {
+            true => (IPVS_MODULES, IPVS_PROGRAMS),
+            false => (&[][..], &[][..]),
+        };
         Ok(Load {
             memlb,
-            modules: &[],
-            programs: &[],
+            modules,
+            programs,
             files: Vec::new(),
             tasks: tasks.collect::<Result<_>>()?,
             script: report::script(suites),
@@ -213,10 +241,21 @@ impl Tests {
     }
 
     fn all(&self) -> Result<Vec<GuestSuite>> {
+        self.chosen(&["--include-ignored", "--skip=ipvs"])
+    }
+
+    /// The tests of all programs that `arguments` choose.
+    fn chosen(&self, arguments: &[&str]) -> Result<Vec<GuestSuite>> {
         let names = self.programs.iter().map(|(name, _)| name);
-        names
-            .map(|name| self.suite(name, &["--include-ignored"]))
-            .collect()
+        names.map(|name| self.suite(name, arguments)).collect()
+    }
+
+    /// The tests whose names contain `part`; there must be one.
+    fn named(&self, part: &str) -> Result<Vec<GuestSuite>> {
+        let mut suites = self.chosen(&["--include-ignored", part])?;
+        suites.retain(|suite| suite.tests > 0);
+        ensure!(!suites.is_empty(), "no test has {part} in its name");
+        Ok(suites)
     }
 
     /// The tests of a program that `arguments` choose.
