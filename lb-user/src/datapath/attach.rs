@@ -18,9 +18,8 @@ use aya::{
 use tracing::{info, warn};
 
 use super::{
-    filters,
     interface::{Interface, InterfaceRef, name_of},
-    kernel, link_info,
+    kernel, link_info, netlink_query,
 };
 use crate::config::Attach;
 
@@ -76,7 +75,7 @@ pub fn attach(
 pub fn is_attached(links: &Path, program: Program, target: InterfaceRef<'_>) -> Result<bool> {
     let (name, direction) = program;
     match direction {
-        Some(direction) if !has_tcx()? => filters::has(
+        Some(direction) if !has_tcx()? => netlink_query::has_filter(
             target.index,
             direction,
             CLSACT_PRIORITY,

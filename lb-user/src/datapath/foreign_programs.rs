@@ -19,10 +19,10 @@ use super::{
     attach::{INGRESS, LINKS},
     bpffs,
     family::from_mapped,
-    filters,
     interface::{index_of, name_of},
     layout, link_info,
     named_map::ArrayMap,
+    netlink_query,
 };
 use crate::{
     config::Config,
@@ -189,7 +189,7 @@ fn are_joined(interface: &str, others: &BTreeSet<String>) -> bool {
     if others.contains(interface) {
         return true;
     }
-    let Ok(links) = filters::links() else {
+    let Ok(links) = netlink_query::links() else {
         return false;
     };
     let passes = |from: &str, by: &str| {

@@ -8,9 +8,8 @@ use aya::programs::{ProgramInfo, loaded_programs};
 use super::{
     announcement,
     attach::{self, AttachMode, INGRESS, XDP},
-    filters,
     interface::InterfaceRef,
-    link_info,
+    link_info, netlink_query,
 };
 
 /// Returns the names and numbers of memlb's programs that receive the packets of an interface before those whose links
@@ -30,7 +29,7 @@ pub fn preceding(links: &Path, target: InterfaceRef<'_>, mode: AttachMode) -> Re
     let mut before = Vec::new();
     // In mode XDP no other XDP program can be attached.
     if mode == AttachMode::Tc {
-        let id = filters::xdp_program(target.index)?;
+        let id = netlink_query::xdp_program(target.index)?;
         before.extend(id.map(|id| (id, XDP)));
     }
     if attach::has_tcx()? {

@@ -12,10 +12,11 @@ use tracing::debug;
 
 use super::{
     attach::LINKS,
-    bpffs, filters,
+    bpffs,
     foreign_programs::{Conflict, attached, origin, pin_directories, served},
     interface::{InterfaceRef, index_of, name_of},
     links::PlacesBefore,
+    netlink_query,
 };
 use crate::{
     config::{Config, Service},
@@ -73,7 +74,7 @@ pub fn upstream_managers(
     interface: InterfaceRef<'_>,
     services: &BTreeSet<Endpoint>,
 ) -> Result<Vec<UpstreamManager>> {
-    let places = filters::links()?.places_before(interface.index);
+    let places = netlink_query::links()?.places_before(interface.index);
     let mut found = Vec::new();
     for pin_path in others {
         let holder = bpffs::locked_by(pin_path).and_then(holder);
@@ -107,7 +108,7 @@ fn place_of(
     let Some(holder) = holder.filter(|_| !places.namespaces.is_empty()) else {
         return Ok(None);
     };
-    let namespace = filters::namespace_of(holder.pid)?;
+    let namespace = netlink_query::namespace_of(holder.pid)?;
     let is_there = namespace.is_some_and(|it| places.namespaces.contains(&it));
     Ok(is_there.then_some(Place::Namespace))
 }

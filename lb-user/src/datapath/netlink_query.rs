@@ -29,7 +29,12 @@ const EGRESS: u32 = 0xffff_fff3;
 /// # Errors
 ///
 /// The kernel's error.
-pub fn has(interface: u32, direction: TcAttachType, priority: u16, handle: u32) -> Result<bool> {
+pub fn has_filter(
+    interface: u32,
+    direction: TcAttachType,
+    priority: u16,
+    handle: u32,
+) -> Result<bool> {
     let parent = match direction {
         TcAttachType::Ingress => INGRESS,
         _ => EGRESS,
@@ -158,7 +163,7 @@ mod tests {
     #[test]
     fn the_kernel_lists_no_filter_of_an_interface_without_any() {
         for direction in [TcAttachType::Ingress, TcAttachType::Egress] {
-            assert!(!has(lb_common::maps::LOOPBACK, direction, 60_000, 1).unwrap());
+            assert!(!has_filter(lb_common::maps::LOOPBACK, direction, 60_000, 1).unwrap());
         }
         assert_eq!(xdp_program(lb_common::maps::LOOPBACK).unwrap(), None);
         assert!(xdp_program(1 << 30).is_err());
