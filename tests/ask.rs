@@ -119,7 +119,7 @@ fn connections_outlive_the_maps(attach: &str) {
     );
     // Linux repeats a packet after 200 ms; some need a second repetition on a busy machine.
     assert!(slowest < Duration::from_secs(2), "{slowest:?}");
-    assert!(cluster.verdict("asked").unwrap() >= CONNECTIONS as u64);
+    assert!(cluster.verdict("lookup_pending").unwrap() >= CONNECTIONS as u64);
     eventually(PATIENCE, "the event", || {
         let events = cluster.events_of("agents_asked").unwrap();
         let found: u64 = events.iter().filter_map(|it| it["found"].as_u64()).sum();

@@ -13,7 +13,7 @@ use std::{
 };
 
 use aya::maps::{HashMap, Map, MapData};
-use lb_common::maps::{FlowKey, Peer, dsr_name};
+use lb_common::maps::{DsrClient, FlowKey, dsr_name};
 use memlb_tests::{
     Cluster, ClusterOptions, Namespace, Process, client,
     command::output,
@@ -121,12 +121,12 @@ fn a_connection_is_answered_as_the_service_although_its_entry_was_evicted() {
         assert_ne!(length, 0, "{}", String::from_utf8_lossy(&page));
         page.extend(&buffer[..length]);
     }
-    for map in [dsr_name::PEERS, dsr_name::NEW_PEERS] {
+    for map in [dsr_name::CLIENTS, dsr_name::NEW_CLIENTS] {
         let data = MapData::from_pin(lab.pins(0).join(map)).unwrap();
-        let mut peers: HashMap<_, FlowKey, Peer> = Map::LruHashMap(data).try_into().unwrap();
-        let keys: Vec<FlowKey> = peers.keys().filter_map(Result::ok).collect();
+        let mut clients: HashMap<_, FlowKey, DsrClient> = Map::LruHashMap(data).try_into().unwrap();
+        let keys: Vec<FlowKey> = clients.keys().filter_map(Result::ok).collect();
         for key in keys {
-            peers.remove(&key).unwrap();
+            clients.remove(&key).unwrap();
         }
     }
     lab.servers.clear();

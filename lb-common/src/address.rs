@@ -41,10 +41,10 @@ pub trait Address: sealed::Sealed + Copy + Debug + Default + Eq + Hash + Ord + '
     /// The address in maps that hold both families: IPv4 as an IPv4-mapped IPv6 address (RFC 4291, section 2.5.5.2).
     fn mapped(self) -> V6;
 
-    /// The client of this address in map `clients`: the address as [`Self::mapped`], of IPv6 the first 64 bits.
+    /// The key in map `clients`: the address as [`Self::mapped`]; of IPv6, the first 64 bits.
     fn prefix(self) -> V6;
 
-    /// Whether it is an IPv4-mapped IPv6 address. No packet may carry one.
+    /// Whether it is an IPv4-mapped IPv6 address, which no packet may have.
     fn is_mapped(self) -> bool;
 
     /// Whether a packet from the network may have this source: not an unspecified, multicast or loopback address (RFC

@@ -1,19 +1,19 @@
-//! The decision of a worker's DSR translator: requests to the service go to the worker's own server, and its
-//! replies carry the service's address.
+//! The decision of a worker's DSR translator: it translates requests to the service to the worker's own server, and the
+//! server's replies to the service's address.
 //!
-//! Pure over [`DsrTables`], like the steering decision over its tables.
+//! Pure over [`DsrTables`], as [`steer`](crate::steer) is over its tables.
 
 use core::ops::DerefMut;
 
 use crate::{
     address::{Address, V4},
     headers::TcpFlags,
-    maps::{FlowKey, Peer, ServiceKey, Translation, ended},
+    maps::{DsrClient, FlowKey, ServiceKey, Translation, ended},
     verdict::Verdict,
 };
 
-/// A packet at the worker's interface, and the state of its translation. It is kept in a map, because a BPF program's
-/// stack is too small.
+/// A packet at the worker's interface, and the state of its translation. In a map, because the stack of a BPF program is
+/// too small.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct DsrPacket<A = V4> {
@@ -22,21 +22,21 @@ pub struct DsrPacket<A = V4> {
     /// The tuple after translation.
     pub translated: FlowKey<A>,
     /// The tuple of the server's replies.
-    answers: FlowKey<A>,
-    peer: Peer<A>,
+    reply_key: FlowKey<A>,
+    client: DsrClient<A>,
     /// [`TcpFlags::NONE`] unless the packet is a TCP segment.
     pub flags: TcpFlags,
     /// 1: an ICMP error.
-    pub is_message: u8,
+    pub is_icmp_error: u8,
     pub reserved: [u8; 2],
 }
 
-/// The tables of peers. Two, so that a flood of new clients does not evict known ones.
+/// The two tables of clients, so that a flood of new clients does not evict known ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum PeerTable {
-    /// `peers`: clients that sent more than one packet.
+pub enum ClientTable {
+    /// `clients`: clients that sent more than one packet.
     Known,
-    /// `new_peers`: clients that sent a SYN or one datagram.
+    /// `new_clients`: clients that sent a SYN or one datagram.
     New,
 }
 
@@ -45,25 +45,29 @@ pub trait DsrTables {
     type Address: Address;
 
     /// A writable entry.
-    type Entry<'a>: DerefMut<Target = Peer<Self::Address>>
+    type Entry<'a>: DerefMut<Target = DsrClient<Self::Address>>
     where
         Self: 'a;
 
     /// The time in units of [`crate::maps::coarse_time`].
     fn now(&self) -> u32;
     fn translation(&self, service: &ServiceKey) -> Option<Translation>;
-    fn peer(&self, table: PeerTable, answers: &FlowKey<Self::Address>) -> Option<Self::Entry<'_>>;
-    /// Stores an entry; returns whether there was room.
-    fn insert_peer(
+    fn client(
         &self,
-        table: PeerTable,
-        answers: &FlowKey<Self::Address>,
-        peer: &Peer<Self::Address>,
+        table: ClientTable,
+        reply_key: &FlowKey<Self::Address>,
+    ) -> Option<Self::Entry<'_>>;
+    /// Stores an entry; returns whether there was room.
+    fn insert_client(
+        &self,
+        table: ClientTable,
+        reply_key: &FlowKey<Self::Address>,
+        client: &DsrClient<Self::Address>,
     ) -> bool;
-    fn remove_peer(&self, table: PeerTable, answers: &FlowKey<Self::Address>);
+    fn remove_client(&self, table: ClientTable, reply_key: &FlowKey<Self::Address>);
     /// The service stored for the socket that sends the packet.
     fn socket_service(&self) -> Option<ServiceKey>;
-    /// Stores the service for the lifetime of the socket that sends the packet, because entries of `peers` may be
+    /// Stores the service for the lifetime of the socket that sends the packet, because entries of `clients` may be
     /// evicted.
     fn set_socket_service(&self, service: &ServiceKey);
     /// Whether the socket that sends the packet has received no segment.
@@ -75,8 +79,8 @@ impl<A: Address> DsrPacket<A> {
     pub const NONE: Self = Self {
         key: FlowKey::NONE,
         translated: FlowKey::NONE,
-        answers: FlowKey::NONE,
-        peer: Peer {
+        reply_key: FlowKey::NONE,
+        client: DsrClient {
             service: A::NONE,
             port: [0; 2],
             client_ended: 0,
@@ -84,20 +88,20 @@ impl<A: Address> DsrPacket<A> {
             last_seen: 0,
         },
         flags: TcpFlags::NONE,
-        is_message: 0,
+        is_icmp_error: 0,
         reserved: [0; 2],
     };
 
     /// Whether it may be a client's first packet: a SYN or a datagram.
     #[inline(always)]
     fn is_first_packet(&self) -> bool {
-        self.is_message == 0 && (self.flags.is_syn() || self.key.is_datagram())
+        self.is_icmp_error == 0 && (self.flags.is_syn() || self.key.is_datagram())
     }
 
     /// Whether it is a TCP segment.
     #[inline(always)]
     fn is_segment(&self) -> bool {
-        self.is_message == 0 && !self.key.is_datagram()
+        self.is_icmp_error == 0 && !self.key.is_datagram()
     }
 
     #[inline(always)]
@@ -114,8 +118,8 @@ impl<A: Address> DsrPacket<A> {
 
 /// Decides on a packet that the worker receives.
 ///
-/// The server has one socket for a client's address and port. So the newest connection wins: a direct connection ends
-/// one through the service.
+/// The server has one socket for a client's address and port, so the newest connection wins: a direct connection
+/// replaces one through the service.
 #[inline(always)]
 pub fn handle_request<M: DsrTables>(tables: &M, packet: &mut DsrPacket<M::Address>) -> Verdict {
     let key = &packet.key;
@@ -127,13 +131,13 @@ pub fn handle_request<M: DsrTables>(tables: &M, packet: &mut DsrPacket<M::Addres
     };
     let Some(translation) = tables.translation(&service) else {
         if packet.is_first_packet() {
-            packet.answers = packet.key.reversed();
-            tables.remove_peer(PeerTable::Known, &packet.answers);
+            packet.reply_key = packet.key.reversed();
+            tables.remove_client(ClientTable::Known, &packet.reply_key);
             if packet.flags.is_syn() {
-                packet.peer = Peer::DIRECT;
-                tables.insert_peer(PeerTable::New, &packet.answers, &packet.peer);
+                packet.client = DsrClient::DIRECT;
+                tables.insert_client(ClientTable::New, &packet.reply_key, &packet.client);
             } else {
-                tables.remove_peer(PeerTable::New, &packet.answers);
+                tables.remove_client(ClientTable::New, &packet.reply_key);
             }
         }
         return Verdict::NotOurs;
@@ -143,17 +147,17 @@ pub fn handle_request<M: DsrTables>(tables: &M, packet: &mut DsrPacket<M::Addres
         destination_port: translation.port,
         ..packet.key
     };
-    packet.answers = packet.translated.reversed();
-    if packet.is_message == 1 {
-        let known =
-            find_peer(tables, &packet.answers).is_some_and(|peer| uses_service(&peer, &packet.key));
+    packet.reply_key = packet.translated.reversed();
+    if packet.is_icmp_error == 1 {
+        let known = find_client(tables, &packet.reply_key)
+            .is_some_and(|client| uses_service(&client, &packet.key));
         return if known {
             Verdict::ToBackend
         } else {
             Verdict::NotOurs
         };
     }
-    if store_peer(tables, packet) {
+    if store_client(tables, packet) {
         Verdict::ToBackend
     } else {
         Verdict::TableFull
@@ -163,28 +167,28 @@ pub fn handle_request<M: DsrTables>(tables: &M, packet: &mut DsrPacket<M::Addres
 /// Decides on a packet that the worker sends.
 #[inline(always)]
 pub fn handle_reply<M: DsrTables>(tables: &M, packet: &mut DsrPacket<M::Address>) -> Verdict {
-    let Some(mut peer) = find_peer(tables, &packet.key) else {
+    let Some(mut client) = find_client(tables, &packet.key) else {
         return handle_reply_without_entry(tables, packet);
     };
-    if peer.is_direct() {
+    if client.is_direct() {
         return Verdict::NotOurs;
     }
     packet.translated = FlowKey {
-        source: peer.service,
-        source_port: peer.port,
+        source: client.service,
+        source_port: client.port,
         ..packet.key
     };
-    if packet.is_message == 0 {
-        peer.server_ended |= packet.end_bits();
-        peer.last_seen = tables.now();
+    if packet.is_icmp_error == 0 {
+        client.server_ended |= packet.end_bits();
+        client.last_seen = tables.now();
     }
     let service = ServiceKey {
-        address: peer.service.mapped(),
-        port: peer.port,
+        address: client.service.mapped(),
+        port: client.port,
         protocol: packet.key.protocol as u8,
         reserved: 0,
     };
-    drop(peer);
+    drop(client);
     if packet.is_segment() {
         tables.set_socket_service(&service);
     }
@@ -220,14 +224,14 @@ fn handle_reply_without_entry<M: DsrTables>(
         source_port: service.port,
         ..packet.key
     };
-    packet.peer = Peer {
+    packet.client = DsrClient {
         service: packet.translated.source,
         port: service.port,
         client_ended: 0,
         server_ended: packet.end_bits(),
         last_seen: tables.now(),
     };
-    if tables.insert_peer(PeerTable::Known, &packet.key, &packet.peer) {
+    if tables.insert_client(ClientTable::Known, &packet.key, &packet.client) {
         Verdict::ToClient
     } else {
         Verdict::NoFlow
@@ -236,21 +240,21 @@ fn handle_reply_without_entry<M: DsrTables>(
 
 /// Stores the client and the service that it uses; returns whether there was room.
 #[inline(always)]
-fn store_peer<M: DsrTables>(tables: &M, packet: &mut DsrPacket<M::Address>) -> bool {
+fn store_client<M: DsrTables>(tables: &M, packet: &mut DsrPacket<M::Address>) -> bool {
     let now = tables.now();
     let is_syn = packet.flags.is_syn();
-    if let Some(mut peer) = tables.peer(PeerTable::Known, &packet.answers) {
-        if is_syn || !uses_service(&peer, &packet.key) {
-            peer.service = packet.key.destination;
-            peer.port = packet.key.destination_port;
-            peer.client_ended = 0;
-            peer.server_ended = 0;
+    if let Some(mut client) = tables.client(ClientTable::Known, &packet.reply_key) {
+        if is_syn || !uses_service(&client, &packet.key) {
+            client.service = packet.key.destination;
+            client.port = packet.key.destination_port;
+            client.client_ended = 0;
+            client.server_ended = 0;
         }
-        peer.client_ended |= packet.end_bits();
-        peer.last_seen = now;
+        client.client_ended |= packet.end_bits();
+        client.last_seen = now;
         return true;
     }
-    packet.peer = Peer {
+    packet.client = DsrClient {
         service: packet.key.destination,
         port: packet.key.destination_port,
         client_ended: packet.end_bits(),
@@ -258,30 +262,30 @@ fn store_peer<M: DsrTables>(tables: &M, packet: &mut DsrPacket<M::Address>) -> b
         last_seen: now,
     };
     let is_new = is_syn
-        || packet.key.is_datagram() && tables.peer(PeerTable::New, &packet.answers).is_none();
+        || packet.key.is_datagram() && tables.client(ClientTable::New, &packet.reply_key).is_none();
     let table = if is_new {
-        PeerTable::New
+        ClientTable::New
     } else {
-        PeerTable::Known
+        ClientTable::Known
     };
-    tables.insert_peer(table, &packet.answers, &packet.peer)
+    tables.insert_client(table, &packet.reply_key, &packet.client)
 }
 
 #[inline(always)]
-fn find_peer<'a, M: DsrTables>(
+fn find_client<'a, M: DsrTables>(
     tables: &'a M,
-    answers: &FlowKey<M::Address>,
+    reply_key: &FlowKey<M::Address>,
 ) -> Option<M::Entry<'a>> {
-    match tables.peer(PeerTable::Known, answers) {
-        Some(peer) => Some(peer),
-        None => tables.peer(PeerTable::New, answers),
+    match tables.client(ClientTable::Known, reply_key) {
+        Some(client) => Some(client),
+        None => tables.client(ClientTable::New, reply_key),
     }
 }
 
-/// Whether the peer uses the service that `request` is sent to.
+/// Whether the client uses the service that `request` is sent to.
 #[inline(always)]
-fn uses_service<A: Address>(peer: &Peer<A>, request: &FlowKey<A>) -> bool {
-    peer.service.difference(request.destination) == 0 && peer.port == request.destination_port
+fn uses_service<A: Address>(client: &DsrClient<A>, request: &FlowKey<A>) -> bool {
+    client.service.difference(request.destination) == 0 && client.port == request.destination_port
 }
 
 /// Idle time after which a connection no longer counts as open: two hours; one minute for datagrams. In units of 2^30
@@ -289,13 +293,13 @@ fn uses_service<A: Address>(peer: &Peer<A>, request: &FlowKey<A>) -> bool {
 const OPEN_SEGMENTS: u32 = 6_706;
 const OPEN_DATAGRAMS: u32 = 56;
 
-/// Whether the connection of a known peer would break without the DSR translator.
-pub fn is_open<A: Address>(answers: &FlowKey<A>, peer: &Peer<A>, now: u32) -> bool {
-    let longest = if answers.is_datagram() {
+/// Whether the connection of a known client would break without the DSR translator.
+pub fn is_open<A: Address>(reply_key: &FlowKey<A>, client: &DsrClient<A>, now: u32) -> bool {
+    let longest = if reply_key.is_datagram() {
         OPEN_DATAGRAMS
     } else {
         OPEN_SEGMENTS
     };
-    let idle = now.saturating_sub(peer.last_seen);
-    !ended::both(peer.client_ended, peer.server_ended) && idle <= longest
+    let idle = now.saturating_sub(client.last_seen);
+    !ended::both(client.client_ended, client.server_ended) && idle <= longest
 }

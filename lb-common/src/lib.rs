@@ -1,5 +1,5 @@
-//! Everything about bytes: headers, checksums, rewriting, the steering decision and the layout of
-//! the BPF maps. `no_std`, so that the kernel programs and the host tests run the very same code.
+//! Headers, checksums, rewriting, the steering decision and the layout of the BPF maps. `no_std`, so that the kernel
+//! programs and the tests on the host run the same code.
 #![cfg_attr(not(test), no_std)]
 
 pub mod address;

@@ -15,7 +15,7 @@ macro_rules! named_enum {
             /// Every value, in order.
             pub const ALL: [Self; [$($name),+].len()] = [$(Self::$variant),+];
 
-            /// The name in configurations, counters and logs.
+            /// The stable name in configurations, counters and logs.
             pub fn name(self) -> &'static str {
                 match self {
                     $(Self::$variant => $name,)+

@@ -27,34 +27,21 @@ impl VerdictClass {
 /// Defines [`Verdict`] once: variant, name in counters and logs, class, explanation for the operator.
 macro_rules! verdicts {
     ($($variant:ident = $name:literal, $class:ident, $explanation:literal;)+) => {
-        /// The outcome of one packet; its number is its index in the `verdicts` map.
-        #[repr(u8)]
-        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-        pub enum Verdict {
-            $(#[doc = $explanation] $variant,)+
+        crate::named_enum! {
+            /// The outcome of one packet; its number is its index in the `verdicts` map.
+            #[repr(u8)]
+            #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+            pub enum Verdict {
+                $(#[doc = $explanation] $variant = $name,)+
+            }
         }
 
         impl Verdict {
-            /// Every verdict, in the order of the `verdicts` map.
-            pub const ALL: &[Self] = &[$(Self::$variant,)+];
-
-            /// The stable name, in snake case, used by status, logs and metrics.
-            pub fn name(self) -> &'static str {
-                match self {
-                    $(Self::$variant => $name,)+
-                }
-            }
-
             /// What it means for the client.
             pub fn class(self) -> VerdictClass {
                 match self {
                     $(Self::$variant => VerdictClass::$class,)+
                 }
-            }
-
-            /// The verdict of this name.
-            pub fn from_name(name: &str) -> Option<Self> {
-                Self::ALL.iter().copied().find(|it| it.name() == name)
             }
 
             /// One sentence for the operator.
@@ -70,7 +57,7 @@ macro_rules! verdicts {
 verdicts! {
     ToBackend = "to_backend", Forwarded, "A client's packet was sent to a worker.";
     ToClient = "to_client", Forwarded, "A worker's packet was sent to its client.";
-    ToManager = "to_manager", Forwarded, "A client's packet was given to the manager's own server.";
+    ToManager = "to_manager", Forwarded, "A client's packet was delivered to the manager's own server.";
     FromManager = "from_manager", Forwarded, "A reply of the manager's own server was sent to its client.";
     NotIp = "not_ip", Passed, "Neither IPv4 nor IPv6 (ARP, two VLAN tags, …): passed untouched.";
     OtherProtocol = "other_protocol", Passed, "Neither TCP nor UDP nor an ICMP error (ping, neighbour discovery, …): passed untouched.";
@@ -88,24 +75,29 @@ verdicts! {
     PortsExhausted = "ports_exhausted", Refused, "No free source port towards the worker: the kernel answers with RST.";
     ClientLimit = "client_limit", Refused, "New connection of a client that has as many as limits.per_client allows: the kernel answers with RST, or ICMP for UDP.";
     TableFull = "table_full", Refused, "The flow could not be stored: the kernel answers with RST.";
-    TimeToLive = "time_to_live", Dropped, "A worker's new connection to the service, with no time to live left, which may go round between managers: dropped.";
-    WrongInterface = "wrong_interface", Passed, "With a worker's address, but on another interface than the one that leads to it: passed to the kernel.";
-    NarrowPath = "narrow_path", Passed, "An error message says that a client's path is too narrow for a worker's segments: dropped, and they leave so that they fit or that routers may fragment them.";
+    TimeToLive = "time_to_live", Dropped, "A worker's new connection to the service with a time to live of 0 or 1, which may loop between managers: dropped.";
+    WrongInterface = "wrong_interface", Passed, "With a worker's address, but on another interface than that of the route to the worker: passed to the kernel.";
+    NarrowPath = "narrow_path", Passed, "An ICMP error says that the MTU of a client's path is too small for a worker's segments: dropped; later segments are smaller, or leave without the DF bit.";
     HandedOver = "handed_over", Passed, "XDP left the packet to the TC program (next hop not yet known, VLAN tag, …).";
     Denied = "denied", Dropped, "From a client that the operator has denied: dropped.";
-    ImplausibleError = "implausible_error", Dropped, "An error message quotes a segment that its sender cannot have sent just now: dropped.";
+    ImplausibleError = "implausible_error", Dropped, "An ICMP error quotes a segment that its sender cannot have sent just now: dropped.";
     HandshakeEvicted = "handshake_evicted", Passed, "The table of handshakes was full: the oldest handshake ended with a RST to its worker, and a new connection took its slot.";
-    TooLarge = "too_large", Dropped, "Too large for the next link: answered with an ICMP error, or dropped where it may be fragmented.";
+    TooLarge = "too_large", Dropped, "Larger than the MTU of the next link: dropped, with an ICMP error to the sender unless the packet may be fragmented.";
     Retried = "retried", Passed, "A worker refused a connection: its RST is dropped, and the client's SYN goes to another worker.";
     WorkersFull = "workers_full", Refused, "New connection while every worker has its max_connections: the kernel answers with RST, or ICMP for UDP.";
-    ToPeer = "to_peer", Forwarded, "Of a connection that is not known here: sent to the peers as it is, one of which may know it.";
-    UnknownToPeer = "unknown_to_peer", Dropped, "From a peer, of a connection that is not known here either: dropped.";
-    Asked = "asked", Dropped, "Of a connection that is not known here, while the workers' agents are asked whose it is: dropped, and the client sends it again.";
+    ToPeer = "to_peer", Forwarded, "Of an unknown connection: sent unchanged to the peers, one of which may know it.";
+    UnknownToPeer = "unknown_to_peer", Dropped, "From a peer, of a connection that is unknown here, too: dropped.";
+    LookupPending = "lookup_pending", Dropped, "Of an unknown connection, while the manager asks the workers' agents which one has it: dropped; the client sends it again.";
 }
 
 impl Verdict {
-    /// How many verdicts there are: the capacity of the `verdicts` map.
+    /// The number of verdicts: the capacity of the `verdicts` map.
     pub const COUNT: u32 = Self::ALL.len() as u32;
+
+    /// The verdict of this name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|it| it.name() == name)
+    }
 }
 
 #[cfg(test)]

@@ -7,9 +7,9 @@ use std::{
 
 use lb_common::{
     address::{Address, V4},
-    dsr::{DsrPacket, DsrTables, PeerTable, handle_reply, handle_request, is_open},
+    dsr::{ClientTable, DsrPacket, DsrTables, handle_reply, handle_request, is_open},
     headers::{PROTOCOL_TCP, PROTOCOL_UDP, TcpFlags},
-    maps::{FlowKey, Peer, ServiceKey, Translation},
+    maps::{DsrClient, FlowKey, ServiceKey, Translation},
     verdict::Verdict,
 };
 
@@ -25,7 +25,7 @@ const CLIENT: (V4, u16) = ([10, 0, 0, 9], 40_000);
 /// Both services are translated to the one server.
 #[derive(Default)]
 struct Maps {
-    peers: RefCell<BTreeMap<(PeerTable, FlowKey), Peer>>,
+    clients: RefCell<BTreeMap<(ClientTable, FlowKey), DsrClient>>,
     now: Cell<u32>,
     /// Of the one socket.
     socket_service: Cell<Option<ServiceKey>>,
@@ -34,7 +34,7 @@ struct Maps {
 
 impl DsrTables for Maps {
     type Address = V4;
-    type Entry<'a> = RefMut<'a, Peer>;
+    type Entry<'a> = RefMut<'a, DsrClient>;
 
     fn now(&self) -> u32 {
         self.now.get()
@@ -51,18 +51,20 @@ impl DsrTables for Maps {
         })
     }
 
-    fn peer(&self, table: PeerTable, answers: &FlowKey) -> Option<RefMut<'_, Peer>> {
-        let key = (table, *answers);
-        RefMut::filter_map(self.peers.borrow_mut(), |peers| peers.get_mut(&key)).ok()
+    fn client(&self, table: ClientTable, reply_key: &FlowKey) -> Option<RefMut<'_, DsrClient>> {
+        let key = (table, *reply_key);
+        RefMut::filter_map(self.clients.borrow_mut(), |clients| clients.get_mut(&key)).ok()
     }
 
-    fn insert_peer(&self, table: PeerTable, answers: &FlowKey, peer: &Peer) -> bool {
-        self.peers.borrow_mut().insert((table, *answers), *peer);
+    fn insert_client(&self, table: ClientTable, reply_key: &FlowKey, client: &DsrClient) -> bool {
+        self.clients
+            .borrow_mut()
+            .insert((table, *reply_key), *client);
         true
     }
 
-    fn remove_peer(&self, table: PeerTable, answers: &FlowKey) {
-        self.peers.borrow_mut().remove(&(table, *answers));
+    fn remove_client(&self, table: ClientTable, reply_key: &FlowKey) {
+        self.clients.borrow_mut().remove(&(table, *reply_key));
     }
 
     fn socket_service(&self) -> Option<ServiceKey> {
@@ -95,8 +97,8 @@ impl Maps {
         (verdict == Verdict::ToClient).then_some(translated.source)
     }
 
-    fn tables(&self) -> Vec<PeerTable> {
-        self.peers
+    fn tables(&self) -> Vec<ClientTable> {
+        self.clients
             .borrow()
             .keys()
             .map(|(table, _)| *table)
@@ -104,11 +106,11 @@ impl Maps {
     }
 
     fn is_open(&self) -> bool {
-        let peers = self.peers.borrow();
-        let mut known = peers
+        let clients = self.clients.borrow();
+        let mut known = clients
             .iter()
-            .filter(|((table, _), _)| *table == PeerTable::Known);
-        known.any(|((_, key), peer)| is_open(key, peer, self.now.get()))
+            .filter(|((table, _), _)| *table == ClientTable::Known);
+        known.any(|((_, key), client)| is_open(key, client, self.now.get()))
     }
 }
 
@@ -138,10 +140,10 @@ fn a_client_becomes_known_by_its_second_packet() {
         let (verdict, translated) = maps.receives(SERVICES[0], protocol, SYN);
         assert_eq!(verdict, Verdict::ToBackend);
         assert_eq!(translated, key(CLIENT, SERVER, protocol));
-        assert_eq!(maps.tables(), [PeerTable::New]);
+        assert_eq!(maps.tables(), [ClientTable::New]);
         assert_eq!(maps.shown(protocol), Some(SERVICES[0].0));
         maps.receives(SERVICES[0], protocol, ACK);
-        assert!(maps.tables().contains(&PeerTable::Known));
+        assert!(maps.tables().contains(&ClientTable::Known));
         assert_eq!(maps.shown(protocol), Some(SERVICES[0].0));
     }
 }
@@ -152,7 +154,7 @@ fn a_repeated_syn_makes_no_client_known() {
     for _ in 0..3 {
         maps.receives(SERVICES[0], PROTOCOL_TCP, SYN);
     }
-    assert_eq!(maps.tables(), [PeerTable::New]);
+    assert_eq!(maps.tables(), [ClientTable::New]);
 }
 
 #[test]
@@ -240,9 +242,9 @@ fn a_connection_whose_entry_was_evicted_is_still_answered_as_the_service() {
         maps.receives(SERVICES[0], PROTOCOL_TCP, flags);
     }
     assert_eq!(maps.shown(PROTOCOL_TCP), Some(SERVICES[0].0));
-    maps.peers.borrow_mut().clear();
+    maps.clients.borrow_mut().clear();
     assert_eq!(maps.shown(PROTOCOL_TCP), Some(SERVICES[0].0));
-    assert_eq!(maps.tables(), [PeerTable::Known]);
+    assert_eq!(maps.tables(), [ClientTable::Known]);
 }
 
 /// Until its client begins a direct connection on the same port: what the old socket says then must be its own.
@@ -263,7 +265,7 @@ fn what_is_kept_for_a_socket_is_not_shown_to_a_direct_client() {
 fn the_answer_to_a_syn_without_an_entry_is_dropped() {
     let maps = Maps::default();
     maps.receives(SERVICES[0], PROTOCOL_TCP, SYN);
-    maps.peers.borrow_mut().clear();
+    maps.clients.borrow_mut().clear();
     assert_eq!(maps.sends(PROTOCOL_TCP, SYN | ACK).0, Verdict::NoFlow);
     maps.receives(SERVER, PROTOCOL_TCP, SYN);
     assert_eq!(maps.sends(PROTOCOL_TCP, SYN | ACK).0, Verdict::NotOurs);

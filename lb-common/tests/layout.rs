@@ -6,11 +6,11 @@ use std::mem::{offset_of, size_of};
 use lb_common::{
     address::V6,
     maps::{
-        Asked, Backend, Counter, DSR_LAYOUT_VERSION, DSR_MAPS, Flow, FlowEvent, FlowKey,
-        FlowRecord, Handshake, IntakeHeader, LAYOUT_VERSION, MANAGER_MAPS, Mac, MapKind, MapLayout,
-        Neighbour, PeerLink, PeerLinks, PeerSwitch, Policy, PortPool, PortWord, Service,
-        ServiceKey, Settings, TraceConfig, TraceCounts, TraceEvent, Traffic, direction, ended,
-        mode, name, state,
+        Backend, Counter, DSR_LAYOUT_VERSION, DSR_MAPS, Flow, FlowEvent, FlowKey, FlowRecord,
+        Handshake, IntakeHeader, LAYOUT_VERSION, MANAGER_MAPS, Mac, MapKind, MapLayout, Neighbour,
+        PeerLink, PeerLinks, PeerSwitch, Policy, PortPool, PortWord, Service, ServiceKey, Settings,
+        TraceConfig, TraceCounts, TraceEvent, Traffic, UnknownFlow, direction, ended, mode, name,
+        state,
     },
     verdict::Verdict,
 };
@@ -97,7 +97,7 @@ fn the_layout_of_version_6_is_as_pinned() {
         expires_ns 0, client 8, client_mask 24, verdicts 40, client_port 48, reserved 50, service 56,
         backend_count 60, backends 64, rate 128, sample 132
     );
-    assert_layout!(TraceCounts, 32, window_ns 0, taken 8, over_rate 16, no_room 24);
+    assert_layout!(TraceCounts, 32, window_ns 0, window_packets 8, over_rate 16, no_room 24);
     assert_layout!(
         TraceEvent, 120,
         time_ns 0, original 8, translated 48, interface 88, backend 92, service 96, packets 100,
@@ -124,7 +124,7 @@ fn the_layout_of_version_6_is_as_pinned() {
     assert_layout!(PeerSwitch, 8, reports 0, interfaces 4);
     assert_layout!(PeerLinks, 112, links 0);
     assert_layout!(PeerLink, 16, mac 0, own_mac 8);
-    assert_layout!(Asked, 16, first_ns 0, reported 8, reserved 12);
+    assert_layout!(UnknownFlow, 16, first_ns 0, reported 8, reserved 12);
 }
 
 #[test]
@@ -175,7 +175,7 @@ fn the_numbers_in_the_maps_are_as_pinned() {
             "workers_full",
             "to_peer",
             "unknown_to_peer",
-            "asked",
+            "lookup_pending",
         ]
     );
 }
@@ -228,8 +228,8 @@ fn the_maps_of_version_7_are_as_pinned() {
             ("peer_addresses", Hash, 16, 4, Some(128)),
             ("flow_events", RingBuf, 0, 0, None),
             ("flow_events_lost", PerCpuArray, 4, 8, Some(1)),
-            ("asked", LruHash, 40, 16, Some(16_384)),
-            ("asked_events", RingBuf, 0, 0, Some(65_536)),
+            ("unknown_flows", LruHash, 40, 16, Some(16_384)),
+            ("unknown_clients", RingBuf, 0, 0, Some(65_536)),
         ]
     );
     assert_eq!(DSR_LAYOUT_VERSION, 4, "pin the new layout here");
@@ -239,10 +239,10 @@ fn the_maps_of_version_7_are_as_pinned() {
             ("version", Array, 4, 4, Some(1)),
             ("translations", Hash, 20, 24, Some(64)),
             ("ports", Array, 4, 8, Some(4096)),
-            ("peers", LruHash, 16, 12, Some(65_536)),
-            ("peers6", LruHash, 40, 24, Some(65_536)),
-            ("new_peers", LruHash, 16, 12, Some(16_384)),
-            ("new_peers6", LruHash, 40, 24, Some(16_384)),
+            ("clients", LruHash, 16, 12, Some(65_536)),
+            ("clients6", LruHash, 40, 24, Some(65_536)),
+            ("new_clients", LruHash, 16, 12, Some(16_384)),
+            ("new_clients6", LruHash, 40, 24, Some(16_384)),
             ("sockets", SkStorage, 4, 20, Some(0)),
             ("verdicts", PerCpuArray, 4, 16, Some(33)),
         ]
@@ -253,7 +253,7 @@ fn the_maps_of_version_7_are_as_pinned() {
 fn a_map_that_differs_in_any_property_is_named() {
     let verdicts = MANAGER_MAPS.iter().find(|it| it.name == name::VERDICTS);
     let verdicts = verdicts.unwrap();
-    assert_eq!(verdicts.difference(6, [4, 16], 33), None);
+    assert_eq!(verdicts.mismatch(6, [4, 16], 33), None);
     for (kind, sizes, entries, said) in [
         (2, [4, 16], 33, "map verdicts has type 2, not 6"),
         (6, [8, 16], 33, "map verdicts has key size 8, not 4"),
@@ -265,11 +265,11 @@ fn a_map_that_differs_in_any_property_is_named() {
             "map verdicts has number of entries 28, not 33",
         ),
     ] {
-        let found = verdicts.difference(kind, sizes, entries).unwrap();
+        let found = verdicts.mismatch(kind, sizes, entries).unwrap();
         assert_eq!(found.to_string(), said);
     }
     let flows = MANAGER_MAPS.iter().find(|it| it.name == name::FLOWS);
-    assert_eq!(flows.unwrap().difference(9, [16, 64], 77), None);
+    assert_eq!(flows.unwrap().mismatch(9, [16, 64], 77), None);
 }
 
 #[test]

@@ -511,7 +511,7 @@ fn no_peer_means_a_reset_at_once() {
         (decision.verdict, decision.exit),
         (Verdict::NoFlow, Exit::Pass)
     );
-    assert!(memory.asked.borrow().is_empty());
+    assert!(memory.unknown_flows.borrow().is_empty());
 }
 
 #[test]
@@ -581,7 +581,7 @@ fn agents_are_asked_about_unknown_clients_once() {
     let mut memory = manager(mode::DSR);
     let service = Service {
         id: 0,
-        flags: service_flag::ASKS,
+        flags: service_flag::ASK_AGENTS,
     };
     memory
         .services
@@ -594,7 +594,7 @@ fn agents_are_asked_about_unknown_clients_once() {
         let decision = steer(&memory, &sent, &client());
         assert_eq!(
             (decision.verdict, decision.exit),
-            (Verdict::Asked, Exit::Drop)
+            (Verdict::LookupPending, Exit::Drop)
         );
         memory.wait(SECOND / 4);
     }
@@ -602,7 +602,7 @@ fn agents_are_asked_about_unknown_clients_once() {
     let [record] = reported[..] else {
         panic!("one record: {reported:?}");
     };
-    assert_eq!(record.kind, record_kind::ASKED);
+    assert_eq!(record.kind, record_kind::UNKNOWN_CLIENT);
     assert_eq!(record.client_key::<[u8; 4]>(), client());
     assert_eq!(record.sequences, [4711, WORKER_START + 1]);
     assert_eq!(

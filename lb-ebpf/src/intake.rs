@@ -1,5 +1,5 @@
-//! The program that takes in records of connections from peers. User space could neither insert an entry only where
-//! there is none, many at a time, nor count connections atomically.
+//! The program that writes records of peers to the flow tables. User space could neither insert many entries at once
+//! without overwriting existing ones, nor count connections atomically.
 
 use aya_ebpf::{
     bindings::__sk_buff, btf_maps::PerCpuArray, helpers::generated::bpf_skb_load_bytes,
@@ -26,7 +26,7 @@ struct IntakeScratch {
 #[btf_map(name = "intake_scratch")]
 static INTAKE_SCRATCH: PerCpuArray<IntakeScratch, 1> = PerCpuArray::new();
 
-/// Takes in the next record, and counts what became of it.
+/// Writes the next record, and counts its [`Admission`].
 #[inline(always)]
 pub fn run(skb: *mut __sk_buff) -> i32 {
     let Some(header) = packet_bytes(skb).at::<IntakeHeader>(0) else {
@@ -48,7 +48,7 @@ pub fn run(skb: *mut __sk_buff) -> i32 {
     0
 }
 
-/// Takes in a record. Returns an [`Admission`], or a number that is none.
+/// Writes a record. Returns an [`Admission`], or `u32::MAX` if the record cannot be read.
 #[inline(always)]
 fn admit_record(skb: *mut __sk_buff, number: u32) -> u32 {
     let Some(scratch) = INTAKE_SCRATCH.get_ptr_mut(0) else {

@@ -47,7 +47,7 @@ pub fn memlb_xdp(ctx: XdpContext) -> u32 {
     xdp::run(&ctx)
 }
 
-/// Takes in records of connections from peers. Never attached: the manager runs it.
+/// Writes records of connections from peers to the flow tables. Never attached: the manager runs it.
 #[classifier]
 pub fn memlb_intake(ctx: TcContext) -> i32 {
     intake::run(ctx.skb.skb)

@@ -12,12 +12,12 @@ use lb_common::{
     address::{Address, V4, V6},
     for_stages,
     maps::{
-        Asked, Backend, COUNTED_CLIENTS, Counter, DEFAULT_BACKENDS, DEFAULT_FLOW_ENTRIES,
+        Backend, COUNTED_CLIENTS, Counter, DEFAULT_BACKENDS, DEFAULT_FLOW_ENTRIES,
         DEFAULT_HANDSHAKES, DEFAULT_SERVICES, DEFAULT_SOURCE_WORDS, DENIED_PREFIXES, Flow,
         FlowEvent, FlowKey, FlowRecord, Handshake, Mac, NAT_SOURCES, NO_ID, Neighbour, OwnerTags,
         PORT_WORDS, PORTS_PER_WORD, PeerLinks, PeerSwitch, Policy, PortPair, PortPool, PortWord,
         SERVICE_CHOICES, SLOTS_PER_BUCKET, SOURCE_FILTER_ENTRIES, Service, ServiceKey,
-        ServiceRefusals, Settings, TraceEvent, Traffic, port_bit, port_word, ticks,
+        ServiceRefusals, Settings, TraceEvent, Traffic, UnknownFlow, port_bit, port_word, ticks,
     },
     packet::Syn,
     steer::{
@@ -574,13 +574,13 @@ impl<A: Family> Tables for Maps<A> {
     }
 
     #[inline(always)]
-    fn asked(&self, tuple: &FlowKey<V6>) -> Option<Asked> {
-        peer::asked(tuple)
+    fn unknown_flow(&self, tuple: &FlowKey<V6>) -> Option<UnknownFlow> {
+        peer::unknown_flow(tuple)
     }
 
     #[inline(always)]
-    fn set_asked(&self, tuple: &FlowKey<V6>, asked: &Asked) {
-        peer::set_asked(tuple, asked);
+    fn set_unknown_flow(&self, tuple: &FlowKey<V6>, flow: &UnknownFlow) {
+        peer::set_unknown_flow(tuple, flow);
     }
 
     #[inline(always)]

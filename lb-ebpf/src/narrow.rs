@@ -22,7 +22,7 @@ use crate::{redirect::redirect, trace::barrier_var};
 
 /// The MTU that every IPv6 link has.
 pub const MTU: u32 = 1280;
-/// A longer frame than this, which stands for one packet, cannot be divided.
+/// A longer frame that is not a GSO packet cannot be divided.
 pub const DIVISIBLE: u32 = (TCP + size_of::<TcpHeader>()) as u32 + FIRST + CHUNK as u32;
 
 const TCP: usize = ETHERNET_LEN + size_of::<Ipv6Header>();
@@ -46,7 +46,7 @@ struct Scratch {
 #[btf_map(name = "narrow_scratch")]
 static SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
 
-/// What distinguishes the parts of a segment.
+/// The fields in which the parts of a segment differ.
 #[derive(Clone, Copy)]
 struct Part {
     /// Of TCP header and payload, in bytes.
@@ -82,8 +82,8 @@ pub fn send(skb: *mut __sk_buff, interface: u32) -> i32 {
     redirect(interface, 0)
 }
 
-/// Reduces the size of the segments for which a packet stands: the kernel reduces it when the headers grow, and keeps it
-/// on demand when they shrink again.
+/// Reduces the segment size of a GSO packet: the kernel reduces it when the headers grow, and with
+/// `BPF_F_ADJ_ROOM_FIXED_GSO` leaves it when they shrink again.
 #[inline(always)]
 fn reduce_segments(skb: *mut __sk_buff, excess: u32) -> bool {
     let (bytes, keep) = (excess as i32, BPF_F_ADJ_ROOM_FIXED_GSO.into());

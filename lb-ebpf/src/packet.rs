@@ -88,7 +88,7 @@ impl<A: Family> PacketScratch<A> {
                 sequence: message.sequence(),
                 ..hook_context.link_and_ip_meta(message.ethernet, message.ip)
             };
-            return Ok(Parsed::Message);
+            return Ok(Parsed::IcmpError);
         }
         let segment = segment::<A>(bytes, located).ok_or(Verdict::Truncated)?;
         segment.check((located.offset - ETHERNET_LEN) as u32, extent)?;
@@ -129,7 +129,7 @@ pub fn is_unrelated<A: Address>(bytes: PacketBytes, hook: Hook) -> bool {
 /// Decides on the packet in the scratch map.
 #[inline(always)]
 pub fn decide<A: Family>(scratch: &mut PacketScratch<A>, parsed: Parsed) {
-    if parsed == Parsed::Message {
+    if parsed == Parsed::IcmpError {
         icmp_error(scratch);
     } else if established(scratch) == 0 {
         unestablished(scratch);

@@ -28,5 +28,5 @@ pub enum Parsed {
     /// A segment or datagram is in the scratch map.
     Segment,
     /// An ICMP error is in the scratch map.
-    Message,
+    IcmpError,
 }

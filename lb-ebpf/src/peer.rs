@@ -1,4 +1,4 @@
-//! Peers: records of connections for them, and packets of connections that only they may know.
+//! Peers: records of connections for them, and the relay of packets of unknown connections.
 
 use aya_ebpf::{
     bindings::{__sk_buff, BPF_RB_NO_WAKEUP, TC_ACT_SHOT},
@@ -9,8 +9,8 @@ use aya_ebpf::{
 use lb_common::{
     address::{Address, V6},
     maps::{
-        ASKED_ENTRIES, ASKED_EVENT_BYTES, Asked, FLOW_EVENT_BYTES, FlowEvent, FlowKey, FlowRecord,
-        Mac, PEER_ADDRESSES, PEER_INTERFACES, PeerLink, PeerLinks, PeerSwitch,
+        FLOW_EVENT_BYTES, FlowEvent, FlowKey, FlowRecord, Mac, PEER_ADDRESSES, PEER_INTERFACES,
+        PeerLink, PeerLinks, PeerSwitch, UNKNOWN_CLIENT_BYTES, UNKNOWN_FLOW_ENTRIES, UnknownFlow,
     },
 };
 
@@ -34,12 +34,13 @@ static EVENTS: RingBuf<FlowEvent, { FLOW_EVENT_BYTES as usize }> = RingBuf::new(
 #[btf_map(name = "flow_events_lost")]
 static LOST: PerCpuArray<u64, 1> = PerCpuArray::new();
 
-/// Unknown connections whose packets went to the peers, or about which agents are asked.
-#[btf_map(name = "asked")]
-static ASKED: LruHashMap<FlowKey<V6>, Asked, { ASKED_ENTRIES as usize }> = LruHashMap::new();
+/// Lookups of unknown connections at peers or agents.
+#[btf_map(name = "unknown_flows")]
+static UNKNOWN_FLOWS: LruHashMap<FlowKey<V6>, UnknownFlow, { UNKNOWN_FLOW_ENTRIES as usize }> =
+    LruHashMap::new();
 
-#[btf_map(name = "asked_events")]
-static ASKED_EVENTS: RingBuf<FlowRecord, { ASKED_EVENT_BYTES as usize }> = RingBuf::new();
+#[btf_map(name = "unknown_clients")]
+static UNKNOWN_CLIENTS: RingBuf<FlowRecord, { UNKNOWN_CLIENT_BYTES as usize }> = RingBuf::new();
 
 /// What the manager has switched on.
 #[inline(always)]
@@ -60,7 +61,7 @@ pub fn is_address(address: &V6) -> bool {
     unsafe { ADDRESSES.get(address) }.is_some()
 }
 
-/// Adds an event to `flow_events`. It wakes no reader: the manager looks every few milliseconds.
+/// Adds an event to `flow_events`. It wakes no reader: the manager reads the ring every few milliseconds.
 #[inline(always)]
 pub fn report<A: Address>(fill: impl FnOnce(&mut FlowEvent<A>)) {
     if let Some(mut entry) = EVENTS.reserve_untyped::<FlowEvent<A>>(0) {
@@ -73,21 +74,21 @@ pub fn report<A: Address>(fill: impl FnOnce(&mut FlowEvent<A>)) {
 }
 
 #[inline(always)]
-pub fn asked(tuple: &FlowKey<V6>) -> Option<Asked> {
-    // SAFETY: copied at once. A torn value at worst asks once more.
-    unsafe { ASKED.get(tuple) }.copied()
+pub fn unknown_flow(tuple: &FlowKey<V6>) -> Option<UnknownFlow> {
+    // SAFETY: copied at once. A torn value at worst repeats a lookup.
+    unsafe { UNKNOWN_FLOWS.get(tuple) }.copied()
 }
 
 #[inline(always)]
-pub fn set_asked(tuple: &FlowKey<V6>, asked: &Asked) {
-    // Without room, the next packet asks again.
-    _ = ASKED.insert(tuple, asked, 0);
+pub fn set_unknown_flow(tuple: &FlowKey<V6>, flow: &UnknownFlow) {
+    // Without room, the next packet begins the lookup again.
+    _ = UNKNOWN_FLOWS.insert(tuple, flow, 0);
 }
 
-/// Adds a record to `asked_events`; returns whether there was room.
+/// Adds a record to `unknown_clients`; returns whether there was room.
 #[inline(always)]
 pub fn report_unknown(record: &FlowRecord) -> bool {
-    ASKED_EVENTS.output(record, 0).is_ok()
+    UNKNOWN_CLIENTS.output(record, 0).is_ok()
 }
 
 /// Sends a copy of the frame to each living peer on the network of its interface, with other link addresses only.

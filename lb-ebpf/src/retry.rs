@@ -1,4 +1,4 @@
-//! SYNs that are kept, and sent to another worker in place of the RST of the first one.
+//! Stores SYNs, and sends them to another worker in place of the first worker's RST.
 
 use aya_ebpf::{
     bindings::{__sk_buff, BPF_F_INGRESS, TC_ACT_SHOT},
@@ -25,7 +25,7 @@ use crate::{
 #[btf_map(name = "syn_scratch")]
 static SYN_SCRATCH: PerCpuArray<Syn, 1> = PerCpuArray::new();
 
-/// Keeps the SYN of a handshake that has just begun.
+/// Stores the SYN of a handshake that has just begun.
 #[inline(never)]
 pub fn keep_syn<A: Family>(frame: impl Frame) -> u32 {
     let Some(syn) = kept_slot(&Maps::<A>::NEW).and_then(syn::<A>) else {
@@ -95,7 +95,8 @@ fn replace<A: Family>(skb: *mut __sk_buff, syn: &mut Syn) -> bool {
     }
 }
 
-/// Whether a card completes the checksum (CHECKSUM_PARTIAL): then the helper changes it only for the pseudo header.
+/// Whether the network card completes the checksum (CHECKSUM_PARTIAL): the helper then changes it only for changes of the
+/// pseudo header.
 #[inline(always)]
 fn is_partial<A: Family>(skb: *mut __sk_buff) -> bool {
     let offset = Syn::checksum_offset::<A>() as u32;

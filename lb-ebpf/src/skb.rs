@@ -115,7 +115,7 @@ fn update_checksum(skb: *mut __sk_buff, offset: usize, rewritten: Rewritten, fla
 #[inline(always)]
 #[expect(
     clippy::not_unsafe_ptr_arg_deref,
-    reason = "the kernel's helpers take contexts, and look at them themselves"
+    reason = "the kernel's helpers take contexts and validate them"
 )]
 pub fn update_packet_sum<A: Address>(skb: *mut __sk_buff, changed: Difference) {
     if !A::Header::HAS_CHECKSUM {

@@ -254,7 +254,7 @@ fn act_here<A: Family>(skb: *mut __sk_buff, parsed: Parsed) -> i32 {
         Exit::Peers => return peer::relay(skb, packet.interface),
         _ => {}
     }
-    if parsed == Parsed::Message {
+    if parsed == Parsed::IcmpError {
         let Ok(mut message) = IcmpError::<A>::view(bytes, located) else {
             return TC_ACT_SHOT;
         };

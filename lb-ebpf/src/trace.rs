@@ -168,11 +168,11 @@ pub fn emit(frame: impl Frame) -> u32 {
     unsafe {
         if now - (*counts).window_ns >= TRACE_WINDOW_NS {
             (*counts).window_ns = now;
-            (*counts).taken = 0;
+            (*counts).window_packets = 0;
         }
-        atomic_add(&raw mut (*counts).taken, 1);
+        atomic_add(&raw mut (*counts).window_packets, 1);
         // Includes packets that other processors added meanwhile, so that the limit holds.
-        if core::ptr::read_volatile(&raw const (*counts).taken) > config.rate.into() {
+        if core::ptr::read_volatile(&raw const (*counts).window_packets) > config.rate.into() {
             atomic_add(&raw mut (*counts).over_rate, 1);
             return 0;
         }

@@ -173,7 +173,7 @@ fn act_here<A: Family>(ctx: *mut xdp_md, parsed: Parsed) -> u32 {
     let (bytes, located) = (packet_bytes(ctx), scratch.header_offset.located());
     let trace_packet =
         || trace::steered(Xdp(ctx), key, packet, decision, parsed == Parsed::Segment);
-    if parsed == Parsed::Message {
+    if parsed == Parsed::IcmpError {
         let Ok(mut message) = IcmpError::<A>::view(bytes, located) else {
             return XDP_DROP;
         };

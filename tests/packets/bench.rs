@@ -750,23 +750,23 @@ impl Bench {
         self.switches(|switch| switch.interfaces = 1);
     }
 
-    /// Forgets all peers, and what was asked of them.
+    /// Removes all peers and lookups of unknown connections.
     fn forgets_peers(&mut self) {
         self.switches(|switch| *switch = PeerSwitch::default());
         self.records();
-        let asked = &mut self.datapath.maps.asked;
-        for tuple in asked.keys().map(Result::unwrap).collect::<Vec<_>>() {
-            asked.remove(&tuple).unwrap();
+        let flows = &mut self.datapath.maps.unknown_flows;
+        for tuple in flows.keys().map(Result::unwrap).collect::<Vec<_>>() {
+            flows.remove(&tuple).unwrap();
         }
     }
 
-    /// Lets time pass for what was asked of peers.
+    /// Ages the lookups of unknown connections by `duration`.
     pub fn waits_for_peers(&mut self, duration: Duration) {
-        let asked = &mut self.datapath.maps.asked;
-        for tuple in asked.keys().map(Result::unwrap).collect::<Vec<_>>() {
-            let mut value = asked.get(&tuple, 0).unwrap();
+        let flows = &mut self.datapath.maps.unknown_flows;
+        for tuple in flows.keys().map(Result::unwrap).collect::<Vec<_>>() {
+            let mut value = flows.get(&tuple, 0).unwrap();
             value.first_ns -= u64::try_from(duration.as_nanos()).unwrap();
-            asked.insert(tuple, value, 0).unwrap();
+            flows.insert(tuple, value, 0).unwrap();
         }
     }
 

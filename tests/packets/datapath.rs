@@ -15,9 +15,9 @@ use aya::{
 use lb_common::{
     address::V6,
     maps::{
-        Asked, Backend, Counter, DEFAULT_SOURCE_WORDS, FlowKey, Neighbour, PORTS_PER_WORD,
-        PeerLinks, PeerSwitch, Policy, PortPool, PortWord, SLOTS_PER_BUCKET, Service, ServiceKey,
-        Settings, TRACE_SECTION, TraceConfig, TraceCounts, Traffic, name,
+        Backend, Counter, DEFAULT_SOURCE_WORDS, FlowKey, Neighbour, PORTS_PER_WORD, PeerLinks,
+        PeerSwitch, Policy, PortPool, PortWord, SLOTS_PER_BUCKET, Service, ServiceKey, Settings,
+        TRACE_SECTION, TraceConfig, TraceCounts, Traffic, UnknownFlow, name,
     },
 };
 use memlb::datapath::Intake;
@@ -74,7 +74,7 @@ pub struct Maps {
     pub peers: HashMap<MapData, u32, PeerLinks>,
     pub peer_addresses: HashMap<MapData, V6, u32>,
     pub flow_events: RingBuf<MapData>,
-    pub asked: HashMap<MapData, FlowKey<V6>, Asked>,
+    pub unknown_flows: HashMap<MapData, FlowKey<V6>, UnknownFlow>,
 }
 
 /// All counters at one moment, summed over the CPUs.
@@ -325,7 +325,7 @@ impl Maps {
             peers: map(name::PEERS).try_into()?,
             peer_addresses: map(name::PEER_ADDRESSES).try_into()?,
             flow_events: map(name::FLOW_EVENTS).try_into()?,
-            asked: map(name::ASKED).try_into()?,
+            unknown_flows: map(name::UNKNOWN_FLOWS).try_into()?,
         })
     }
 }

@@ -240,7 +240,7 @@ fn a_flood_of_new_clients_pushes_out_none_that_is_known() {
             let request = worker.request(Protocol::Tcp, flags);
             worker.passes_in(&request);
         }
-        for number in 0..3 * lb_common::maps::MAX_NEW_PEERS {
+        for number in 0..3 * lb_common::maps::MAX_NEW_DSR_CLIENTS {
             let mut syn = worker.request(Protocol::Tcp, SYN);
             let port = 1_024 + u16::try_from(number % 32_768).unwrap();
             let clients = [OTHER_CLIENT, ROUTER];

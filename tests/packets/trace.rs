@@ -242,7 +242,7 @@ fn no_more_is_traced_than_the_rate_allows_and_the_rest_is_counted(bench: &mut Be
     assert_eq!(bench.trace_counts().no_room, 0);
     // The next second has a budget of its own.
     bench.counts_trace(TraceCounts {
-        taken: 50,
+        window_packets: 50,
         ..TraceCounts::default()
     });
     bench.receives(&call.ack()).passes(Verdict::NoFlow);

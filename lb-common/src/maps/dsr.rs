@@ -10,20 +10,20 @@ pub mod dsr_name {
     pub const VERSION: &str = "version";
     pub const TRANSLATIONS: &str = "translations";
     pub const PORTS: &str = "ports";
-    pub const PEERS: &str = "peers";
-    pub const PEERS6: &str = "peers6";
-    pub const NEW_PEERS: &str = "new_peers";
-    pub const NEW_PEERS6: &str = "new_peers6";
+    pub const CLIENTS: &str = "clients";
+    pub const CLIENTS6: &str = "clients6";
+    pub const NEW_CLIENTS: &str = "new_clients";
+    pub const NEW_CLIENTS6: &str = "new_clients6";
     pub const SOCKETS: &str = "sockets";
     pub const VERDICTS: &str = "verdicts";
 }
 
 /// Capacity of `translations`.
 pub const MAX_TRANSLATIONS: u32 = 64;
-/// Capacity of `peers` and of `peers6`.
-pub const MAX_PEERS: u32 = 65_536;
-/// Capacity of `new_peers` and of `new_peers6`.
-pub const MAX_NEW_PEERS: u32 = 16_384;
+/// Capacity of `clients` and of `clients6`.
+pub const MAX_DSR_CLIENTS: u32 = 65_536;
+/// Capacity of `new_clients` and of `new_clients6`.
+pub const MAX_NEW_DSR_CLIENTS: u32 = 16_384;
 
 /// Value of `translations`, by [`super::ServiceKey`]: the socket of the worker's own server.
 #[repr(C)]
@@ -35,11 +35,11 @@ pub struct Translation {
     pub reserved: [u8; 6],
 }
 
-/// Value of `peers` and `new_peers`, by the tuple of the server's replies: the service that the client uses, or
-/// [`Peer::DIRECT`].
+/// Value of `clients` and `new_clients`, by the tuple of the server's replies: the service that the client uses, or
+/// [`DsrClient::DIRECT`].
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Peer<A = V4> {
+pub struct DsrClient<A = V4> {
     pub service: A,
     pub port: [u8; 2],
     /// Bits of [`super::ended`] of the client's direction.
@@ -50,7 +50,7 @@ pub struct Peer<A = V4> {
     pub last_seen: u32,
 }
 
-impl<A: Address> Peer<A> {
+impl<A: Address> DsrClient<A> {
     /// A client that connected to the server's own address and port.
     pub const DIRECT: Self = Self {
         service: A::NONE,
@@ -74,17 +74,6 @@ pub fn coarse_time(now_ns: u64) -> u32 {
 
 const _: () = {
     assert!(size_of::<Translation>() == 24 && align_of::<Translation>() == 1);
-    assert!(size_of::<Peer>() == 12 && align_of::<Peer>() == 4);
-    assert!(size_of::<Peer<V6>>() == 24 && align_of::<Peer<V6>>() == 4);
+    assert!(size_of::<DsrClient>() == 12 && align_of::<DsrClient>() == 4);
+    assert!(size_of::<DsrClient<V6>>() == 24 && align_of::<DsrClient<V6>>() == 4);
 };
-
-#[cfg(feature = "aya")]
-mod pod {
-    use super::{Address, Peer, Translation};
-
-    // SAFETY: `repr(C)`, integers and byte arrays only, and no padding, as the sizes asserted above
-    // show: every bit pattern is a value.
-    unsafe impl aya::Pod for Translation {}
-    // SAFETY: as above, for both families: no other type implements the sealed trait `Address`.
-    unsafe impl<A: Address> aya::Pod for Peer<A> {}
-}

@@ -151,9 +151,9 @@ pub mod ended {
 
     /// The bits to clear in the other direction after `cleared` were cleared in this one.
     #[inline(always)]
-    pub fn of_other(lost: u8) -> u8 {
-        let reset = if lost & BY_RESET != 0 { RESET } else { 0 };
-        let by_reset = if lost & RESET != 0 { BY_RESET } else { 0 };
+    pub fn of_other(cleared: u8) -> u8 {
+        let reset = if cleared & BY_RESET != 0 { RESET } else { 0 };
+        let by_reset = if cleared & RESET != 0 { BY_RESET } else { 0 };
         reset | by_reset
     }
 

@@ -20,7 +20,7 @@ pub struct Handshake<A = V4> {
     pub client_interface: u32,
     /// The client's initial sequence number.
     pub client_sequence: u32,
-    /// A hash of tuples, backend and service. It does not match if two processors wrote the slot at the same time.
+    /// A hash of tuples, backend and service. A mismatch means that two processors wrote the slot at the same time.
     pub integrity_tag: u64,
     pub created_ns: u64,
     /// When the client sent its last SYN.
@@ -46,7 +46,7 @@ pub struct Handshake<A = V4> {
     pub refused_by: [u32; MAX_REFUSALS],
 }
 
-/// Most backends that may refuse a handshake before its client gets the RST, less one.
+/// Most refusals after which the SYN goes to another backend. The RST of the next one reaches the client.
 pub const MAX_REFUSALS: usize = 3;
 
 impl<A: Address> Handshake<A> {
@@ -91,7 +91,7 @@ impl<A: Address> Handshake<A> {
     }
 }
 
-/// How far a handshake has come after the first reply. A flood of spoofed packets reaches the first step only.
+/// Progress of a handshake after the first reply. A flood of spoofed packets reaches the first step only.
 pub mod progress {
     pub const NONE: u8 = 0;
     /// The client has sent its next datagram or, in mode `dsr`, its first acknowledgement.

@@ -1,17 +1,18 @@
-//! Type, key size, value size and number of entries of every pinned map: what the layout version stands for.
+//! Type, key size, value size and number of entries of every pinned map. The layout version identifies them.
 
 use core::fmt;
 
 use super::{
-    ASKED_ENTRIES, ASKED_EVENT_BYTES, Asked, Backend, Counter, DENIED_PREFIXES, Flow, FlowKey,
-    Handshake, MAX_NEW_PEERS, MAX_PEERS, MAX_TRANSLATIONS, NAT_SOURCES, Neighbour, OwnerTags,
-    PEER_ADDRESSES, PEER_INTERFACES, PORT_WORDS, Peer, PeerLinks, PeerSwitch, Policy, PortPair,
-    PortPool, PortWord, SOURCE_FILTER_ENTRIES, Service, ServiceKey, ServiceRefusals, Settings,
-    TRACE_BYTES, TraceConfig, TraceCounts, Traffic, Translation, dsr_name, name,
+    Backend, Counter, DENIED_PREFIXES, DsrClient, Flow, FlowKey, Handshake, MAX_DSR_CLIENTS,
+    MAX_NEW_DSR_CLIENTS, MAX_TRANSLATIONS, NAT_SOURCES, Neighbour, OwnerTags, PEER_ADDRESSES,
+    PEER_INTERFACES, PORT_WORDS, PeerLinks, PeerSwitch, Policy, PortPair, PortPool, PortWord,
+    SOURCE_FILTER_ENTRIES, Service, ServiceKey, ServiceRefusals, Settings, TRACE_BYTES,
+    TraceConfig, TraceCounts, Traffic, Translation, UNKNOWN_CLIENT_BYTES, UNKNOWN_FLOW_ENTRIES,
+    UnknownFlow, dsr_name, name,
 };
 use crate::{address::V6, verdict::Verdict};
 
-/// The kernel's `enum bpf_map_type`, as far as pinned maps use it.
+/// The kernel's `enum bpf_map_type`, of the pinned maps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum MapKind {
@@ -24,7 +25,7 @@ pub enum MapKind {
     RingBuf = 27,
 }
 
-/// What a pinned map must be like. Sizes are in bytes.
+/// The required properties of a pinned map. Sizes are in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MapLayout {
     pub name: &'static str,
@@ -60,7 +61,7 @@ impl MapLayout {
     }
 
     /// Compares a map with this layout. Returns what differs, or `None`.
-    pub fn difference(&self, kind: u32, sizes: [u32; 2], entries: u32) -> Option<Difference> {
+    pub fn mismatch(&self, kind: u32, sizes: [u32; 2], entries: u32) -> Option<LayoutMismatch> {
         let pairs = [
             ("type", kind, self.kind as u32),
             ("key size", sizes[0], self.key_size),
@@ -72,7 +73,7 @@ impl MapLayout {
             ),
         ];
         let (property, found, expected) = pairs.into_iter().find(|(_, is, due)| is != due)?;
-        Some(Difference {
+        Some(LayoutMismatch {
             map: self.name,
             property,
             found,
@@ -83,14 +84,14 @@ impl MapLayout {
 
 /// The first property in which a pinned map differs from its layout.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Difference {
+pub struct LayoutMismatch {
     pub map: &'static str,
     pub property: &'static str,
     pub found: u32,
     pub expected: u32,
 }
 
-impl fmt::Display for Difference {
+impl fmt::Display for LayoutMismatch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self {
             map,
@@ -146,11 +147,15 @@ pub const MANAGER_MAPS: &[MapLayout] = &[
     MapLayout::new::<V6, u32>(name::PEER_ADDRESSES, MapKind::Hash, Some(PEER_ADDRESSES)),
     MapLayout::new::<(), ()>(name::FLOW_EVENTS, MapKind::RingBuf, None),
     MapLayout::new::<u32, u64>(name::FLOW_EVENTS_LOST, MapKind::PerCpuArray, Some(1)),
-    MapLayout::new::<FlowKey<V6>, Asked>(name::ASKED, MapKind::LruHash, Some(ASKED_ENTRIES)),
+    MapLayout::new::<FlowKey<V6>, UnknownFlow>(
+        name::UNKNOWN_FLOWS,
+        MapKind::LruHash,
+        Some(UNKNOWN_FLOW_ENTRIES),
+    ),
     MapLayout::new::<(), ()>(
-        name::ASKED_EVENTS,
+        name::UNKNOWN_CLIENTS,
         MapKind::RingBuf,
-        Some(ASKED_EVENT_BYTES),
+        Some(UNKNOWN_CLIENT_BYTES),
     ),
 ];
 
@@ -163,13 +168,25 @@ pub const DSR_MAPS: &[MapLayout] = &[
         Some(MAX_TRANSLATIONS),
     ),
     MapLayout::fixed_array::<u64>(dsr_name::PORTS, PORT_WORDS),
-    MapLayout::new::<FlowKey, Peer>(dsr_name::PEERS, MapKind::LruHash, Some(MAX_PEERS)),
-    MapLayout::new::<FlowKey<V6>, Peer<V6>>(dsr_name::PEERS6, MapKind::LruHash, Some(MAX_PEERS)),
-    MapLayout::new::<FlowKey, Peer>(dsr_name::NEW_PEERS, MapKind::LruHash, Some(MAX_NEW_PEERS)),
-    MapLayout::new::<FlowKey<V6>, Peer<V6>>(
-        dsr_name::NEW_PEERS6,
+    MapLayout::new::<FlowKey, DsrClient>(
+        dsr_name::CLIENTS,
         MapKind::LruHash,
-        Some(MAX_NEW_PEERS),
+        Some(MAX_DSR_CLIENTS),
+    ),
+    MapLayout::new::<FlowKey<V6>, DsrClient<V6>>(
+        dsr_name::CLIENTS6,
+        MapKind::LruHash,
+        Some(MAX_DSR_CLIENTS),
+    ),
+    MapLayout::new::<FlowKey, DsrClient>(
+        dsr_name::NEW_CLIENTS,
+        MapKind::LruHash,
+        Some(MAX_NEW_DSR_CLIENTS),
+    ),
+    MapLayout::new::<FlowKey<V6>, DsrClient<V6>>(
+        dsr_name::NEW_CLIENTS6,
+        MapKind::LruHash,
+        Some(MAX_NEW_DSR_CLIENTS),
     ),
     MapLayout::new::<u32, ServiceKey>(dsr_name::SOCKETS, MapKind::SkStorage, Some(0)),
     MapLayout::verdicts(dsr_name::VERDICTS),

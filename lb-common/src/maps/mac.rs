@@ -10,6 +10,9 @@ impl Mac {
     /// No address.
     pub const NONE: Self = Self(0);
 
+    /// Marks a tag as present. Replaces the DEI bit (IEEE 802.1Q, section 9.6), which memlb ignores.
+    const TAGGED: u16 = 0x1000;
+
     #[inline(always)]
     pub fn bytes(self) -> [u8; 6] {
         let [a, b, c, d, e, f, ..] = self.0.to_le_bytes();
@@ -36,11 +39,6 @@ impl Mac {
             *last = ((self.0 >> 32) as u16).to_le_bytes();
         }
     }
-}
-
-impl Mac {
-    /// Marks a tag as present. Replaces the DEI bit (IEEE 802.1Q, section 9.6), which memlb ignores.
-    const TAGGED: u16 = 0x1000;
 
     /// A VLAN tag's control information, marked as present.
     #[inline(always)]

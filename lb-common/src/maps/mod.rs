@@ -1,9 +1,8 @@
-//! Names, capacities and layouts of the pinned BPF maps: the contract between the kernel programs,
-//! the manager and a person with bpftool.
+//! Names, capacities and layouts of the pinned BPF maps: the contract between the kernel programs, the manager and an
+//! operator with bpftool.
 //!
-//! Values are `#[repr(C)]` without implicit padding. Ports of keys and of flows are bytes as on the
-//! wire, because the datapath compares them unchanged; a backend's port is a plain number, because
-//! people read and write it.
+//! Values are `#[repr(C)]` without implicit padding. Ports of keys and of flows are in network byte order, because the
+//! datapath compares them unchanged; a backend's port is a plain number, because operators read and write it.
 
 mod backend;
 mod counters;
@@ -20,19 +19,19 @@ mod trace;
 pub use backend::{ALL_DIRECT, Backend, Neighbour, mode, state};
 pub use counters::{Counter, ServiceRefusals, Traffic};
 pub use dsr::{
-    DSR_LAYOUT_VERSION, MAX_NEW_PEERS, MAX_PEERS, MAX_TRANSLATIONS, Peer, Translation, coarse_time,
-    dsr_name,
+    DSR_LAYOUT_VERSION, DsrClient, MAX_DSR_CLIENTS, MAX_NEW_DSR_CLIENTS, MAX_TRANSLATIONS,
+    Translation, coarse_time, dsr_name,
 };
 pub use flow::{
     BY_ROUTE, Flow, FlowKey, IN_FRAGMENTS, TICK_NS, direction, elapsed_ns, ended, ticks,
 };
 pub use handshake::{Handshake, MAX_REFUSALS, progress};
-pub use layout::{DSR_MAPS, Difference, MANAGER_MAPS, MapKind, MapLayout};
+pub use layout::{DSR_MAPS, LayoutMismatch, MANAGER_MAPS, MapKind, MapLayout};
 pub use mac::Mac;
 pub use peer::{
-    ASKED_AGAIN_NS, ASKED_ENTRIES, ASKED_EVENT_BYTES, ASKED_NS, Admission, Asked, FLOW_EVENT_BYTES,
-    FlowEvent, FlowRecord, INTAKE_RECORDS, IntakeHeader, MAX_PEER_MANAGERS, PEER_ADDRESSES,
-    PEER_INTERFACES, PeerLink, PeerLinks, PeerSwitch, record_kind,
+    Admission, FLOW_EVENT_BYTES, FlowEvent, FlowRecord, INTAKE_RECORDS, IntakeHeader,
+    LOOKUP_AGAIN_NS, LOOKUP_NS, MAX_PEER_MANAGERS, PEER_ADDRESSES, PEER_INTERFACES, PeerLink,
+    PeerLinks, PeerSwitch, UNKNOWN_CLIENT_BYTES, UNKNOWN_FLOW_ENTRIES, UnknownFlow, record_kind,
 };
 pub use ports::{
     DEFAULT_SOURCE_WORDS, MAX_NAT_SOURCES, NAT_SOURCES, PORT_WORDS, PORTS_PER_WORD, PortPair,
@@ -86,8 +85,8 @@ pub mod name {
     pub const PEER_ADDRESSES: &str = "peer_addresses";
     pub const FLOW_EVENTS: &str = "flow_events";
     pub const FLOW_EVENTS_LOST: &str = "flow_events_lost";
-    pub const ASKED: &str = "asked";
-    pub const ASKED_EVENTS: &str = "asked_events";
+    pub const UNKNOWN_FLOWS: &str = "unknown_flows";
+    pub const UNKNOWN_CLIENTS: &str = "unknown_clients";
 }
 
 /// Capacity of `services`, `selection` and `policies` unless configured.
@@ -148,7 +147,7 @@ pub struct Settings {
     pub nat_sources: [u16; 2],
     /// Most connections of one client; 0: no limit.
     pub per_client: u32,
-    /// Most open connections of mode `dsr`, which a forger can imitate, so that they leave room for other modes.
+    /// Most open connections of mode `dsr`. A sender can forge these, so they leave room for other modes.
     pub direct_flows: u32,
     pub reserved: u32,
 }
@@ -188,34 +187,44 @@ mod pod {
         ($($type:ty),+) => {
             $(
                 // SAFETY: `repr(C)`, integers and byte arrays only, and no padding, as the sizes
-                // asserted above show: every bit pattern is a value.
+                // asserted in these modules show: every bit pattern is a value.
                 unsafe impl aya::Pod for $type {}
             )+
         };
     }
 
     pod!(
-        Settings,
-        ServiceKey,
-        Service,
+        Backend,
+        Counter,
+        FlowRecord,
+        IntakeHeader,
+        Mac,
+        Neighbour,
+        PeerLinks,
+        PeerSwitch,
         Policy,
         PortPool,
         PortWord,
-        Backend,
-        Mac,
-        Neighbour,
-        Counter,
-        Traffic,
+        Service,
+        ServiceKey,
         ServiceRefusals,
+        Settings,
         TraceConfig,
         TraceCounts,
-        TraceEvent
+        TraceEvent,
+        Traffic,
+        Translation,
+        UnknownFlow
     );
 
-    // SAFETY: as above, for both families: no other type implements the sealed trait `Address`.
-    unsafe impl<A: Address> aya::Pod for FlowKey<A> {}
-    // SAFETY: as above.
-    unsafe impl<A: Address> aya::Pod for Flow<A> {}
-    // SAFETY: as above.
-    unsafe impl<A: Address> aya::Pod for Handshake<A> {}
+    macro_rules! pod_of_families {
+        ($($type:ident),+) => {
+            $(
+                // SAFETY: as above, for both families: no other type implements the sealed trait `Address`.
+                unsafe impl<A: Address> aya::Pod for $type<A> {}
+            )+
+        };
+    }
+
+    pod_of_families!(DsrClient, Flow, FlowKey, Handshake);
 }

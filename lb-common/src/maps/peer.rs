@@ -1,5 +1,5 @@
-//! Peers: other managers that serve the same services. Records of connections go to them, and packets of connections
-//! that only they know.
+//! Peers: other managers of the same services. This manager sends them records of its connections, and packets of
+//! connections that it does not know.
 
 use super::{BY_ROUTE, Flow, FlowKey, IN_FRAGMENTS, Mac, direction};
 use crate::address::{Address, V4, V6};
@@ -10,17 +10,18 @@ pub const MAX_PEER_MANAGERS: usize = 7;
 pub const PEER_INTERFACES: u32 = 64;
 /// Capacity of `peer_addresses`.
 pub const PEER_ADDRESSES: u32 = 128;
-/// Capacity of `asked`.
-pub const ASKED_ENTRIES: u32 = 16_384;
+/// Capacity of `unknown_flows`.
+pub const UNKNOWN_FLOW_ENTRIES: u32 = 16_384;
 /// Size of map `flow_events` in bytes if there are peers: 65,536 events of IPv4.
 pub const FLOW_EVENT_BYTES: u32 = 4 * 1024 * 1024;
-/// Size of map `asked_events` in bytes.
-pub const ASKED_EVENT_BYTES: u32 = 64 * 1024;
+/// Size of map `unknown_clients` in bytes.
+pub const UNKNOWN_CLIENT_BYTES: u32 = 64 * 1024;
 
-/// Time in nanoseconds in which packets of an unknown connection go to the peers, if these have reported all of theirs.
-pub const ASKED_NS: u64 = 1_000_000_000;
-/// Time in nanoseconds after which an unknown connection is asked about again.
-pub const ASKED_AGAIN_NS: u64 = 10_000_000_000;
+/// Time in nanoseconds for which packets of an unknown connection go to the peers, if these have reported all
+/// connections.
+pub const LOOKUP_NS: u64 = 1_000_000_000;
+/// Time in nanoseconds after which a new lookup of an unknown connection begins.
+pub const LOOKUP_AGAIN_NS: u64 = 10_000_000_000;
 
 /// What happened to a connection: an entry of `flow_events`. An IPv4 entry fills a cache line with the ring's header of
 /// 8 bytes, because cache misses are most of its cost.
@@ -91,26 +92,27 @@ pub struct FlowRecord {
 pub mod record_kind {
     /// No record.
     pub const NONE: u8 = 0;
-    /// The connection has begun or, after a spoofed end, goes on.
+    /// The connection has begun, or continues after a spoofed end.
     pub const OPENED: u8 = 1;
     /// The connection is over.
     pub const ENDED: u8 = 2;
     /// The connection exists. Does not revive one that has ended.
     pub const PRESENT: u8 = 3;
-    /// In `asked_events`: an unknown client. The sequence numbers are the packet's; backend and source are empty.
-    pub const ASKED: u8 = 4;
-    /// For the intake only: no peer has reported the connection for long. Removes it if no packet has passed here.
+    /// In `unknown_clients`: the sequence numbers are the packet's; backend and source are empty.
+    pub const UNKNOWN_CLIENT: u8 = 4;
+    /// For the intake only: the peers no longer report the connection. Removes it if no packet has passed here.
     pub const FORGOTTEN: u8 = 5;
 }
 
 /// Most records of one run of program `memlb_intake`. A test run takes at most a page.
 pub const INTAKE_RECORDS: usize = 32;
 
-/// The first bytes of what program `memlb_intake` is run on; the records follow. It is run once for each record.
+/// The first bytes of the input of program `memlb_intake`; the records follow. The manager runs it once for each
+/// record.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct IntakeHeader {
-    /// The kernel takes this for link addresses and a protocol. Zero.
+    /// Zeros, where the kernel expects an Ethernet header.
     pub link: [u8; 16],
     /// The next record, in the machine's byte order, like the next.
     pub next: [u8; 2],
@@ -120,7 +122,7 @@ pub struct IntakeHeader {
 }
 
 impl IntakeHeader {
-    /// Before the first record.
+    /// The header for a new batch.
     pub const NEW: Self = Self {
         link: [0; 16],
         next: [0; 2],
@@ -130,22 +132,22 @@ impl IntakeHeader {
 }
 
 crate::named_enum! {
-    /// What the intake made of a [`FlowRecord`].
+    /// The outcome of the intake of a [`FlowRecord`].
     #[repr(u32)]
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub enum Admission {
         Inserted = "inserted",
         /// Known: at most its age was renewed.
         Refreshed = "refreshed",
-        /// Took the place of another connection of the same tuple.
+        /// Replaced another connection of the same tuple.
         Replaced = "replaced",
-        /// Left out: the connection known here is newer, or is carried here.
+        /// Ignored: the connection known here is newer, or its packets pass here.
         Older = "older",
         /// Removed: no packet has passed here.
         Removed = "removed",
         /// Marked as ended.
         Ended = "ended",
-        /// Not known here, so there is nothing to end.
+        /// The end of a connection that is not known here.
         Absent = "absent",
         UnknownBackend = "unknown_backend",
         TableFull = "table_full",
@@ -214,8 +216,8 @@ impl<A: Address> FlowEvent<A> {
         flags: 0,
     };
 
-    /// Describes a connection by one of its entries, and sequence number and bits of [`ended`](super::ended) of the other
-    /// direction.
+    /// Fills the event from one entry of a connection, and from sequence number and bits of [`ended`](super::ended) of the
+    /// other direction.
     #[inline(always)]
     pub fn describe(
         &mut self,
@@ -246,7 +248,7 @@ impl<A: Address> FlowEvent<A> {
         self.last_seen_ticks = flow.last_seen_ticks;
     }
 
-    /// The record of the event. The manager's link address is left out.
+    /// The record of the event, without the manager's link address.
     pub fn record(&self) -> FlowRecord {
         let mut record = FlowRecord {
             source: self.source.mapped(),
@@ -273,10 +275,10 @@ impl<A: Address> FlowEvent<A> {
 pub struct PeerSwitch {
     /// 1: `flow_events` gets the records.
     pub reports: u32,
-    /// Entries of `peers`; 0: no peer lives.
+    /// Entries of `peers`; 0: no peer is alive.
     pub interfaces: u16,
-    /// 1: a living peer has connections of which this manager does not know, as without its controller. Their packets
-    /// go to the peers for as long as they last.
+    /// 1: a living peer has connections that this manager does not know. Then packets of unknown connections go to the
+    /// peers without a time limit.
     pub incomplete: u16,
 }
 
@@ -298,13 +300,14 @@ pub struct PeerLink {
     pub own_mac: Mac,
 }
 
-/// Value of `asked`, by the tuple of the packet of an unknown connection, IPv4 as IPv4-mapped addresses.
+/// Value of `unknown_flows`, by the tuple of a packet of an unknown connection, IPv4 as IPv4-mapped addresses: its
+/// lookup at peers or agents.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Asked {
-    /// CLOCK_MONOTONIC, in nanoseconds.
+pub struct UnknownFlow {
+    /// When the lookup began, CLOCK_MONOTONIC in nanoseconds.
     pub first_ns: u64,
-    /// 1: `asked_events` has the record.
+    /// 1: `unknown_clients` has the record.
     pub reported: u32,
     pub reserved: u32,
 }
@@ -315,22 +318,5 @@ const _: () = {
     assert!(size_of::<IntakeHeader>() == 40 && align_of::<IntakeHeader>() == 1);
     assert!(size_of::<PeerSwitch>() == 8);
     assert!(size_of::<PeerLinks>() == 112 && align_of::<PeerLinks>() == 8);
-    assert!(size_of::<Asked>() == 16);
+    assert!(size_of::<UnknownFlow>() == 16);
 };
-
-#[cfg(feature = "aya")]
-mod pod {
-    use super::{Asked, FlowRecord, IntakeHeader, PeerLinks, PeerSwitch};
-
-    // SAFETY: `repr(C)`, integers and byte arrays only, and no padding, as the sizes asserted above show: every bit
-    // pattern is a value.
-    unsafe impl aya::Pod for FlowRecord {}
-    // SAFETY: as above.
-    unsafe impl aya::Pod for IntakeHeader {}
-    // SAFETY: as above.
-    unsafe impl aya::Pod for PeerLinks {}
-    // SAFETY: as above.
-    unsafe impl aya::Pod for PeerSwitch {}
-    // SAFETY: as above.
-    unsafe impl aya::Pod for Asked {}
-}

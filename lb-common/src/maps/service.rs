@@ -29,8 +29,8 @@ pub struct Service {
 pub mod service_flag {
     /// A SYN that its worker answers with RST goes to another worker.
     pub const RETRY_REFUSED: u32 = 1;
-    /// Agents of workers of mode `dsr` are asked about unknown connections.
-    pub const ASKS: u32 = 2;
+    /// The manager asks the agents of workers of mode `dsr` about unknown connections.
+    pub const ASK_AGENTS: u32 = 2;
 }
 
 /// Value of `selection`, indexed by service id: the [`Policy`] chooses for each new connection. Any other value is

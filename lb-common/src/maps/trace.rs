@@ -47,9 +47,10 @@ pub struct TraceConfig {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TraceCounts {
-    /// Begin of the current window, and its packets.
+    /// Begin of the current window, CLOCK_MONOTONIC in nanoseconds.
     pub window_ns: u64,
-    pub taken: u64,
+    /// Matching packets in this window.
+    pub window_packets: u64,
     /// Matching packets beyond the rate limit.
     pub over_rate: u64,
     /// Matching packets for which `trace_events` was full.

@@ -10,16 +10,15 @@ use crate::{
 
 use super::{ErrorMessage, IpHeader, PortsFrame, TcpFrame};
 
-/// The bytes of a frame from its link header on, as far as they can be reached.
+/// The accessible bytes of a frame, from its link header on.
 ///
-/// A value is a capability: the caller of its unsafe constructor promises that no two views of the same
-/// bytes are in use at a time.
+/// The caller of an unsafe constructor guarantees that no two views of the same bytes are in use at a time.
 pub trait FrameBytes<'a>: Copy {
-    /// The header at `offset`, if all of it is there.
+    /// The header at `offset`; `None` if it is cut short.
     fn at<T: Header>(self, offset: usize) -> Option<&'a mut T>;
 }
 
-/// A header that can be viewed in place: of alignment 1, and any bytes are one.
+/// A header that can be viewed in place: of alignment 1, and every bit pattern is a value.
 pub trait Header: sealed::Sealed {}
 
 mod sealed {

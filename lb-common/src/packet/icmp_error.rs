@@ -18,7 +18,7 @@ pub struct IcmpError<'a, A: Address> {
     protocol: u8,
 }
 
-/// What follows the IP header: one view, since the verifier knows the bounds of one pointer.
+/// The ICMP header and the quoted packet as one view, because the verifier tracks the bounds of one pointer.
 #[repr(C)]
 #[derive(Debug)]
 pub struct ErrorMessage<H> {
@@ -28,10 +28,10 @@ pub struct ErrorMessage<H> {
 }
 
 impl<'a, A: Address> IcmpError<'a, A> {
-    /// Where in the ICMP header the checksum is, in bytes.
+    /// Offset of the checksum in the ICMP header, in bytes.
     pub const CHECKSUM: usize = 2;
 
-    /// Views the message at `located`, or says why it is none of ours.
+    /// Views the message at `located`, or returns the verdict of a message that is not steered.
     #[inline(always)]
     pub fn view(bytes: impl FrameBytes<'a>, located: Located) -> Result<Self, Verdict> {
         let Located { offset, .. } = located;
@@ -65,7 +65,7 @@ impl<'a, A: Address> IcmpError<'a, A> {
         })
     }
 
-    /// The tuple that answers to the quoted packet have: the message goes the same way.
+    /// The tuple of replies to the quoted packet, which go the same way as the message.
     #[inline(always)]
     pub fn tuple(&self) -> FlowKey<A> {
         let ErrorMessage { inner, ports, .. } = &*self.message;
@@ -78,7 +78,7 @@ impl<'a, A: Address> IcmpError<'a, A> {
         }
     }
 
-    /// Whether it says that the quoted packet would get through in fragments.
+    /// Whether it is "fragmentation needed" (IPv4) or "packet too big" (IPv6).
     #[inline(always)]
     pub fn fragmentation_needed(&self) -> bool {
         A::Header::fragmentation_needed(&self.message.icmp)
@@ -90,15 +90,15 @@ impl<'a, A: Address> IcmpError<'a, A> {
         A::Header::port_unreachable(&self.message.icmp)
     }
 
-    /// Of TCP, the sequence number of the quoted segment.
+    /// The sequence number of the quoted segment. Meaningless for other protocols.
     #[inline(always)]
     pub fn sequence(&self) -> u32 {
         self.message.ports.sequence()
     }
 
-    /// Makes it a message about the packet that `translated` answers to, in place of the one that `key`
-    /// answers to. Where the flow's translation replaces the sender, it does so here, too: the
-    /// receiver does not know the routers on the other side. The checksum of the ICMP header is left to the caller.
+    /// Translates the message like a reply with the tuple `key`, to `translated`; the quoted packet becomes the reverse of
+    /// `translated`. Where the translation changes the source, the message gets this source, too, because its receiver has
+    /// no route to the routers on the other side. The caller updates the checksum of the ICMP header.
     #[inline(always)]
     pub fn rewrite(
         &mut self,
@@ -120,15 +120,14 @@ impl<'a, A: Address> IcmpError<'a, A> {
         );
         ports.source_port = quoted.source_port;
         ports.destination_port = quoted.destination_port;
-        // That of TCP lies beyond what every message quotes, and no receiver checks it.
+        // The checksum of TCP lies beyond the bytes that every message quotes, and no receiver checks it.
         if self.protocol == PROTOCOL_UDP && ports.checksum != [0, 0] {
             let checksum = udp_checksum(addresses.plus(changed).apply(ports.checksum));
             changed = changed.plus(Difference::of_u16(ports.checksum, checksum));
             ports.checksum = checksum;
         }
         if A::Header::HAS_CHECKSUM {
-            // The quoted header's own checksum makes up for its addresses, and no pseudo header
-            // stands before the message.
+            // The checksum of the quoted IP header compensates its addresses, and ICMP has no pseudo header.
             return Rewritten {
                 addresses: Difference::default(),
                 ports: changed,

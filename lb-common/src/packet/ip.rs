@@ -55,8 +55,8 @@ pub trait IpHeader: core::fmt::Debug + Header + Sized + 'static {
     const ETHERTYPE: u16;
     /// The protocol number of the family's ICMP.
     const ICMP: u8;
-    /// Whether the header has a checksum. If not, the checksums of the protocols above cover its addresses, including
-    /// ICMP's.
+    /// Whether the header has a checksum. If not, the checksums of the protocols above, including ICMP, cover its
+    /// addresses.
     const HAS_CHECKSUM: bool;
 
     fn source(&self) -> Self::Address;
@@ -257,9 +257,9 @@ impl IpHeader for Ipv6Header {
             let Some(extension) = bytes.at::<ExtensionHeader>(located.offset) else {
                 return Err(Verdict::Truncated);
             };
-            let is_under_way = located.protocol == ROUTING && extension.segments_left != 0;
+            let is_on_the_way = located.protocol == ROUTING && extension.segments_left != 0;
             let offset = located.offset + extension.length();
-            if is_under_way || offset > ETHERNET_LEN + size_of::<Self>() + MAX_EXTENSION_BYTES {
+            if is_on_the_way || offset > ETHERNET_LEN + size_of::<Self>() + MAX_EXTENSION_BYTES {
                 return Err(Verdict::ExtensionHeaders);
             }
             located = Located {

@@ -89,7 +89,7 @@ impl<A: Address> Segment<'_, A> {
         Ok(())
     }
 
-    /// Offset of the transport header in the frame, if the headers are valid and the packet is one to steer.
+    /// Offset of the transport header in the frame, if the headers are valid and the packet may be steered.
     #[inline(always)]
     pub fn checked_offset<'a>(&self, bytes: impl FrameBytes<'a>, extent: Extent) -> Option<usize> {
         let offset = self.ip.locate(bytes, extent).ok()?.offset;

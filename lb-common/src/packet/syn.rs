@@ -1,4 +1,4 @@
-//! A kept SYN: the headers with which the manager sends it again, to another worker.
+//! A stored SYN: the frame that the manager sends again, to another worker.
 
 use super::after_hop;
 use crate::{
@@ -18,7 +18,7 @@ pub const SYN_LEN: usize = ETHERNET_LEN + size_of::<Ipv6Header>() + TCP_LEN;
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Syn {
-    /// Bytes of the frame; 0: none is kept, because the SYN has data, IPv4 options or extension headers.
+    /// Bytes of the frame; 0: none is stored, because the SYN has data, IPv4 options or extension headers.
     pub length: u32,
     pub frame: [u8; SYN_LEN],
     pub reserved: [u8; 2],
@@ -105,7 +105,7 @@ impl Syn {
             && u32::from_be_bytes([a, b, c, d]) == sequence
     }
 
-    /// Translates the headers to `translated`, with one hop less, and sets all checksums.
+    /// Translates the headers to `translated`, decrements the time to live, and sets all checksums.
     #[inline(always)]
     pub fn translate<A: Address>(&mut self, translated: &FlowKey<A>) {
         let at = const { Offsets::of::<A>() };
@@ -127,7 +127,7 @@ impl Syn {
         self.set_checksum::<A>(checksum);
     }
 
-    /// Replaces the TCP checksum by the sum of the pseudo header, which a card completes.
+    /// Replaces the TCP checksum by the sum of the pseudo header, which the network card completes.
     #[inline(always)]
     pub fn leave_to_card<A: Address>(&mut self) {
         let [one, other] = self.pseudo_header::<A>().apply([0xff; 2]);

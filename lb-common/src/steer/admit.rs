@@ -1,6 +1,7 @@
 //! Connections that a peer has reported, written into the flow table as if they had begun here.
 //!
-//! Of two reports about a tuple, the newer connection counts. What passes here counts more than what a peer says.
+//! Of two connections with the same tuple, the newer one wins. State from packets that pass here takes precedence over a
+//! peer's record.
 
 use super::{
     FlowScratch, Tables,
@@ -14,11 +15,12 @@ use crate::{
     },
 };
 
-/// Ticks by which two managers may date the same connection differently: records take time, and clocks differ.
-const DATING_ERROR: i32 = ticks(1_000_000_000) as i32;
+/// Greatest difference in ticks of the times at which two managers saw the same connection begin: records take time,
+/// and clocks differ.
+const CLOCK_TOLERANCE: i32 = ticks(1_000_000_000) as i32;
 
-/// Takes in a record, whose backend, interface, link addresses and times are this manager's. `scratch` is not the one
-/// of [`Tables::flow_scratch`], which packets use meanwhile.
+/// Writes a record to the flow table. Its backend, interface, link addresses and times are this manager's. `scratch` is
+/// not the one of [`Tables::flow_scratch`], which packets use at the same time.
 #[inline(always)]
 pub fn admit<T: Tables>(
     tables: &T,
@@ -39,8 +41,10 @@ pub fn admit<T: Tables>(
     pending.reply_key = pending.translated.reversed();
     let is_over = ended::both(record.ended[0], record.ended[1]);
     match record.kind {
-        record_kind::OPENED | record_kind::PRESENT if !is_over => open(tables, record, scratch),
-        _ => end(tables, record, scratch),
+        record_kind::OPENED | record_kind::PRESENT if !is_over => {
+            admit_open(tables, record, scratch)
+        }
+        _ => admit_end(tables, record, scratch),
     }
 }
 
@@ -53,12 +57,12 @@ fn is_later(one: u32, other: u32) -> bool {
 /// Whether a record is of a later connection than the entry.
 #[inline(always)]
 fn is_newer<A>(record: &FlowRecord, flow: &Flow<A>) -> bool {
-    record.created_ticks.wrapping_sub(flow.created_ticks) as i32 > DATING_ERROR
+    record.created_ticks.wrapping_sub(flow.created_ticks) as i32 > CLOCK_TOLERANCE
 }
 
-/// Stores an open connection, or renews what is known of it.
+/// Stores an open connection, or refreshes its entries.
 #[inline(always)]
-fn open<T: Tables>(
+fn admit_open<T: Tables>(
     tables: &T,
     record: &FlowRecord,
     scratch: &mut FlowScratch<T::Address>,
@@ -76,7 +80,7 @@ fn open<T: Tables>(
         return Admission::Older;
     }
     if client == SAME {
-        return renew(tables, record, scratch);
+        return refresh(tables, record, scratch);
     }
     if worker == SAME {
         // The other entry was evicted.
@@ -217,9 +221,10 @@ fn make_room<T: Tables>(
     REPLACED
 }
 
-/// Renews the entries of a connection that is known here. Where packets of it have passed, at most its age.
+/// Refreshes the entries of a known connection from a record: all fields if no packet of it has passed here, else only
+/// the age.
 #[inline(always)]
-fn renew<T: Tables>(
+fn refresh<T: Tables>(
     tables: &T,
     record: &FlowRecord,
     scratch: &mut FlowScratch<T::Address>,
@@ -247,10 +252,10 @@ fn renew<T: Tables>(
     if let Some(mut reply) = reply {
         bytes |= reply.bytes;
         let is_whole = bytes == 0 || is_new || is_revived;
-        overwrite(tables, &mut reply, fresh_reply, is_whole);
+        update_entry(tables, &mut reply, fresh_reply, is_whole);
     }
     let is_whole = bytes == 0 || is_new || is_revived;
-    overwrite(tables, &mut request, fresh_request, is_whole);
+    update_entry(tables, &mut request, fresh_request, is_whole);
     let is_counted = !tables.set_counted(&mut request);
     drop(request);
     if !has_reply {
@@ -263,9 +268,9 @@ fn renew<T: Tables>(
     Admission::Refreshed
 }
 
-/// Renews an entry from a record: all of it, or only its age.
+/// Updates an entry from a record: all of it, or only its age.
 #[inline(always)]
-fn overwrite<T: Tables>(
+fn update_entry<T: Tables>(
     tables: &T,
     flow: &mut Flow<T::Address>,
     fresh: &Flow<T::Address>,
@@ -288,7 +293,7 @@ fn overwrite<T: Tables>(
 
 /// Ends a connection: removes it if no packet of it has passed here, else marks it.
 #[inline(always)]
-fn end<T: Tables>(
+fn admit_end<T: Tables>(
     tables: &T,
     record: &FlowRecord,
     scratch: &mut FlowScratch<T::Address>,
@@ -301,7 +306,7 @@ fn end<T: Tables>(
         return Admission::Absent;
     };
     // A later connection of the same tuple.
-    if request.created_ticks.wrapping_sub(record.created_ticks) as i32 > DATING_ERROR {
+    if request.created_ticks.wrapping_sub(record.created_ticks) as i32 > CLOCK_TOLERANCE {
         return Admission::Older;
     }
     let mut reply = tables

@@ -27,9 +27,9 @@ use crate::{
     address::{Address, V4, V6},
     headers::TcpFlags,
     maps::{
-        Asked, BY_ROUTE, Backend, Flow, FlowEvent, FlowKey, FlowRecord, Handshake, IN_FRAGMENTS,
-        LOOPBACK, Mac, OwnerTags, PeerLinks, PeerSwitch, Policy, PortPool, PortWord, Service,
-        ServiceKey, ServiceRefusals, Settings, Traffic, mode, ticks,
+        BY_ROUTE, Backend, Flow, FlowEvent, FlowKey, FlowRecord, Handshake, IN_FRAGMENTS, LOOPBACK,
+        Mac, OwnerTags, PeerLinks, PeerSwitch, Policy, PortPool, PortWord, Service, ServiceKey,
+        ServiceRefusals, Settings, Traffic, UnknownFlow, mode, ticks,
     },
     verdict::Verdict,
 };
@@ -185,7 +185,7 @@ pub struct FlowScratch<A = V4> {
 
 /// The body of a loop and its state.
 pub trait Step<T> {
-    /// Takes one step; returns whether it was the last.
+    /// Executes one step; returns whether it was the last.
     fn step(&mut self, tables: &T, number: u32) -> bool;
 }
 
@@ -197,13 +197,13 @@ pub trait ChoiceTables: Sized {
     /// Returns the service's round-robin counter, and increments it.
     fn next_round_robin(&self, service: u32) -> u32;
     fn random(&self) -> u32;
-    /// Takes the steps 0 to `count - 1`, until one says that it was the last. The verifier cannot
-    /// follow a long loop, but the kernel can run one.
+    /// Executes the steps 0 to `count - 1`, until one returns true (`bpf_loop`). The verifier cannot unroll a long loop.
     ///
-    /// Before Linux 6.8 (ab5cfac139ab) it verifies the first step only, and takes out of the program
-    /// whatever that one cannot reach. So what a step changes begins [`barrier_var`](Self::barrier_var).
+    /// Before Linux 6.8 (ab5cfac139ab), the verifier checks the first step only, and removes the code that this step
+    /// cannot reach. So the initial value of each variable that a step changes is a
+    /// [`barrier_var`](Self::barrier_var).
     fn repeat<S: Step<Self>>(&self, count: u32, steps: &mut S);
-    /// The same number, unknown to the verifier.
+    /// Returns `number`, which the verifier does not know.
     fn barrier_var(&self, number: u32) -> u32;
     /// Open connections of a backend.
     fn active_connections(&self, backend: u32) -> u32;
@@ -307,11 +307,11 @@ pub trait Tables: ChoiceTables {
     fn peers(&self, interface: u32) -> Option<&PeerLinks>;
     /// Whether it is a NAT address of this manager or of a peer.
     fn is_peer_address(&self, address: &V6) -> bool;
-    /// Reports a connection to the peers: has an empty event filled in, in place, if there is room for it.
+    /// Reports a connection to the peers: calls `fill` on an empty event in the ring, if the ring has room.
     fn report(&self, fill: impl FnOnce(&mut FlowEvent<Self::Address>));
-    /// Whether and since when a connection is asked about.
-    fn asked(&self, tuple: &FlowKey<V6>) -> Option<Asked>;
-    fn set_asked(&self, tuple: &FlowKey<V6>, asked: &Asked);
+    /// The lookup of an unknown connection; `None`: there was none.
+    fn unknown_flow(&self, tuple: &FlowKey<V6>) -> Option<UnknownFlow>;
+    fn set_unknown_flow(&self, tuple: &FlowKey<V6>, flow: &UnknownFlow);
     /// Reports an unknown client to the manager; returns whether there was room.
     fn report_unknown(&self, record: &FlowRecord) -> bool;
     /// Changes a backend's counters.

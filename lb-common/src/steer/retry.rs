@@ -1,8 +1,7 @@
 //! Refused handshakes: the SYN goes to another worker at once, and the client does not get the RST.
 //!
-//! Two functions do that, because Linux 6.1 allows 512 bytes of stack for all nested calls: `begin_retry` of
-//! `handshake.rs` at the end of the search for the packet's handshake, and then [`retry_refused`]. The kept SYN has no
-//! data, so no server has seen any of the client's.
+//! Two functions do that, because Linux 6.1 allows 512 bytes of stack for all nested calls: first `begin_retry` of
+//! `handshake.rs`, then [`retry_refused`]. The stored SYN has no data, so no server has read data of the client.
 
 use super::{
     Decision, Exit, PacketMeta, Tables,
@@ -71,7 +70,7 @@ pub fn move_handshake<T: Tables>(tables: &T, slot: u32) -> u32 {
     scratch.pending.client = handshake.client;
     drop((scratch, handshake));
     let next = tables.choose_another(service, 0, &Tried([refusing, a, b, c]));
-    if !takes_pending(tables, next) {
+    if !translate_pending(tables, next) {
         return 0;
     }
     let (Some(scratch), Some(mut handshake)) = (tables.flow_scratch(), tables.handshake(slot))
@@ -93,9 +92,10 @@ pub fn move_handshake<T: Tables>(tables: &T, slot: u32) -> u32 {
     next
 }
 
-/// Takes a tuple towards a backend for the pending connection. Returns whether the backend can have it.
+/// Translates the pending connection to a backend, and allocates a source port if its mode needs one. Returns whether
+/// the backend can receive the SYN.
 #[inline(always)]
-fn takes_pending<T: Tables>(tables: &T, id: u32) -> bool {
+fn translate_pending<T: Tables>(tables: &T, id: u32) -> bool {
     let (Some(backend), Some(mut scratch)) = (tables.backend(id), tables.flow_scratch()) else {
         return false;
     };
@@ -112,7 +112,7 @@ fn takes_pending<T: Tables>(tables: &T, id: u32) -> bool {
     }
 }
 
-/// The backends that have refused, with one more.
+/// Appends `one_more` to the backends that have refused.
 #[inline(always)]
 fn refusals([a, b, c]: [u32; MAX_REFUSALS], one_more: u32) -> [u32; MAX_REFUSALS] {
     if a == 0 {

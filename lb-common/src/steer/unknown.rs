@@ -1,16 +1,16 @@
-//! Packets of connections that are not known here. A peer may know them, or, in mode `dsr`, a worker.
+//! Packets of connections that this manager does not know. A peer or, in mode `dsr`, a worker may know them.
 
 use super::{Decision, Exit, Hook, PacketMeta, Tables};
 use crate::{
     address::{Address, V6},
     maps::{
-        ASKED_AGAIN_NS, ASKED_NS, Asked, FlowKey, FlowRecord, Mac, ServiceKey, record_kind,
+        FlowKey, FlowRecord, LOOKUP_AGAIN_NS, LOOKUP_NS, Mac, ServiceKey, UnknownFlow, record_kind,
         service_flag, ticks,
     },
     verdict::Verdict,
 };
 
-/// Whether the frame comes from a peer. Its link addresses say nothing of the client or the worker.
+/// Whether a peer sent the frame. Then its link addresses are neither the client's nor the worker's.
 #[inline(always)]
 pub(super) fn is_from_peer<T: Tables>(tables: &T, packet: &PacketMeta) -> bool {
     packet.hook == Hook::Ingress
@@ -32,10 +32,10 @@ pub fn is_peer<T: Tables>(tables: &T, interface: u32, mac: &Mac) -> bool {
     is_known
 }
 
-/// Decides on a packet that belongs to nothing known here; `otherwise` is the verdict if no one is asked.
+/// Decides on a packet of an unknown connection; `otherwise` is the verdict if neither peers nor agents may know it.
 ///
-/// For [`ASKED_NS`], packets of a connection go to the peers as they are, or wait for an agent's answer; for longer
-/// while a peer is incomplete. They go no further than one peer, and never back.
+/// For [`LOOKUP_NS`], the packets go to the peers unchanged or, while agents are asked, are dropped; for longer while a
+/// peer is incomplete. A peer does not relay them again.
 #[inline(never)]
 pub(super) fn unknown<T: Tables>(
     tables: &T,
@@ -58,10 +58,11 @@ pub(super) fn unknown<T: Tables>(
         reserved: 0,
     });
     let flags = service.map_or(0, |service| service.flags);
-    let asks =
-        flags & service_flag::ASKS != 0 && otherwise == Verdict::NoFlow && !packet.flags.has_rst();
+    let asks_agents = flags & service_flag::ASK_AGENTS != 0
+        && otherwise == Verdict::NoFlow
+        && !packet.flags.has_rst();
     let is_ours = service.is_some() || is_nat_port(tables, key);
-    if !(has_peers || asks) || !is_ours {
+    if !(has_peers || asks_agents) || !is_ours {
         return otherwise;
     }
     if is_from_peer(tables, packet) {
@@ -72,18 +73,18 @@ pub(super) fn unknown<T: Tables>(
     if packet.in_driver {
         return Verdict::HandedOver;
     }
-    if !ask(tables, packet, key, asks) {
+    if !continue_lookup(tables, packet, key, asks_agents) {
         return otherwise;
     }
     decision.exit = if has_peers { Exit::Peers } else { Exit::Drop };
     if has_peers {
         Verdict::ToPeer
     } else {
-        Verdict::Asked
+        Verdict::LookupPending
     }
 }
 
-/// Whether the packet is for a NAT port of a manager, which no server and no client of its own uses.
+/// Whether the packet's destination is a NAT port at a NAT address of this manager or of a peer.
 #[inline(always)]
 fn is_nat_port<T: Tables>(tables: &T, key: &FlowKey<T::Address>) -> bool {
     let Some(settings) = tables.settings() else {
@@ -94,14 +95,14 @@ fn is_nat_port<T: Tables>(tables: &T, key: &FlowKey<T::Address>) -> bool {
         && tables.is_peer_address(&key.destination.mapped())
 }
 
-/// Notes that the connection is asked about, and reports the client to the manager if `agents` are to be asked.
-/// Returns whether an answer may still come.
+/// Begins or continues the lookup of an unknown connection. Reports the client to the manager if it shall ask the
+/// agents. Returns whether an answer may still come.
 #[inline(never)]
-fn ask<T: Tables>(
+fn continue_lookup<T: Tables>(
     tables: &T,
     packet: &PacketMeta,
     key: &FlowKey<T::Address>,
-    agents: bool,
+    asks_agents: bool,
 ) -> bool {
     let now = tables.now_ns();
     let tuple: FlowKey<V6> = FlowKey {
@@ -111,21 +112,22 @@ fn ask<T: Tables>(
         destination_port: key.destination_port,
         protocol: key.protocol,
     };
-    let fresh = Asked {
+    let fresh = UnknownFlow {
         first_ns: now,
-        ..Asked::default()
+        ..UnknownFlow::default()
     };
-    let mut asked = match tables.asked(&tuple) {
-        Some(asked) if now.saturating_sub(asked.first_ns) < ASKED_AGAIN_NS => asked,
+    let mut lookup = match tables.unknown_flow(&tuple) {
+        Some(lookup) if now.saturating_sub(lookup.first_ns) < LOOKUP_AGAIN_NS => lookup,
         _ => fresh,
     };
-    if now.saturating_sub(asked.first_ns) >= ASKED_NS {
+    if now.saturating_sub(lookup.first_ns) >= LOOKUP_NS {
         return tables.peer_switch().incomplete != 0;
     }
-    let is_reported = agents && asked.reported == 0 && report_unknown(tables, packet, key, now);
-    if is_reported || asked.first_ns == now {
-        asked.reported |= u32::from(is_reported);
-        tables.set_asked(&tuple, &asked);
+    let is_reported =
+        asks_agents && lookup.reported == 0 && report_unknown(tables, packet, key, now);
+    if is_reported || lookup.first_ns == now {
+        lookup.reported |= u32::from(is_reported);
+        tables.set_unknown_flow(&tuple, &lookup);
     }
     true
 }
@@ -144,7 +146,7 @@ fn report_unknown<T: Tables>(
     let record = &mut scratch.record;
     *record = FlowRecord::NONE;
     record.set_client(key);
-    record.kind = record_kind::ASKED;
+    record.kind = record_kind::UNKNOWN_CLIENT;
     record.client_mac = packet.source_mac;
     record.manager_mac = packet.destination_mac;
     record.client_interface = packet.interface;

@@ -10,9 +10,9 @@ use std::{
 use lb_common::{
     address::{V4, V6},
     maps::{
-        Admission, Asked, Backend, Flow, FlowEvent, FlowKey, FlowRecord, Handshake, LAYOUT_VERSION,
-        Mac, NAT_SOURCES, OwnerTags, PORTS_PER_WORD, PeerLinks, PeerSwitch, Policy, PortPool,
-        PortWord, SLOTS_PER_BUCKET, Service, ServiceKey, ServiceRefusals, Settings, Traffic,
+        Admission, Backend, Flow, FlowEvent, FlowKey, FlowRecord, Handshake, LAYOUT_VERSION, Mac,
+        NAT_SOURCES, OwnerTags, PORTS_PER_WORD, PeerLinks, PeerSwitch, Policy, PortPool, PortWord,
+        SLOTS_PER_BUCKET, Service, ServiceKey, ServiceRefusals, Settings, Traffic, UnknownFlow,
     },
     steer::{
         ChoiceTables, Decision, FlowScratch, InsertError, PacketMeta, PendingConnection, PortState,
@@ -68,7 +68,7 @@ pub struct Memory {
     pub peer_addresses: Vec<V6>,
     /// The records for peers.
     pub records: RefCell<Vec<FlowRecord>>,
-    pub asked: RefCell<BTreeMap<FlowKey<V6>, Asked>>,
+    pub unknown_flows: RefCell<BTreeMap<FlowKey<V6>, UnknownFlow>>,
     /// The unknown clients reported to the manager.
     pub reported: RefCell<Vec<FlowRecord>>,
     flow_scratch: RefCell<FlowScratch>,
@@ -158,7 +158,7 @@ impl Memory {
             peers: BTreeMap::new(),
             peer_addresses: Vec::new(),
             records: RefCell::default(),
-            asked: RefCell::default(),
+            unknown_flows: RefCell::default(),
             reported: RefCell::default(),
             flow_scratch: RefCell::new(FlowScratch {
                 request: empty(),
@@ -455,12 +455,12 @@ impl Tables for Memory {
         self.records.borrow_mut().push(event.record());
     }
 
-    fn asked(&self, tuple: &FlowKey<V6>) -> Option<Asked> {
-        self.asked.borrow().get(tuple).copied()
+    fn unknown_flow(&self, tuple: &FlowKey<V6>) -> Option<UnknownFlow> {
+        self.unknown_flows.borrow().get(tuple).copied()
     }
 
-    fn set_asked(&self, tuple: &FlowKey<V6>, asked: &Asked) {
-        self.asked.borrow_mut().insert(*tuple, *asked);
+    fn set_unknown_flow(&self, tuple: &FlowKey<V6>, flow: &UnknownFlow) {
+        self.unknown_flows.borrow_mut().insert(*tuple, *flow);
     }
 
     fn report_unknown(&self, record: &FlowRecord) -> bool {

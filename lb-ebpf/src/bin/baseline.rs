@@ -1,9 +1,8 @@
-//! What the packet benchmark runs beside memlb's own programs: two baselines, and a wrapper.
+//! The programs of the packet benchmark besides memlb's own: two baselines, and a wrapper.
 //!
-//! `BPF_PROG_TEST_RUN` repeats a program on what its last run has left of the packet. So the
-//! wrapper writes the headers again each time and then tail-calls the program in question. Around a
-//! program that returns at once it is the first baseline; the second is the least a balancer with full
-//! address translation and connection tracking does.
+//! `BPF_PROG_TEST_RUN` repeats a program on the packet as its last run has left it. So the wrapper writes the headers
+//! again each time, and then tail-calls the program under test. The first baseline returns at once; the second one does
+//! the minimum of a balancer with full address translation and connection tracking.
 #![no_std]
 #![no_main]
 
@@ -22,11 +21,11 @@ use lb_common::{
     packet::{Rewritten, Segment, TcpFrame, Transport},
 };
 
-/// What the wrapper returns if it could not do its work: no action of TC or XDP.
+/// The wrapper's result if it fails: no action of TC or XDP.
 const FAILED: u32 = 99;
 const TCP_CHECKSUM: u32 = 50;
 
-/// The headers that every repetition begins with.
+/// The headers of every repetition.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct PacketTemplate {
@@ -34,14 +33,14 @@ pub struct PacketTemplate {
     /// The source port, host order: this one and those after it, in turn. After 65,536 turns the source
     /// address is the next one.
     first_port: u16,
-    /// How many turns there are: one less than a power of two.
+    /// The number of turns less one; the number is a power of two.
     turn_mask: u32,
-    /// How many of them have a destination address of their own, from that of `headers` on: the same.
+    /// The number of destination addresses less one, from that of `headers` on; also a power of two.
     service_mask: u32,
     repetitions: u32,
 }
 
-/// What the baseline knows of a flow.
+/// A flow entry of the baseline.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct BaselineFlow {
@@ -127,16 +126,13 @@ fn wrap(ctx: &impl EbpfContext, start: usize, end: usize) -> u32 {
     // SAFETY: a slot of an array map; one test run at a time.
     let template = unsafe { &mut *template };
     *frame = template.headers;
-    let next_round_robin = template.repetitions & template.turn_mask;
-    frame.tcp.source_port = template
-        .first_port
-        .wrapping_add(next_round_robin as u16)
-        .to_be_bytes();
+    let turn = template.repetitions & template.turn_mask;
+    frame.tcp.source_port = template.first_port.wrapping_add(turn as u16).to_be_bytes();
     let [.., last] = &mut frame.ip.source;
-    *last = last.wrapping_add((next_round_robin >> 16) as u8);
+    *last = last.wrapping_add((turn >> 16) as u8);
     let [.., next_to_last, last] = &mut frame.ip.destination;
     let service = u16::from_be_bytes([*next_to_last, *last]);
-    let service = service.wrapping_add((next_round_robin & template.service_mask) as u16);
+    let service = service.wrapping_add((turn & template.service_mask) as u16);
     [*next_to_last, *last] = service.to_be_bytes();
     template.repetitions = template.repetitions.wrapping_add(1);
     // SAFETY: nothing here waits to be dropped.
@@ -179,7 +175,7 @@ fn translate(frame: &mut TcpFrame) -> Option<(Rewritten, u32)> {
     Some((segment.rewrite(&tracked.translated, true), interface))
 }
 
-/// The least a new flow takes: an entry for each direction. The port is the client's.
+/// The minimum of a new flow: an entry for each direction. The port is the client's.
 #[inline(always)]
 fn begin(key: &FlowKey) -> Option<BaselineFlow> {
     let backend = BACKENDS.get(1)?;
@@ -213,7 +209,7 @@ const _: () = assert!(size_of::<PacketTemplate>() == 68 && size_of::<BaselineFlo
 
 #[panic_handler]
 fn panic(_: &core::panic::PanicInfo) -> ! {
-    // Never linked: the verifier refuses an endless loop.
+    // Never linked: the verifier would reject an endless loop.
     loop {}
 }
 

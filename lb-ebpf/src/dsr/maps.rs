@@ -12,10 +12,10 @@ use aya_ebpf::{
 };
 use lb_common::{
     address::{Address, V4, V6},
-    dsr::{DsrPacket, DsrTables, PeerTable},
+    dsr::{ClientTable, DsrPacket, DsrTables},
     maps::{
-        Counter, FlowKey, MAX_NEW_PEERS, MAX_PEERS, MAX_TRANSLATIONS, PORT_WORDS, Peer, ServiceKey,
-        Translation, coarse_time, port_bit, port_word,
+        Counter, DsrClient, FlowKey, MAX_DSR_CLIENTS, MAX_NEW_DSR_CLIENTS, MAX_TRANSLATIONS,
+        PORT_WORDS, ServiceKey, Translation, coarse_time, port_bit, port_word,
     },
     verdict::Verdict,
 };
@@ -34,17 +34,19 @@ static TRANSLATIONS: HashMap<ServiceKey, Translation, { MAX_TRANSLATIONS as usiz
 #[btf_map(name = "ports")]
 static PORTS: Array<u64, { PORT_WORDS as usize }> = Array::new();
 
-#[btf_map(name = "peers")]
-static PEERS: LruHashMap<FlowKey, Peer, { MAX_PEERS as usize }> = LruHashMap::new();
+#[btf_map(name = "clients")]
+static CLIENTS: LruHashMap<FlowKey, DsrClient, { MAX_DSR_CLIENTS as usize }> = LruHashMap::new();
 
-#[btf_map(name = "peers6")]
-static PEERS6: LruHashMap<FlowKey<V6>, Peer<V6>, { MAX_PEERS as usize }> = LruHashMap::new();
+#[btf_map(name = "clients6")]
+static CLIENTS6: LruHashMap<FlowKey<V6>, DsrClient<V6>, { MAX_DSR_CLIENTS as usize }> =
+    LruHashMap::new();
 
-#[btf_map(name = "new_peers")]
-static NEW_PEERS: LruHashMap<FlowKey, Peer, { MAX_NEW_PEERS as usize }> = LruHashMap::new();
+#[btf_map(name = "new_clients")]
+static NEW_CLIENTS: LruHashMap<FlowKey, DsrClient, { MAX_NEW_DSR_CLIENTS as usize }> =
+    LruHashMap::new();
 
-#[btf_map(name = "new_peers6")]
-static NEW_PEERS6: LruHashMap<FlowKey<V6>, Peer<V6>, { MAX_NEW_PEERS as usize }> =
+#[btf_map(name = "new_clients6")]
+static NEW_CLIENTS6: LruHashMap<FlowKey<V6>, DsrClient<V6>, { MAX_NEW_DSR_CLIENTS as usize }> =
     LruHashMap::new();
 
 /// The service that the client of a socket uses.
@@ -70,9 +72,13 @@ pub struct PacketScratch<A> {
 /// An address family with its maps.
 pub trait Family: Address {
     fn packet_scratch() -> Option<&'static mut PacketScratch<Self>>;
-    fn peer(table: PeerTable, answers: &FlowKey<Self>) -> Option<*mut Peer<Self>>;
-    fn insert_peer(table: PeerTable, answers: &FlowKey<Self>, peer: &Peer<Self>) -> bool;
-    fn remove_peer(table: PeerTable, answers: &FlowKey<Self>);
+    fn client(table: ClientTable, reply_key: &FlowKey<Self>) -> Option<*mut DsrClient<Self>>;
+    fn insert_client(
+        table: ClientTable,
+        reply_key: &FlowKey<Self>,
+        client: &DsrClient<Self>,
+    ) -> bool;
+    fn remove_client(table: ClientTable, reply_key: &FlowKey<Self>);
 }
 
 macro_rules! families {
@@ -88,29 +94,29 @@ macro_rules! families {
 
                 // Each map has its own call sites, because shared ones are not inlined.
                 #[inline(always)]
-                fn peer(table: PeerTable, answers: &FlowKey<Self>) -> Option<*mut Peer<Self>> {
+                fn client(table: ClientTable, reply_key: &FlowKey<Self>) -> Option<*mut DsrClient<Self>> {
                     match table {
-                        PeerTable::Known => $known.get_ptr_mut(answers),
-                        PeerTable::New => $new.get_ptr_mut(answers),
+                        ClientTable::Known => $known.get_ptr_mut(reply_key),
+                        ClientTable::New => $new.get_ptr_mut(reply_key),
                     }
                 }
 
                 #[inline(always)]
-                fn insert_peer(table: PeerTable, answers: &FlowKey<Self>, peer: &Peer<Self>) -> bool {
+                fn insert_client(table: ClientTable, reply_key: &FlowKey<Self>, client: &DsrClient<Self>) -> bool {
                     let flags = BPF_ANY.into();
                     match table {
-                        PeerTable::Known => $known.insert(answers, peer, flags),
-                        PeerTable::New => $new.insert(answers, peer, flags),
+                        ClientTable::Known => $known.insert(reply_key, client, flags),
+                        ClientTable::New => $new.insert(reply_key, client, flags),
                     }
                     .is_ok()
                 }
 
                 #[inline(always)]
-                fn remove_peer(table: PeerTable, answers: &FlowKey<Self>) {
+                fn remove_client(table: ClientTable, reply_key: &FlowKey<Self>) {
                     // The entry may already be gone.
                     _ = match table {
-                        PeerTable::Known => $known.remove(answers),
-                        PeerTable::New => $new.remove(answers),
+                        ClientTable::Known => $known.remove(reply_key),
+                        ClientTable::New => $new.remove(reply_key),
                     };
                 }
             }
@@ -119,8 +125,8 @@ macro_rules! families {
 }
 
 families! {
-    V4: PACKET_SCRATCH PEERS NEW_PEERS;
-    V6: PACKET_SCRATCH6 PEERS6 NEW_PEERS6;
+    V4: PACKET_SCRATCH CLIENTS NEW_CLIENTS;
+    V6: PACKET_SCRATCH6 CLIENTS6 NEW_CLIENTS6;
 }
 
 /// The maps of one address family, and the packet's socket.
@@ -182,7 +188,7 @@ impl<A: Family> Maps<A> {
 
 impl<A: Family> DsrTables for Maps<A> {
     type Address = A;
-    type Entry<'a> = &'a mut Peer<A>;
+    type Entry<'a> = &'a mut DsrClient<A>;
 
     #[inline(always)]
     fn now(&self) -> u32 {
@@ -197,21 +203,26 @@ impl<A: Family> DsrTables for Maps<A> {
     }
 
     #[inline(always)]
-    fn peer(&self, table: PeerTable, answers: &FlowKey<A>) -> Option<&mut Peer<A>> {
-        let peer = A::peer(table, answers)?;
+    fn client(&self, table: ClientTable, reply_key: &FlowKey<A>) -> Option<&mut DsrClient<A>> {
+        let client = A::client(table, reply_key)?;
         // SAFETY: the element stays readable and writable while the program runs (RCU). After a concurrent eviction,
         // writes may go to another entry's time stamp.
-        Some(unsafe { &mut *peer })
+        Some(unsafe { &mut *client })
     }
 
     #[inline(always)]
-    fn insert_peer(&self, table: PeerTable, answers: &FlowKey<A>, peer: &Peer<A>) -> bool {
-        A::insert_peer(table, answers, peer)
+    fn insert_client(
+        &self,
+        table: ClientTable,
+        reply_key: &FlowKey<A>,
+        client: &DsrClient<A>,
+    ) -> bool {
+        A::insert_client(table, reply_key, client)
     }
 
     #[inline(always)]
-    fn remove_peer(&self, table: PeerTable, answers: &FlowKey<A>) {
-        A::remove_peer(table, answers);
+    fn remove_client(&self, table: ClientTable, reply_key: &FlowKey<A>) {
+        A::remove_client(table, reply_key);
     }
 
     #[inline(always)]
@@ -224,7 +235,7 @@ impl<A: Family> DsrTables for Maps<A> {
     #[inline(always)]
     fn set_socket_service(&self, service: &ServiceKey) {
         if let Some(socket_service) = self.socket(BPF_SK_STORAGE_GET_F_CREATE.into()) {
-            // SAFETY: as above; a connection asks one service from its beginning to its end.
+            // SAFETY: as above; a connection uses one service for all its lifetime.
             unsafe { *socket_service = *service };
         }
     }

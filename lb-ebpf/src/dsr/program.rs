@@ -1,4 +1,4 @@
-//! The DSR translator's program: parse, decide, rewrite. Packets go on to the next program, unless they would reach a
+//! The DSR translator's program: parse, decide, rewrite. Packets pass to the next program, unless they would reach a
 //! client with the server's address instead of the service's.
 
 use aya_ebpf::{
@@ -72,7 +72,7 @@ fn parse<A: Family>(
     direction: Direction,
     scratch: &mut PacketScratch<A>,
 ) -> Verdict {
-    // SAFETY: as above; fields are read by the verifier's leave.
+    // SAFETY: the kernel passes a valid context; the verifier checks the fields.
     let (bytes, kind, gso_size) = unsafe { ((*skb).len, (*skb).pkt_type, (*skb).gso_size) };
     if direction == Direction::Ingress && kind != PACKET_HOST {
         return Verdict::NotForUs;
@@ -106,7 +106,7 @@ fn parse_segment<A: Family>(
     segment.check((located.offset - ETHERNET_LEN) as u32, extent)?;
     scratch.packet.key = segment.tuple();
     scratch.packet.flags = segment.transport.flags();
-    scratch.packet.is_message = 0;
+    scratch.packet.is_icmp_error = 0;
     scratch.header_offset = located.into();
     Ok(())
 }
@@ -120,7 +120,7 @@ fn parse_error<A: Family>(
     let message = IcmpError::<A>::view(packet_bytes(skb), located)?;
     scratch.packet.key = message.tuple();
     scratch.packet.flags = TcpFlags::NONE;
-    scratch.packet.is_message = 1;
+    scratch.packet.is_icmp_error = 1;
     scratch.header_offset = located.into();
     Ok(())
 }
@@ -147,7 +147,7 @@ fn rewrite<A: Family>(
     let located = scratch.header_offset.located();
     let packet = &scratch.packet;
     let bytes = packet_bytes(skb);
-    if packet.is_message == 1 {
+    if packet.is_icmp_error == 1 {
         let Ok(mut message) = IcmpError::<A>::view(bytes, located) else {
             return Verdict::Truncated;
         };
@@ -167,7 +167,7 @@ fn rewrite<A: Family>(
 
 #[inline(always)]
 fn count_packet(skb: *mut __sk_buff, verdict: Verdict) {
-    // SAFETY: as above.
+    // SAFETY: the kernel passes a valid context; the verifier checks the fields.
     let (bytes, segments) = unsafe { ((*skb).len, (*skb).gso_segs) };
     count(verdict, segments.max(1), bytes);
 }

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use aya::maps::{Array, Map, MapData};
 use lb_common::maps::{
-    DSR_LAYOUT_VERSION, DSR_MAPS, Difference, LAYOUT_VERSION, MANAGER_MAPS, MapLayout, Settings,
-    dsr_name, name,
+    DSR_LAYOUT_VERSION, DSR_MAPS, LAYOUT_VERSION, LayoutMismatch, MANAGER_MAPS, MapLayout,
+    Settings, dsr_name, name,
 };
 
 /// The pins belong to another version of memlb.
@@ -28,12 +28,12 @@ pub struct LayoutError {
 ///
 /// [`LayoutError`] if the map differs from this version's.
 pub fn open_map(pin_path: &Path, map: &str) -> Result<MapData> {
-    let (data, difference) = open(pin_path, map, MANAGER_MAPS)?;
-    match difference {
+    let (data, mismatch) = open(pin_path, map, MANAGER_MAPS)?;
+    match mismatch {
         None => Ok(data),
-        Some(difference) => Err(LayoutError {
+        Some(mismatch) => Err(LayoutError {
             path: pin_path.to_owned(),
-            found: format!("a layout of another version ({difference})"),
+            found: format!("a layout of another version ({mismatch})"),
         }
         .into()),
     }
@@ -43,7 +43,7 @@ fn open(
     pin_path: &Path,
     map: &str,
     layouts: &[MapLayout],
-) -> Result<(MapData, Option<Difference>)> {
+) -> Result<(MapData, Option<LayoutMismatch>)> {
     let path = pin_path.join(map);
     let data = MapData::from_pin(&path)
         .with_context(|| format!("open the pinned map {}", path.display()))?;
@@ -57,8 +57,8 @@ fn open(
     // A type that aya does not know is none of memlb's.
     let kind = info.map_type().map_or(0, |kind| kind as u32);
     let sizes = [info.key_size(), info.value_size()];
-    let difference = layout.difference(kind, sizes, info.max_entries());
-    Ok((data, difference))
+    let mismatch = layout.mismatch(kind, sizes, info.max_entries());
+    Ok((data, mismatch))
 }
 
 /// Checks the version and every map pinned by a manager.
@@ -98,9 +98,9 @@ pub fn check_dsr(pin_path: &Path) -> Result<()> {
         if !pin_path.join(name).exists() {
             continue;
         }
-        let (data, difference) = open(pin_path, name, DSR_MAPS)?;
-        if let Some(difference) = difference {
-            bail!("{difference}");
+        let (data, mismatch) = open(pin_path, name, DSR_MAPS)?;
+        if let Some(mismatch) = mismatch {
+            bail!("{mismatch}");
         }
         if *name != dsr_name::VERSION {
             continue;
@@ -132,8 +132,8 @@ mod tests {
             };
             let map = object.maps.get(name).unwrap_or_else(|| panic!("{name}"));
             let sizes = [map.key_size(), map.value_size()];
-            let difference = layout.difference(map.map_type(), sizes, map.max_entries());
-            assert_eq!(difference, None, "update the layout, and its version");
+            let mismatch = layout.mismatch(map.map_type(), sizes, map.max_entries());
+            assert_eq!(mismatch, None, "update the layout, and its version");
         }
     }
 

@@ -55,7 +55,7 @@ pub use map_batch::lookup_batch;
 pub use netlink::{Neighbour, Netlink, NetlinkChange, Route, Routes};
 pub use object::OBJECT;
 pub use peer::{
-    AskedEvents, FlowEvents, FlowScan, Intake, IntakeOutcome, PeerTables, ReplicationTables,
+    FlowEvents, FlowScan, Intake, IntakeOutcome, PeerTables, ReplicationTables, UnknownClients,
     parse_event,
 };
 pub use pins::Pins;
@@ -637,7 +637,7 @@ fn map_service(service: &ServiceSettings) -> Service {
     Service {
         id: service.id.0,
         flags: flag(service.retry_refused, service_flag::RETRY_REFUSED)
-            | flag(service.mode == Mode::Dsr, service_flag::ASKS),
+            | flag(service.mode == Mode::Dsr, service_flag::ASK_AGENTS),
     }
 }
 

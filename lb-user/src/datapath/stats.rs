@@ -133,7 +133,7 @@ impl Stats {
         let verdicts = PerCpuMap::<Counter>::open(pin_path, name::VERDICTS)?;
         for verdict in Verdict::ALL {
             let mut sum = Packets::default();
-            for Counter { packets, bytes } in verdicts.get(*verdict as u32)?.iter() {
+            for Counter { packets, bytes } in verdicts.get(verdict as u32)?.iter() {
                 sum.packets += packets;
                 sum.bytes += bytes;
             }

@@ -25,7 +25,7 @@ use super::{
     pending_lookups::{ASK_FOR, Candidate, LookupClient, LookupCounts, PendingLookups},
 };
 use crate::{
-    datapath::{AskedEvents, Datapath, Intake, from_mapped, monotonic_ns},
+    datapath::{Datapath, Intake, UnknownClients, from_mapped, monotonic_ns},
     heartbeat::ConnectionQuery,
     heartbeat_receiver::{AgentAddress, ReceivedConnectionReply, ReceivedHeartbeat},
 };
@@ -40,7 +40,7 @@ const EVENT_INTERVAL: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub(super) struct ConnectionLookup {
     /// Nothing if the map can no longer be read.
-    events: Option<AskedEvents>,
+    events: Option<UnknownClients>,
     /// Loaded when a service of mode `dsr` needs it: the verifier takes its time.
     intake: Option<Intake>,
     pending: PendingLookups,
@@ -56,14 +56,14 @@ pub(super) struct ConnectionLookup {
 }
 
 impl ConnectionLookup {
-    /// Opens the ring of unknown clients, and the way to give them flows if a service `asks` about them.
+    /// Opens the ring of unknown clients, and the intake for their flows if a service `asks` about them.
     ///
     /// # Errors
     ///
     /// Names the map or the program that cannot be opened.
     pub fn open(datapath: &mut Datapath, asks: bool) -> Result<Self> {
         Ok(Self {
-            events: Some(AskedEvents::open(datapath.pin_path())?),
+            events: Some(UnknownClients::open(datapath.pin_path())?),
             intake: asks.then(|| datapath.intake()).transpose()?,
             pending: PendingLookups::new(Instant::now()),
             next_look: None,

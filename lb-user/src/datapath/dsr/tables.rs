@@ -8,7 +8,7 @@ use lb_common::{
     address::{Address, V6},
     dsr::is_open,
     maps::{
-        self, DSR_LAYOUT_VERSION, FlowKey, Peer, ServiceKey, Translation, dsr_name as name,
+        self, DSR_LAYOUT_VERSION, DsrClient, FlowKey, ServiceKey, Translation, dsr_name as name,
         port_bit, port_word,
     },
 };
@@ -25,10 +25,10 @@ use crate::datapath::{
 pub struct Tables {
     translations: HashTable<ServiceKey, Translation>,
     ports: ArrayMap<u64>,
-    peers: HashTable<FlowKey, Peer>,
-    peers6: HashTable<FlowKey<V6>, Peer<V6>>,
-    new_peers: HashTable<FlowKey, Peer>,
-    new_peers6: HashTable<FlowKey<V6>, Peer<V6>>,
+    clients: HashTable<FlowKey, DsrClient>,
+    clients6: HashTable<FlowKey<V6>, DsrClient<V6>>,
+    new_clients: HashTable<FlowKey, DsrClient>,
+    new_clients6: HashTable<FlowKey<V6>, DsrClient<V6>>,
 }
 
 /// What the DSR translator knows of a client's connection with a service.
@@ -47,10 +47,10 @@ impl Tables {
         Ok(Self {
             translations: HashTable::from_ebpf(ebpf, name::TRANSLATIONS)?,
             ports: ArrayMap::from_ebpf(ebpf, name::PORTS)?,
-            peers: HashTable::from_ebpf(ebpf, name::PEERS)?,
-            peers6: HashTable::from_ebpf(ebpf, name::PEERS6)?,
-            new_peers: HashTable::from_ebpf(ebpf, name::NEW_PEERS)?,
-            new_peers6: HashTable::from_ebpf(ebpf, name::NEW_PEERS6)?,
+            clients: HashTable::from_ebpf(ebpf, name::CLIENTS)?,
+            clients6: HashTable::from_ebpf(ebpf, name::CLIENTS6)?,
+            new_clients: HashTable::from_ebpf(ebpf, name::NEW_CLIENTS)?,
+            new_clients6: HashTable::from_ebpf(ebpf, name::NEW_CLIENTS6)?,
         })
     }
 
@@ -103,38 +103,43 @@ impl Tables {
     /// Looks for a client's connection with a service whose packets go to `target`.
     pub fn client(&self, service: Endpoint, target: SocketAddr, client: SocketAddr) -> KnownClient {
         match target.is_ipv4() {
-            true => known([&self.peers, &self.new_peers], service, target, client),
-            false => known([&self.peers6, &self.new_peers6], service, target, client),
+            true => known([&self.clients, &self.new_clients], service, target, client),
+            false => known(
+                [&self.clients6, &self.new_clients6],
+                service,
+                target,
+                client,
+            ),
         }
     }
 
     /// Returns how many connections would break without the DSR translator.
     pub fn open_connections(&self) -> Result<usize> {
         let now = maps::coarse_time(monotonic_ns()?);
-        Ok(count_open(&self.peers, now)? + count_open(&self.peers6, now)?)
+        Ok(count_open(&self.clients, now)? + count_open(&self.clients6, now)?)
     }
 }
 
 fn known<A: Address>(
-    tables: [&HashTable<FlowKey<A>, Peer<A>>; 2],
+    tables: [&HashTable<FlowKey<A>, DsrClient<A>>; 2],
     service: Endpoint,
     target: SocketAddr,
     client: SocketAddr,
 ) -> KnownClient {
     let key = service_key(service);
-    let answers = FlowKey {
+    let reply_key = FlowKey {
         source: A::from_mapped(&mapped(target.ip())),
         destination: A::from_mapped(&mapped(client.ip())),
         source_port: target.port().to_be_bytes(),
         destination_port: client.port().to_be_bytes(),
         protocol: key.protocol.into(),
     };
-    let mut peers = tables.iter().filter_map(|table| table.get(&answers));
+    let mut clients = tables.iter().filter_map(|table| table.get(&reply_key));
     let now = monotonic_ns().map_or(0, maps::coarse_time);
-    match peers.next() {
-        Some(peer) if peer.is_direct() => KnownClient::Elsewhere,
-        Some(peer) if !is_open(&answers, &peer, now) => KnownClient::Unknown,
-        Some(peer) if peer.service.mapped() == key.address && peer.port == key.port => {
+    match clients.next() {
+        Some(entry) if entry.is_direct() => KnownClient::Elsewhere,
+        Some(entry) if !is_open(&reply_key, &entry, now) => KnownClient::Unknown,
+        Some(entry) if entry.service.mapped() == key.address && entry.port == key.port => {
             KnownClient::Open
         }
         Some(_) => KnownClient::Elsewhere,
@@ -142,11 +147,14 @@ fn known<A: Address>(
     }
 }
 
-fn count_open<A: Address>(peers: &HashTable<FlowKey<A>, Peer<A>>, now: u32) -> Result<usize> {
+fn count_open<A: Address>(
+    clients: &HashTable<FlowKey<A>, DsrClient<A>>,
+    now: u32,
+) -> Result<usize> {
     let mut open = 0;
-    for entry in peers.entries() {
-        let (key, peer) = entry?;
-        open += usize::from(is_open(&key, &peer, now));
+    for entry in clients.entries() {
+        let (reply_key, client) = entry?;
+        open += usize::from(is_open(&reply_key, &client, now));
     }
     Ok(open)
 }

@@ -55,8 +55,8 @@ impl FlowEvents {
     }
 }
 
-/// Map `asked_events`: unknown clients of services of mode `dsr`.
-pub struct AskedEvents {
+/// Map `unknown_clients`: unknown clients of services of mode `dsr`.
+pub struct UnknownClients {
     state: State,
 }
 
@@ -66,13 +66,13 @@ enum State {
     Registered(AsyncFd<RingBuf<MapData>>),
 }
 
-impl fmt::Debug for AskedEvents {
+impl fmt::Debug for UnknownClients {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("AskedEvents").finish_non_exhaustive()
+        f.debug_struct("UnknownClients").finish_non_exhaustive()
     }
 }
 
-impl AskedEvents {
+impl UnknownClients {
     /// Opens the pinned map. It may have one reader only.
     ///
     /// # Errors
@@ -80,7 +80,7 @@ impl AskedEvents {
     /// The map cannot be opened.
     pub fn open(pin_path: &Path) -> Result<Self> {
         Ok(Self {
-            state: State::Opened(Some(open_ring(pin_path, name::ASKED_EVENTS)?)),
+            state: State::Opened(Some(open_ring(pin_path, name::UNKNOWN_CLIENTS)?)),
         })
     }
 
@@ -136,7 +136,7 @@ fn read(
     taken
 }
 
-/// Parses an entry of `asked_events`.
+/// Parses an entry of `unknown_clients`.
 fn parse_record(bytes: &[u8]) -> Option<FlowRecord> {
     // SAFETY: `FlowRecord` is `Pod`.
     unsafe { value(bytes) }

@@ -8,7 +8,7 @@ mod intake;
 mod scan;
 mod tables;
 
-pub use events::{AskedEvents, FlowEvents, parse_event};
+pub use events::{FlowEvents, UnknownClients, parse_event};
 pub use intake::{Intake, IntakeOutcome};
 pub use scan::FlowScan;
 pub use tables::PeerTables;

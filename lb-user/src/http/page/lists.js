@@ -19,7 +19,7 @@ const LOSSES = new Set([
   "too_large",
   "workers_full",
   "unknown_to_peer",
-  "asked",
+  "lookup_pending",
 ]);
 
 export function packets(status, series) {
