@@ -52,7 +52,7 @@ use xtask::{
     build,
     interrupt::Interrupt,
     packages::{Tool, provide_tools},
-    privilege::{become_root_with, is_root},
+    privilege::{is_root, restart_as_root},
     setup, tools,
     workspace::say,
 };
@@ -217,7 +217,7 @@ fn bench(options: &Options) -> Result<()> {
         _ => {}
     }
     if !is_root() {
-        return Err(become_root_with(&memlb));
+        return Err(restart_as_root(BINARY, &memlb));
     }
     let interrupt = Interrupt::catch()?;
     let directory = tempfile::tempdir().context("make a directory for wrk")?;

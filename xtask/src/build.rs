@@ -7,7 +7,7 @@ use memlb_tests::command::run;
 
 use crate::{build_ebpf, workspace};
 
-/// Builds everything in release mode and returns the binary's path.
+/// Builds the kernel programs and `memlb` in release mode. Returns the path of `memlb`.
 pub fn memlb() -> Result<PathBuf> {
     build_ebpf::build_ebpf()?;
     run(workspace::cargo().args(["build", "--release", "--package=lb-user"]))

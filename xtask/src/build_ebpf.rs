@@ -7,7 +7,7 @@ use memlb_tests::command::run;
 
 use crate::{setup, workspace};
 
-/// What one cargo needs to work on lb-ebpf, whether to build or to lint it.
+/// Arguments of cargo to build or to lint lb-ebpf.
 pub const FOR_THE_KERNEL: &[&str] = &[
     "--package=lb-ebpf",
     "--release",
@@ -26,17 +26,17 @@ pub fn build_ebpf() -> Result<Vec<PathBuf>> {
     EMBEDDED.into_iter().map(provide).collect()
 }
 
-/// Where what the packet benchmark compares with is built.
+/// Returns the object of the packet benchmark's baselines.
 pub fn baseline() -> PathBuf {
     built("baseline")
 }
 
-/// Puts a built object where lb-user finds it.
+/// Copies a built object to where lb-user embeds it from.
 fn provide(name: &str) -> Result<PathBuf> {
     let built = built(name);
     let object = target().join(name).with_extension("bpf.o");
     let bytes = fs::read(&built).with_context(|| format!("read {}", built.display()))?;
-    // A new time stamp on the same bytes would rebuild lb-user for nothing.
+    // A new time stamp of an unchanged object would rebuild lb-user.
     if fs::read(&object).is_ok_and(|present| present == bytes) {
         return Ok(object);
     }

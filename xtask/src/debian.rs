@@ -1,4 +1,4 @@
-//! A clean Debian 12 of Debian's packages.
+//! A minimal Debian 12, by debootstrap.
 
 use std::path::Path;
 
@@ -9,7 +9,7 @@ use crate::privilege::as_root;
 
 pub const SUITE: &str = "bookworm";
 
-/// Installs a minimal Debian with systemd and `packages` to the folder `root`, which is root's then.
+/// Installs a minimal Debian with systemd and `packages` to the folder `root`, whose files belong to root.
 pub fn bootstrap(packages: &[&str], root: &Path) -> Result<()> {
     let include = [&["systemd", "dbus"], packages].concat().join(",");
     output(

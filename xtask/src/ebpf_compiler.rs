@@ -1,36 +1,31 @@
-//! Finds or fetches a compiler for `bpfel-unknown-none`, and bpf-linker.
+//! Finds or installs a compiler for `bpfel-unknown-none`, and bpf-linker.
 //!
-//! The target has no precompiled `core`, so the compiler needs its library's
-//! source and unstable features: rustup's nightly where rustup reaches its
-//! server, Debian's own compiler where not.
+//! The target has no precompiled `core`, so the compiler needs the source of its library and unstable features: rustup's
+//! nightly if rustup reaches its server, else Debian's compiler.
 
 use std::{
     env,
     path::{Path, PathBuf},
     process::{Command, Stdio},
-    time::Duration,
 };
 
 use anyhow::{Context, Result, bail};
-use memlb_tests::{
-    command::{output, run},
-    wait::wait_for,
-};
+use memlb_tests::command::{output, run};
 
 use crate::{
     packages,
     workspace::{self, cargo_bin, find_program, say},
 };
 
-/// Chooses the compiler by hand: `nightly` or `distro`.
+/// Variable that selects the compiler: `nightly` or `distro`.
 const CHOICE: &str = "MEMLB_EBPF_TOOLCHAIN";
 
-/// bpf-linker reads the bitcode of compilers up to its own LLVM's version.
+/// bpf-linker reads the bitcode of compilers up to the version of its LLVM.
 const LLVM_MAJOR: u32 = 22;
 const LLVM_PREFIX: &str = "/usr/lib/llvm-22";
 const LINKER_VERSION: &str = "0.13.0";
 
-/// The last nightly known to build everything here, with LLVM 22.
+/// The last tested nightly with LLVM 22.
 const PINNED_NIGHTLY: &str = "nightly-2026-05-20";
 
 const NIGHTLIES: &[Compiler] = &[
@@ -63,10 +58,10 @@ pub enum Compiler {
 }
 
 impl Compiler {
-    /// Returns the compiler to use, fetching one where none is here yet.
+    /// Returns the compiler to use, and installs one if there is none.
     ///
     /// # Errors
-    /// When there is none and none can be had; the error names the remedies.
+    /// No compiler can be installed. The error names the remedies.
     pub fn provide() -> Result<Self> {
         match env::var(CHOICE).as_deref() {
             Ok("nightly") => Self::present(NIGHTLIES)
@@ -74,13 +69,13 @@ impl Compiler {
                 .with_context(|| {
                     format!(
                         "{CHOICE}=nightly, but rustup has no nightly with rust-src and LLVM \
-                         {LLVM_MAJOR} or older, and cannot get it"
+                         {LLVM_MAJOR} or older, and cannot install one"
                     )
                 }),
             Ok("distro") => {
                 Self::present(&[Self::Distribution]).map_or_else(Self::install_distributions, Ok)
             }
-            Ok(other) => bail!("{CHOICE} is `{other}`; it can be `nightly` or `distro`"),
+            Ok(other) => bail!("{CHOICE} is `{other}`; expected `nightly` or `distro`"),
             Err(_) => Self::present(NIGHTLIES)
                 .or_else(|| Self::present(&[Self::Distribution]))
                 .or_else(Self::fetch_with_rustup)
@@ -88,7 +83,7 @@ impl Compiler {
         }
     }
 
-    /// Returns the first of `candidates` that is here and complete.
+    /// Returns the first of `candidates` that is installed and complete.
     fn present(candidates: &[Self]) -> Option<Self> {
         candidates
             .iter()
@@ -127,11 +122,11 @@ impl Compiler {
     fn install_distributions() -> Result<Self> {
         if !packages::is_debian() {
             bail!(
-                "no compiler for the kernel programs. Install rustup (https://rustup.rs) and run \
+                "there is no compiler for the kernel programs. Install rustup (https://rustup.rs) and run \
                  `rustup toolchain install {PINNED_NIGHTLY} --profile minimal --component rust-src`"
             );
         }
-        say("rustup has no suitable nightly here; using Debian's compiler for the kernel programs");
+        say("rustup has no suitable nightly; installing Debian's compiler for the kernel programs");
         packages::provide_packages(DISTRIBUTION_PACKAGES)?;
         Self::present(&[Self::Distribution]).with_context(|| {
             format!(
@@ -142,19 +137,15 @@ impl Compiler {
         })
     }
 
-    /// Returns cargo with this compiler, ready to build for the kernel, in the workspace.
+    /// Returns cargo with this compiler and the flags for the kernel programs, in the workspace.
     pub fn cargo(&self) -> Command {
-        let mut cargo = match self {
-            Self::Rustup { .. } => self.program("cargo"),
-            Self::Distribution => {
-                let mut cargo = self.program("cargo");
-                // `-Z build-std` is unstable, and this compiler is a stable one.
-                cargo
-                    .env("RUSTC", "/usr/bin/rustc")
-                    .env("RUSTC_BOOTSTRAP", "1");
-                cargo
-            }
-        };
+        let mut cargo = self.program("cargo");
+        if *self == Self::Distribution {
+            // `-Z build-std` is unstable, and this compiler is a stable one.
+            cargo
+                .env("RUSTC", "/usr/bin/rustc")
+                .env("RUSTC_BOOTSTRAP", "1");
+        }
         let path = env::var_os("PATH").unwrap_or_default();
         let path = env::join_paths([cargo_bin()].into_iter().chain(env::split_paths(&path)));
         cargo
@@ -169,7 +160,7 @@ impl Compiler {
             Self::Rustup { .. } => {
                 output(self.program("cargo").args(["clippy", "--version"])).is_ok()
             }
-            // Its cargo would find rustup's clippy, which is another compiler's.
+            // Its cargo would run rustup's clippy, which belongs to another compiler.
             Self::Distribution => Path::new("/usr/bin/cargo-clippy").exists(),
         }
     }
@@ -192,13 +183,15 @@ impl Compiler {
         })
     }
 
-    /// Returns this compiler's own `program`, free of what the cargo and the
-    /// toolchain that run this task have put in the environment for theirs.
+    /// Returns this compiler's `program`, without the variables that the cargo of this task has set for its own compiler.
     fn program(&self, program: &str) -> Command {
         let mut command = match self {
             Self::Rustup { toolchain } => {
-                let mut rustup = rustup();
-                rustup.args(["run", toolchain, program]);
+                let mut rustup = Command::new("rustup");
+                // A question about a toolchain must not install it.
+                rustup
+                    .env("RUSTUP_AUTO_INSTALL", "0")
+                    .args(["run", toolchain, program]);
                 rustup
             }
             Self::Distribution => Command::new(Path::new("/usr/bin").join(program)),
@@ -219,10 +212,10 @@ impl Compiler {
     }
 }
 
-/// Installs bpf-linker unless it is here.
+/// Installs bpf-linker if it is missing.
 ///
 /// # Errors
-/// When it has to be built and cannot be.
+/// The build of bpf-linker failed.
 pub fn provide_linker() -> Result<()> {
     if linker().is_some() {
         return Ok(());
@@ -247,7 +240,7 @@ pub fn provide_linker() -> Result<()> {
             "--locked",
         ])
         .args(["--no-default-features", "--features", "llvm-22"])
-        // llvm-sys asks by the second name, the linker's own build script by the first.
+        // The linker's build script reads the first variable, llvm-sys the second one.
         .env("LLVM_PREFIX", LLVM_PREFIX)
         .env("LLVM_SYS_221_PREFIX", LLVM_PREFIX))
     .context("build bpf-linker")
@@ -265,56 +258,38 @@ fn rustflags() -> String {
         "-Cdebuginfo=2".into(),
         // 32-bit registers and jumps (Linux 5.1): a third fewer instructions.
         "-Ctarget-cpu=v3".into(),
-        // Else every few zeroed bytes become a call of a loop over bytes.
+        // Without it, zeroing a few bytes becomes a call of a loop over bytes.
         "-Clink-arg=--disable-expand-memcpy-in-order".into(),
-        // Headers are viewed in place, at alignment 1: without it, each word is put together from
-        // bytes. Packets and maps may be read so where the processor can (CONFIG_
-        // HAVE_EFFICIENT_UNALIGNED_ACCESS: x86-64, arm64).
+        // Headers are viewed in place, at alignment 1. Without it, each word is composed of bytes. The kernel allows
+        // unaligned access to packets and maps if the processor does
+        // (CONFIG_HAVE_EFFICIENT_UNALIGNED_ACCESS: x86-64, arm64).
         "-Clink-arg=--cpu-features=+allows-misaligned-mem-access".into(),
-        // But words on the stack must stay in their places, where this would join neighbours anywhere.
+        // But the verifier requires aligned words on the stack, and this pass would merge stores into unaligned ones.
         "-Clink-arg=--llvm-args=-combiner-store-merging=false".into(),
         "-Clink-arg=--btf".into(),
     ]
     .join("\x1f")
 }
 
-fn rustup() -> Command {
-    let mut rustup = Command::new("rustup");
-    // A question about a toolchain must never become its installation.
-    rustup.env("RUSTUP_AUTO_INSTALL", "0");
-    rustup
-}
-
-/// Lets rustup download, and says whether it did. Without a network that must
-/// end soon and quietly, since there is another way.
+/// Downloads by rustup; returns whether that succeeded. Without a network, it must fail soon and without messages, because
+/// Debian's compiler is the alternative.
 fn fetch(what: &str, arguments: &[&str]) -> bool {
     if !server_answers() {
         return false;
     }
     say(format!(
-        "rustup is fetching {what}: it compiles the kernel programs"
+        "rustup downloads {what}, to compile the kernel programs"
     ));
-    let mut command = rustup();
-    command
+    let mut rustup = Command::new("timeout");
+    rustup
+        .args(["600", "rustup"])
         .args(arguments)
         .stdout(Stdio::null())
         .stderr(Stdio::null());
-    let Ok(mut child) = command.spawn() else {
-        return false;
-    };
-    let status = wait_for(Duration::from_secs(600), "rustup", || {
-        child.try_wait().transpose()
-    });
-    match status {
-        Ok(Ok(status)) => status.success(),
-        _ => child
-            .kill()
-            .and_then(|()| child.wait())
-            .is_ok_and(|status| status.success()),
-    }
+    rustup.status().is_ok_and(|status| status.success())
 }
 
-/// curl heeds the proxies that rustup heeds.
+/// By curl, which uses the same proxies as rustup.
 fn server_answers() -> bool {
     let server = env::var("RUSTUP_DIST_SERVER").unwrap_or("https://static.rust-lang.org".into());
     let channel = format!("{server}/dist/channel-rust-nightly.toml.sha256");

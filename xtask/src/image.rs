@@ -1,5 +1,5 @@
-//! Makes the image of the agent for containers: a file system with memlb alone, for `docker import`. No registry is
-//! needed, neither to make it nor to use it.
+//! Makes the container image of the agent: a file system with memlb only, for `docker import`. Neither the build nor the
+//! import needs a registry.
 
 use std::{
     fs,
@@ -15,13 +15,13 @@ use crate::{
     workspace::{cargo, find_program, say, target},
 };
 
-/// Of this machine's processor, with a C library that is linked in.
+/// Target with a statically linked C library, for this machine's processor.
 const TARGET: &str = match cfg!(target_arch = "aarch64") {
     true => "aarch64-unknown-linux-musl",
     false => "x86_64-unknown-linux-musl",
 };
 
-/// Builds a static memlb and packs it, alone, into target/image/memlb-agent.tar.
+/// Builds a static memlb and packs it into target/image/memlb-agent.tar.
 pub fn make() -> Result<PathBuf> {
     provide_target()?;
     build_ebpf::build_ebpf()?;
@@ -40,7 +40,7 @@ pub fn make() -> Result<PathBuf> {
     );
     pack(&memlb, &root, &archive)?;
     let size = fs::metadata(&archive)
-        .with_context(|| format!("look at {}", archive.display()))?
+        .with_context(|| format!("read the size of {}", archive.display()))?
         .len();
     say(format!(
         "made {} ({} MiB); on each node: docker import --change 'ENTRYPOINT [\"/memlb\"]' memlb-agent.tar memlb-agent",
@@ -57,7 +57,7 @@ fn pack(memlb: &Path, root: &Path, archive: &Path) -> Result<()> {
     fs::create_dir_all(root).with_context(|| format!("make {}", root.display()))?;
     fs::copy(memlb, root.join("memlb")).with_context(|| format!("copy {}", memlb.display()))?;
     run(Command::new("strip").arg(root.join("memlb"))).context("strip memlb")?;
-    // The same bytes give the same image.
+    // Reproducible: the same memlb gives the same archive.
     run(Command::new("tar")
         .args("--create --sort=name --owner=0 --group=0 --numeric-owner".split(' '))
         .args(["--mtime=@0", "--mode=755", "--directory"])
@@ -68,7 +68,7 @@ fn pack(memlb: &Path, root: &Path, archive: &Path) -> Result<()> {
     .with_context(|| format!("write {}", archive.display()))
 }
 
-/// Installs Rust's standard library for the target where it is missing.
+/// Installs Rust's standard library for the target if it is missing.
 fn provide_target() -> Result<()> {
     let mut rustc = Command::new("rustc");
     let library = output(rustc.args(["--print", "target-libdir", "--target", TARGET]))?;
@@ -77,11 +77,11 @@ fn provide_target() -> Result<()> {
     }
     if find_program("rustup").is_none() {
         bail!(
-            "Rust has no standard library for {TARGET} here: install it, with rustup target add {TARGET}"
+            "Rust's standard library for {TARGET} is missing: install it, for example by `rustup target add {TARGET}`"
         );
     }
     say(format!(
-        "Rust's standard library for {TARGET} is missing: it is linked into the image's memlb"
+        "Rust's standard library for {TARGET} is missing: the image's memlb needs it"
     ));
     run(Command::new("rustup").args(["target", "add", TARGET]))
         .with_context(|| format!("install Rust's standard library for {TARGET}"))

@@ -1,4 +1,4 @@
-//! Ctrl-C as a flag that tasks check, so that they remove everything in order.
+//! Ctrl-C as a flag that tasks check, so that they can clean up.
 
 use std::sync::{
     Arc,
@@ -11,35 +11,33 @@ use signal_hook::{
     flag,
 };
 
-/// Whether someone wants this to end.
+/// Whether a signal has requested the end of this task.
 #[derive(Debug, Clone)]
 pub struct Interrupt {
-    asked: Arc<AtomicBool>,
+    requested: Arc<AtomicBool>,
 }
 
 impl Interrupt {
-    /// Keeps SIGINT, SIGTERM and SIGHUP from ending this process.
-    ///
-    /// By handlers, which a new program does not inherit; a mask of blocked
-    /// signals it would, and then be deaf to them.
+    /// Installs handlers of SIGINT, SIGTERM and SIGHUP. Child processes do not inherit handlers, as they would inherit a
+    /// mask of blocked signals.
     ///
     /// # Errors
-    /// When the handlers cannot be set.
+    /// A handler cannot be installed.
     pub fn catch() -> Result<Self> {
-        let asked = Arc::new(AtomicBool::new(false));
+        let requested = Arc::new(AtomicBool::new(false));
         for signal in [SIGINT, SIGTERM, SIGHUP] {
-            flag::register(signal, Arc::clone(&asked))
+            flag::register(signal, Arc::clone(&requested))
                 .with_context(|| format!("catch signal {signal}"))?;
         }
-        Ok(Self { asked })
+        Ok(Self { requested })
     }
 
     pub fn is_requested(&self) -> bool {
-        self.asked.load(Ordering::Relaxed)
+        self.requested.load(Ordering::Relaxed)
     }
 
     /// # Errors
-    /// When someone wants this to end.
+    /// A signal has requested the end.
     pub fn check(&self) -> Result<()> {
         if self.is_requested() {
             bail!("interrupted");

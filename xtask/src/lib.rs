@@ -1,4 +1,4 @@
-//! The tasks of memlb's developers and operators, and what benchmarks share with them.
+//! The tasks of `cargo xtask`, and code that the benchmarks use, too.
 
 pub mod build;
 pub mod build_ebpf;

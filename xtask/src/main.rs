@@ -1,4 +1,4 @@
-//! `cargo xtask`: the table of this project's tasks.
+//! `cargo xtask`: the tasks of this project.
 
 use std::{ffi::OsString, process::ExitCode};
 
@@ -9,7 +9,7 @@ use xtask::{
     workspace,
 };
 
-/// Sets up, builds, shows and tests memlb on this machine.
+/// Builds, demonstrates and tests memlb on this machine.
 #[derive(Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask")]
 enum Task {
@@ -38,17 +38,17 @@ enum Task {
     },
     /// Makes the agent's image for containers, to target/image/memlb-agent.tar
     Image,
-    /// Runs every test at every level
+    /// Runs all tests of all levels
     Test {
-        /// Only the parts with one of these texts in their names, such as "network namespaces"
+        /// Run only the parts with one of these texts in their names, such as "network namespaces"
         parts: Vec<String>,
-        /// Also what takes an hour where machines are emulated: for the night
+        /// Also run the parts that take an hour with emulated machines
         #[arg(long)]
         all: bool,
     },
     /// Tests memlb on Debian's Linux 6.1 and 6.12 under emulation
     Kernels(kernels::Options),
-    /// The half of the package's test that needs root
+    /// The part of the package's test that needs root
     #[command(hide = true)]
     TryPackage(test::TryPackage),
     /// Compares memlb with other balancers on this machine
@@ -91,7 +91,7 @@ fn start(task: Task) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Becomes the benchmarks. Returns only when that fails.
+/// Replaces this process by the benchmarks. Returns only on failure.
 fn bench(arguments: &[OsString]) -> anyhow::Error {
     let mut cargo = workspace::cargo();
     cargo

@@ -14,7 +14,7 @@ use crate::{
     workspace::{cargo, root, say, target},
 };
 
-/// `.invalid` belongs to no one (RFC 2606).
+/// `.invalid` is a reserved domain (RFC 2606).
 const PLACEHOLDER: &str = "Local build of memlb <nobody@memlb.invalid>";
 
 /// Builds memlb and its package, and returns the package's path.
@@ -37,7 +37,7 @@ pub fn package_of(memlb: &Path) -> Result<PathBuf> {
     Ok(package.trim().into())
 }
 
-/// Writes what the program generates (manual pages, completions, example), and the package's changelog.
+/// Writes the generated files (manual pages, completions, example) and the package's changelog.
 fn make_contents(memlb: &Path, contents: &Path) -> Result<()> {
     let (man, completions) = (contents.join("man"), contents.join("completions"));
     if contents.exists() {
@@ -55,14 +55,14 @@ fn make_contents(memlb: &Path, contents: &Path) -> Result<()> {
     write(&contents.join("changelog"), &changelog()?)
 }
 
-/// The changelog that Debian expects of a package's version: memlb's own is CHANGELOG.md.
+/// The changelog in Debian's format, which refers to CHANGELOG.md.
 fn changelog() -> Result<String> {
     let date = output(
         Command::new("git")
             .args(["log", "-1", "--format=%cD"])
             .current_dir(root()),
     )
-    .context("ask for the date of the last commit")?;
+    .context("read the date of the last commit")?;
     if date.trim().is_empty() {
         bail!("git prints no date of the last commit");
     }

@@ -1,4 +1,4 @@
-//! The documents of the package: those of the repository, without links to what the package does not have.
+//! The documents of the package: those of the repository, without links to files that the package does not contain.
 
 use std::{
     fs,
@@ -16,10 +16,10 @@ const DOCUMENTS: [&str; 5] = [
     "scripts/monitoring/README.md",
 ];
 
-/// Files that the package has elsewhere.
+/// Files that the package installs at other paths.
 const ELSEWHERE: [(&str, &str); 1] = [("lb-user/memlb.toml", "/etc/memlb/memlb.toml")];
 
-/// Folders beside the documents whose files the package has at the same place.
+/// Folders that the package contains at the same relative paths.
 const BESIDE: [&str; 4] = [
     "docs",
     "scripts/ha",
@@ -59,7 +59,7 @@ fn documents(root: &Path) -> Result<Vec<PathBuf>> {
     Ok(documents)
 }
 
-/// Replaces links of a document that lead out of the package by their text.
+/// Replaces links of a document to files outside of the package by their text.
 fn adapt(text: &str, document: &Path, is_packaged: impl Fn(&Path) -> bool) -> String {
     let mut adapted = String::new();
     let mut rest = text;
@@ -81,7 +81,7 @@ fn adapt(text: &str, document: &Path, is_packaged: impl Fn(&Path) -> bool) -> St
     adapted + rest
 }
 
-/// The target of a link in the package; `None` if the package does not have it.
+/// The target of a link in the package; `None` if the package does not contain it.
 fn packaged_link(
     target: &str,
     document: &Path,

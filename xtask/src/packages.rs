@@ -1,4 +1,4 @@
-//! What the tasks need from the distribution, and its installation on Debian.
+//! Tools and packages of the distribution, and their installation on Debian.
 
 use std::{
     fs,
@@ -15,7 +15,7 @@ use crate::{
     workspace::{find_program, say},
 };
 
-/// A program, the Debian package that has it, and what it is for.
+/// A program, its Debian package and its purpose.
 #[derive(Debug)]
 pub struct Tool {
     pub program: &'static str,
@@ -23,7 +23,7 @@ pub struct Tool {
     pub purpose: &'static str,
 }
 
-/// The services of packages of which only the program is wanted. nginx's would take port 80 of this machine.
+/// Services to disable, of packages that are installed for their programs. nginx's would occupy port 80 of this machine.
 const SERVICES: &[(&str, &[&str])] = &[
     ("nginx-light", &["nginx.service"]),
     ("prometheus", &["prometheus.service"]),
@@ -45,7 +45,7 @@ macro_rules! tools {
     };
 }
 
-/// Installs those of `tools` that are not here yet.
+/// Installs the missing ones of `tools`.
 pub fn provide_tools(tools: &[Tool]) -> Result<()> {
     let missing: Vec<&Tool> = tools
         .iter()
@@ -58,7 +58,7 @@ pub fn provide_tools(tools: &[Tool]) -> Result<()> {
     install(&packages)
 }
 
-/// Installs those of Debian's `packages` that are not here yet.
+/// Installs the missing ones of Debian's `packages`.
 pub fn provide_packages(packages: &[&str]) -> Result<()> {
     let missing: Vec<&str> = packages
         .iter()
@@ -68,13 +68,13 @@ pub fn provide_packages(packages: &[&str]) -> Result<()> {
     install(&missing)
 }
 
-/// Learns which packages there are by now, if that can be learnt.
+/// Updates the package lists, if a server can be reached.
 pub fn refresh_lists() -> Result<()> {
     if !is_debian() {
-        bail!("this distribution has no apt-get");
+        bail!("this distribution has no apt-get, which downloads Debian's packages");
     }
     if run(apt_get().args(["update", "--quiet"]).stdout(Stdio::null())).is_err() {
-        say("the package lists could not be refreshed; going on with those at hand");
+        say("the package lists could not be updated; using the present ones");
     }
     Ok(())
 }
@@ -95,7 +95,7 @@ fn install(packages: &[&str]) -> Result<()> {
     let names = packages.join(" ");
     if !is_debian() {
         bail!(
-            "this distribution has no apt-get. Install what Debian calls: {names}; then start again"
+            "this distribution has no apt-get. Install the equivalents of the Debian packages {names}; then repeat the command"
         );
     }
     say(format!("installing Debian packages: {names}"));
@@ -108,9 +108,7 @@ fn install(packages: &[&str]) -> Result<()> {
     .with_context(|| format!("install the Debian packages {names}"))?;
     for (package, services) in SERVICES {
         if packages.contains(package) {
-            services
-                .iter()
-                .try_for_each(|it| keep_from_starting_at_boot(it))?;
+            services.iter().try_for_each(|it| disable_service(it))?;
         }
     }
     Ok(())
@@ -123,28 +121,28 @@ fn apt_get() -> Command {
     command
 }
 
-/// Wanted is the program; its service is the administrator's business.
-fn keep_from_starting_at_boot(service: &str) -> Result<()> {
+/// Disables a service whose package is installed for its program.
+fn disable_service(service: &str) -> Result<()> {
     if find_program("systemctl").is_none() {
         return Ok(());
     }
     run(as_root("systemctl").args(["--quiet", "disable", service]))
-        .with_context(|| format!("keep Debian's {service} from starting at boot"))
+        .with_context(|| format!("disable Debian's {service}"))
 }
 
-/// Keeps packages from starting their services while it lives.
+/// Prevents packages from starting their services until it is dropped (policy-rc.d).
 struct NoServices;
 
 impl NoServices {
     const POLICY: &str = "/usr/sbin/policy-rc.d";
 
-    /// Returns `None` where the administrator has a policy already.
+    /// Returns `None` if the administrator has a policy.
     fn during_installation() -> Result<Option<Self>> {
         if Path::new(Self::POLICY).exists() {
             return Ok(None);
         }
         let draft = std::env::temp_dir().join(format!("memlb-policy-rc.d.{}", std::process::id()));
-        // invoke-rc.d's contract: 101 forbids the action.
+        // The protocol of invoke-rc.d: 101 forbids the action.
         fs::write(&draft, "#!/bin/sh\nexit 101\n")?;
         fs::set_permissions(&draft, fs::Permissions::from_mode(0o755))?;
         let installed = run(as_root("install")
@@ -159,7 +157,7 @@ impl NoServices {
 impl Drop for NoServices {
     fn drop(&mut self) {
         if let Err(error) = run(as_root("rm").args(["--force", Self::POLICY])) {
-            say(format!("{error:#}: remove {} yourself", Self::POLICY));
+            say(format!("{error:#}: remove {} by hand", Self::POLICY));
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Root where root is needed, and only there: what is built stays the user's.
+//! Commands as root, only where root is needed: cargo's output stays the user's.
 
 use std::{
     env,
@@ -9,7 +9,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, anyhow, bail};
-use memlb_tests::{cluster::BINARY, command::line};
+use memlb_tests::command::line;
 use nix::unistd::geteuid;
 
 use crate::workspace;
@@ -18,7 +18,7 @@ pub fn is_root() -> bool {
     geteuid().is_root()
 }
 
-/// Returns a command that runs `program` as root, through sudo when need be.
+/// Returns a command that runs `program` as root, by sudo if this process is not root.
 pub fn as_root(program: impl AsRef<OsStr>) -> Command {
     if is_root() {
         return Command::new(program);
@@ -28,26 +28,25 @@ pub fn as_root(program: impl AsRef<OsStr>) -> Command {
     sudo
 }
 
-/// Becomes `command`, whose signals and exit status are then this task's own.
-/// Returns only when that fails.
+/// Replaces this process by `command`. Returns only on failure.
 pub fn become_command(mut command: Command) -> anyhow::Error {
     let error = command.exec();
     anyhow!(error).context(format!("start `{}`", line(&command)))
 }
 
-/// Returns xtask itself as root, without a task yet, to use `memlb` instead of building one.
-pub fn with_memlb_as_root(memlb: &Path) -> Result<Command> {
+/// Returns a command that runs this program as root, without arguments yet. `variable` names a file that it shall use
+/// instead of building it.
+pub fn this_program_as_root(variable: &str, file: &Path) -> Result<Command> {
     let mut command = as_root("env");
     command
-        .arg(format!("{BINARY}={}", memlb.display()))
+        .arg(format!("{variable}={}", file.display()))
         .arg(this_program()?);
     Ok(command)
 }
 
-/// Starts this task again as root, with the `memlb` to use.
-/// Returns only when that fails.
-pub fn become_root_with(memlb: &Path) -> anyhow::Error {
-    match with_memlb_as_root(memlb) {
+/// Restarts this task as root, with such a `variable`. Returns only on failure.
+pub fn restart_as_root(variable: &str, file: &Path) -> anyhow::Error {
+    match this_program_as_root(variable, file) {
         Ok(mut command) => {
             command.args(env::args_os().skip(1));
             become_command(command)
@@ -56,7 +55,7 @@ pub fn become_root_with(memlb: &Path) -> anyhow::Error {
     }
 }
 
-/// Starts this very task again as root unless it is root.
+/// Restarts this task as root unless it is root.
 pub fn become_root() -> Result<()> {
     if is_root() {
         return Ok(());
@@ -71,10 +70,9 @@ pub fn this_program() -> Result<PathBuf> {
     env::current_exe().context("find this program")
 }
 
-/// Stops a task that a user started through sudo in a tree of their own.
-///
 /// # Errors
-/// When that is so: cargo would leave a `target` folder the user cannot write to.
+/// When a user has started this task by sudo in their own tree: cargo would leave a `target` folder that the user cannot
+/// write to.
 pub fn refuse_to_run_under_sudo() -> Result<()> {
     let Some(user) = env::var("SUDO_UID")
         .ok()
@@ -85,12 +83,12 @@ pub fn refuse_to_run_under_sudo() -> Result<()> {
     let root = workspace::root();
     let owner = root
         .metadata()
-        .with_context(|| format!("look at {}", root.display()))?
+        .with_context(|| format!("read the owner of {}", root.display()))?
         .uid();
     if is_root() && user != 0 && owner == user {
         bail!(
-            "run `cargo xtask` without sudo: it asks for root itself where it needs it. What cargo \
-             has built just now belongs to root; `sudo chown -R {user} {}` gives it back",
+            "run `cargo xtask` without sudo: it runs sudo itself where it needs root. Files that cargo has just built \
+             belong to root; `sudo chown -R {user} {}` repairs that",
             workspace::target().display()
         );
     }

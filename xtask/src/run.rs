@@ -15,7 +15,7 @@ pub fn manager(arguments: &[OsString]) -> Result<()> {
     let mut command = as_root(build::memlb()?);
     command.arg("manager").args(arguments);
     say(
-        "starting memlb manager; Ctrl-C ends it and leaves the kernel steering, `--detach` removes everything",
+        "starting memlb manager; Ctrl-C ends the process, and the packet programs continue; with `--detach`, it removes them",
     );
     Err(become_command(command))
 }

@@ -1,4 +1,4 @@
-//! Installs what a task needs and this machine lacks; fast when nothing is missing.
+//! Installs the missing tools of a task. Fast if none is missing.
 
 use std::{path::PathBuf, process::Command, thread};
 
@@ -16,7 +16,7 @@ use crate::{
 const CARGO_DEB_VERSION: &str = "3.8.0";
 
 const BUILD_TOOLS: &[Tool] = tools! {
-    "curl" "curl" "finds out whether rustup's server can be reached, and is a client of the lab";
+    "curl" "curl" "tests whether rustup's server can be reached, and is a client of the lab";
 };
 
 const LAB_TOOLS: &[Tool] = tools! {
@@ -24,13 +24,13 @@ const LAB_TOOLS: &[Tool] = tools! {
     "nginx" "nginx-light" "serves a page on every node of the lab";
     "ethtool" "ethtool" "switches offloads off where XDP runs on virtual interfaces";
     "systemctl" "systemd" "relays the manager's web page to this machine";
-    "bpftool" "bpftool" "shows memlb's maps to people";
+    "bpftool" "bpftool" "shows memlb's maps";
 };
 
 const PAIR_TOOLS: &[Tool] = tools! {
     "keepalived" "keepalived" "moves addresses between the managers of a pair; its service is not started";
     "busybox" "busybox-static" "announces the lab's router by ARP";
-    "nft" "nftables" "closes ports, which memlb doctor must find, and keeps managers from hearing each other";
+    "nft" "nftables" "closes ports, which memlb doctor must find, and drops keepalived's messages";
 };
 
 const PACKAGE_TOOLS: &[Tool] = tools! {
@@ -39,49 +39,49 @@ const PACKAGE_TOOLS: &[Tool] = tools! {
 };
 
 const TEST_TOOLS: &[Tool] = tools! {
-    "dockerd" "docker.io" "makes the Swarm whose tasks become workers";
+    "dockerd" "docker.io" "runs the Swarm whose tasks become workers";
     "busybox" "busybox-static" "is the server of the Swarm's tasks";
     "shellcheck" "shellcheck" "checks the shell scripts";
     "vagrant" "vagrant" "checks scripts/vagrant/Vagrantfile";
     "promtool" "prometheus" "checks memlb's metrics and alert rules, and scrapes them";
-    "chromium" "chromium" "looks at the manager's web page";
+    "chromium" "chromium" "tests the manager's web page";
     "systemd-analyze" "systemd" "checks the services";
     "lintian" "lintian" "checks the package";
     "debootstrap" "debootstrap" "makes a clean Debian to install the package in";
     "systemd-nspawn" "systemd-container" "boots that Debian";
-    "haproxy" "haproxy" "is the balancer that memlb takes over from";
-    "wrk" "wrk" "is a client of memlb that asks as fast as it can";
-    "h2load" "nghttp2-client" "is a client of memlb that speaks HTTP/2";
-    "openssl" "openssl" "makes certificates for the web servers behind memlb";
-    "iperf3" "iperf3" "sends as much as it can through memlb";
+    "haproxy" "haproxy" "is a balancer that memlb replaces";
+    "wrk" "wrk" "is a client that sends requests without pause";
+    "h2load" "nghttp2-client" "is a client that uses HTTP/2";
+    "openssl" "openssl" "makes certificates for the workers' web servers";
+    "iperf3" "iperf3" "measures throughput through memlb";
     "bird" "bird2" "announces the addresses of several managers; its service is not started";
     "vtysh" "frr" "checks FRR's configuration for such managers; its service is not started";
-    "ping" "iputils-ping" "asks whether a service's address answers";
+    "ping" "iputils-ping" "tests whether a service's address answers";
     "ssh" "openssh-client" "holds a session through memlb";
-    "sshd" "openssh-server" "is the other end of that session; its service is not started";
-    "dig" "bind9-dnsutils" "asks name servers behind memlb";
+    "sshd" "openssh-server" "is the server of this session; its service is not started";
+    "dig" "bind9-dnsutils" "queries name servers behind memlb";
     "faketime" "faketime" "makes clocks jump";
-    "dnsmasq" "dnsmasq-base" "is such a name server";
+    "dnsmasq" "dnsmasq-base" "is a name server behind memlb";
     "gtlsclient" "ngtcp2-client" "downloads through memlb over QUIC";
-    "gtlsserver" "ngtcp2-server" "is what it downloads from";
+    "gtlsserver" "ngtcp2-server" "is the QUIC server of these downloads";
 };
 
 const KERNEL_TOOLS: &[Tool] = tools! {
     "qemu-system-x86_64" "qemu-system-x86" "emulates a machine for other kernels";
-    "busybox" "busybox-static" "is the shell there";
-    "cpio" "cpio" "packs the files for there";
-    "keepalived" "keepalived" "balances there by IPVS; its service is not started";
-    "modprobe" "kmod" "knows which modules those kernels need";
-    "strip" "binutils" "makes the programs for there small";
-    "sysctl" "procps" "changes settings there";
+    "busybox" "busybox-static" "is the shell of that machine";
+    "cpio" "cpio" "packs the files of that machine";
+    "keepalived" "keepalived" "balances by IPVS in that machine; its service is not started here";
+    "modprobe" "kmod" "resolves the modules of those kernels";
+    "strip" "binutils" "reduces the size of that machine's programs";
+    "sysctl" "procps" "changes settings in that machine";
     "xz" "xz-utils" "unpacks the modules";
 };
 
 const MACHINE_TOOLS: &[Tool] = tools! {
     "qemu-system-x86_64" "qemu-system-x86" "runs the machines";
-    "debootstrap" "debootstrap" "makes the Debian that they boot";
-    "mkfs.ext4" "e2fsprogs" "makes a disk of it";
-    "ssh" "openssh-client" "reaches the machines";
+    "debootstrap" "debootstrap" "installs the Debian that they boot";
+    "mkfs.ext4" "e2fsprogs" "makes their disk image";
+    "ssh" "openssh-client" "connects to the machines";
 };
 
 /// Provides the tools of the build.
@@ -135,7 +135,7 @@ pub fn for_tests() -> Result<Compiler> {
         for_the_pair()?;
         provide_tools(PACKAGE_TOOLS)?;
         provide_tools(TEST_TOOLS)?;
-        // Has no program of its own by which it could be noticed.
+        // It has no program to look for.
         provide_packages(&["python3-venv"])?;
         let built = cargo_deb.join();
         built.unwrap_or_else(|_| Err(anyhow!("panicked")))?;
@@ -143,13 +143,13 @@ pub fn for_tests() -> Result<Compiler> {
     })
 }
 
-/// Installs cargo-deb where it is missing.
+/// Installs cargo-deb if it is missing.
 fn provide_cargo_deb() -> Result<()> {
-    let is_here = |program: PathBuf| {
+    let is_installed = |program: PathBuf| {
         output(Command::new(program).arg("--version"))
             .is_ok_and(|version| version.trim().ends_with(CARGO_DEB_VERSION))
     };
-    if find_program("cargo-deb").is_some_and(is_here) {
+    if find_program("cargo-deb").is_some_and(is_installed) {
         return Ok(());
     }
     say(format!(

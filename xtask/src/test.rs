@@ -1,9 +1,9 @@
-//! Every test at every level.
+//! All tests of all levels.
 
+mod container;
+mod containers;
 mod debian;
 mod guide;
-mod machine;
-mod machines;
 mod package;
 mod privileged;
 mod python;
@@ -22,7 +22,7 @@ use std::{
 };
 
 use anyhow::{Result, anyhow};
-use memlb_tests::command::run;
+use memlb_tests::{cluster::BINARY, command::run};
 
 use self::test_program::Durations;
 use crate::{
@@ -31,23 +31,23 @@ use crate::{
     interrupt::Interrupt,
     kernels::{self, Background},
     package::package_of,
-    privilege::with_memlb_as_root,
+    privilege::this_program_as_root,
     setup,
     workspace::{cargo, say},
 };
 
 const OTHER_KERNELS: &str = "other kernels";
-/// Takes longer than everything else where machines are emulated, and so runs only if it is named, or at night.
+/// Runs only if it is named, or at night: with emulated machines it takes longer than all other parts together.
 const MACHINES: &str = "machines under QEMU";
 /// Runs only if it is named, or at night.
 const IPVS: &str = "keepalived with IPVS";
 const PACKAGE: &str = "package";
 
-/// Runs the `parts`, or everything, also after a failure, and returns success only if nothing failed. Without `parts`,
-/// the machines under QEMU and keepalived with IPVS run only `at_night`.
+/// Runs the `parts`, or all parts, also after a failure. Returns success only if no part failed. Without `parts`, the
+/// machines under QEMU and keepalived with IPVS run only `at_night`.
 ///
 /// # Errors
-/// When there is nothing to test: setting up or building failed.
+/// The setup or the build failed.
 pub fn all(parts: Vec<String>, at_night: bool) -> Result<ExitCode> {
     let compiler = setup::for_tests()?;
     let memlb = build::memlb()?;
@@ -60,7 +60,7 @@ pub fn all(parts: Vec<String>, at_night: bool) -> Result<ExitCode> {
         interrupt: interrupt.clone(),
         outcomes: Vec::new(),
     };
-    // Emulation gets what everything else leaves of the processors.
+    // The emulation runs at idle priority beside the other parts.
     let other_kernels = suite
         .has(OTHER_KERNELS)
         .then(|| Background::start(&memlb, &interrupt));
@@ -83,9 +83,9 @@ pub fn all(parts: Vec<String>, at_night: bool) -> Result<ExitCode> {
                 .args(["--", "--deny=warnings"]))
         });
     } else {
-        say("the compiler of the kernel programs has no clippy; they go without");
+        say("clippy skips the kernel programs, because their compiler has none");
     }
-    // After clippy, for which cargo has fetched everything.
+    // After clippy: cargo has then fetched all crates.
     suite.check("dependencies", sources::dependencies);
     suite.check("documentation", || {
         run(cargo()
@@ -93,17 +93,11 @@ pub fn all(parts: Vec<String>, at_night: bool) -> Result<ExitCode> {
             .env("RUSTDOCFLAGS", "--deny=warnings"))
     });
     suite.check("tests without privileges", || {
-        let packages = [
-            "lb-common",
-            "lb-core",
-            "lb-user",
-            "memlb-benchmarks",
-            "xtask",
-        ];
-        let packages = packages.map(|name| format!("--package={name}"));
-        run(cargo().arg("test").args(packages))
+        let others = ["lb-ebpf", "memlb-tests", "memlb-test-macros"];
+        let others = others.map(|name| format!("--exclude={name}"));
+        run(cargo().args(["test", "--workspace"]).args(others))
     });
-    // Its machines boot and wait beside the tests, which wait for most of their time, too.
+    // Beside the tests: both wait for most of their time.
     let packaged = suite.has(PACKAGE).then(|| {
         let package = package.clone();
         thread::spawn(move || package::check(&package))
@@ -111,8 +105,8 @@ pub fn all(parts: Vec<String>, at_night: bool) -> Result<ExitCode> {
     suite.check("tests in network namespaces", || {
         privileged::run_all(&memlb, &interrupt, &durations)
     });
-    suite.check("the story of the lab", || {
-        run(with_memlb_as_root(&memlb)?.args(["lab", "demo"]))
+    suite.check("demo of the lab", || {
+        run(this_program_as_root(BINARY, &memlb)?.args(["lab", "demo"]))
     });
     if let Some(packaged) = packaged {
         suite.check(PACKAGE, || {
@@ -137,15 +131,15 @@ pub fn all(parts: Vec<String>, at_night: bool) -> Result<ExitCode> {
     Ok(suite.conclude())
 }
 
-/// What was checked, and with what outcome.
+/// The parts to run, and the outcomes of those that have run.
 struct Suite {
-    /// Runs the parts whose name contains one of these texts; without texts, all.
+    /// The parts to run have one of these texts in their names; empty: all parts.
     parts: Vec<String>,
     interrupt: Interrupt,
-    outcomes: Vec<Outcome>,
+    outcomes: Vec<PartOutcome>,
 }
 
-struct Outcome {
+struct PartOutcome {
     what: &'static str,
     took: Duration,
     failure: Option<anyhow::Error>,
@@ -162,7 +156,7 @@ impl Suite {
         if let Some(failure) = &failure {
             say(format!("{what}: {failure:#}"));
         }
-        self.outcomes.push(Outcome {
+        self.outcomes.push(PartOutcome {
             what,
             took: started_at.elapsed(),
             failure,

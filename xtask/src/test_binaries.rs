@@ -1,4 +1,4 @@
-//! The test programs of the package `memlb-tests`, built and found.
+//! Builds test programs and benchmarks, and finds their files.
 
 use std::{
     path::PathBuf,
@@ -11,34 +11,45 @@ use serde_json::Value;
 
 use crate::workspace::cargo;
 
-/// Builds the tests that `selection`, arguments for cargo, names, and returns their names and files.
+/// Builds the tests of the package `memlb-tests` that `selection`, arguments of cargo, selects. Returns their names and
+/// files.
 pub fn build(selection: &[&str]) -> Result<Vec<(String, PathBuf)>> {
-    let mut cargo = cargo();
+    build_with(
+        cargo()
+            .args(["test", "--package=memlb-tests"])
+            .args(selection),
+    )
+}
+
+/// Builds a benchmark of the package `memlb-benchmarks`, as this user. Returns its file.
+pub fn build_benchmark(name: &str) -> Result<PathBuf> {
+    let built = build_with(cargo().args(["bench", "--package=memlb-benchmarks", "--bench", name]))?;
+    let file = built.into_iter().find(|(built, _)| built == name);
+    file.map(|(_, file)| file)
+        .with_context(|| format!("cargo built no benchmark {name}"))
+}
+
+/// Builds what `cargo` selects without running it. Returns names and files of the test programs and benchmarks.
+fn build_with(cargo: &mut Command) -> Result<Vec<(String, PathBuf)>> {
     cargo
-        .args(["test", "--package=memlb-tests", "--no-run"])
-        .args(selection)
-        .arg("--message-format=json-render-diagnostics")
+        .args(["--no-run", "--message-format=json-render-diagnostics"])
         .stderr(Stdio::inherit());
-    let messages = succeed(&mut cargo)?;
-    let tests: Vec<_> = messages
+    let output = cargo
+        .output()
+        .with_context(|| format!("start `{}`", line(cargo)))?;
+    if !output.status.success() {
+        bail!("`{}` ended with {}", line(cargo), output.status);
+    }
+    let messages = String::from_utf8_lossy(&output.stdout);
+    let built: Vec<_> = messages
         .lines()
         .filter_map(|message| serde_json::from_str(message).ok())
         .filter_map(|message: Value| test_of(&message))
         .collect();
-    if tests.is_empty() {
-        bail!("`{}` built no tests", line(&cargo));
+    if built.is_empty() {
+        bail!("`{}` built nothing", line(cargo));
     }
-    Ok(tests)
-}
-
-fn succeed(command: &mut Command) -> Result<String> {
-    let output = command
-        .output()
-        .with_context(|| format!("start `{}`", line(command)))?;
-    if !output.status.success() {
-        bail!("`{}` ended with {}", line(command), output.status);
-    }
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    Ok(built)
 }
 
 fn test_of(message: &Value) -> Option<(String, PathBuf)> {

@@ -8,7 +8,7 @@ use std::{
 
 use memlb_tests::notice;
 
-/// Says on stderr what is being done, so that stdout stays the task's own.
+/// Prints a message to stderr, because stdout has the task's output.
 pub fn say(what: impl std::fmt::Display) {
     notice::say(format_args!("xtask: {what}"));
 }
@@ -19,7 +19,7 @@ pub fn root() -> &'static Path {
         .expect("xtask is in the workspace")
 }
 
-/// Returns where cargo puts what it builds for this machine.
+/// Returns the target folder of cargo.
 pub fn target() -> PathBuf {
     root().join(env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into()))
 }
@@ -31,7 +31,7 @@ pub fn cargo() -> Command {
     cargo
 }
 
-/// Returns where `cargo install` puts programs.
+/// Returns the folder of `cargo install`.
 pub fn cargo_bin() -> PathBuf {
     env::var_os("CARGO_HOME")
         .map(PathBuf::from)
@@ -40,8 +40,8 @@ pub fn cargo_bin() -> PathBuf {
         .join("bin")
 }
 
-/// Returns the file of the program `name`: on `PATH`, where `cargo install` puts
-/// it, or in the directories of administrators' tools that an ordinary user's `PATH` leaves out.
+/// Finds the program `name` in `PATH`, in the folder of `cargo install`, or in the directories for administrators, which
+/// are not in a user's `PATH`.
 pub fn find_program(name: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     env::split_paths(&path)

@@ -1,4 +1,4 @@
-//! How many instructions the verifier goes through for each program, as tests/packets/verifier.txt has it.
+//! The verifier's instruction counts of each program, recorded in tests/packets/verifier.txt.
 
 use std::{
     collections::BTreeMap,
@@ -15,17 +15,17 @@ use crate::{
     workspace::{root, say},
 };
 
-/// The test that prints them.
+/// The test that prints the counts.
 pub const TEST: &[&str] = &["verifier::prints_the_figures", "--exact", "--ignored"];
 
 const HEADING: &str = "# Written by `cargo xtask kernels --record`.\n";
 
-/// By series of kernels, by program.
+/// Instruction counts by kernel series and program.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Figures(BTreeMap<Series, BTreeMap<String, u64>>);
 
 impl Figures {
-    /// Those on record.
+    /// Reads the recorded counts.
     pub fn read() -> Result<Self> {
         let file = file();
         let text = fs::read_to_string(&file).with_context(|| format!("read {}", file.display()))?;
@@ -36,7 +36,7 @@ impl Figures {
         Ok(figures)
     }
 
-    /// Replaces those of the series that a report has some of.
+    /// Replaces the counts of each series that occurs in a report.
     pub fn replace_reported(&mut self, report: &str) {
         let prefixed = report
             .lines()
@@ -50,11 +50,11 @@ impl Figures {
         }
     }
 
-    /// Puts them on record.
+    /// Records the counts.
     pub fn write(&self) -> Result<()> {
         let file = file();
         fs::write(&file, self.text()).with_context(|| format!("write {}", file.display()))?;
-        say(format!("{} is written", file.display()));
+        say(format!("wrote {}", file.display()));
         Ok(())
     }
 
@@ -68,31 +68,31 @@ impl Figures {
         for (series, programs) in &self.0 {
             for (program, instructions) in programs {
                 writeln!(text, "{series} {program} {instructions}")
-                    .expect("a string takes everything");
+                    .expect("writing to a string does not fail");
             }
         }
         text
     }
 }
 
-/// Returns what the test prints on this machine's own kernel.
+/// Returns the output of the test on this machine's kernel.
 pub fn of_this_machine(packets: &Path) -> Result<String> {
     let mut test = as_root("env");
     test.arg(format!("{REQUIRED}=1")).arg(packets).args(TEST);
     let output = test
         .output()
         .with_context(|| format!("start `{}`", line(&test)))?;
-    let said = [output.stdout, output.stderr].concat();
-    let said = String::from_utf8_lossy(&said).into_owned();
-    ensure!(output.status.success(), "`{}`: {said}", line(&test));
-    Ok(said)
+    let printed = [output.stdout, output.stderr].concat();
+    let printed = String::from_utf8_lossy(&printed).into_owned();
+    ensure!(output.status.success(), "`{}`: {printed}", line(&test));
+    Ok(printed)
 }
 
 fn file() -> PathBuf {
     root().join("tests/packets/verifier.txt")
 }
 
-/// Reads a line such as `6.1 memlb_xdp 1000`.
+/// Parses a line such as `6.1 memlb_xdp 1000`.
 fn figure(line: &str) -> Option<(Series, String, u64)> {
     let mut words = line.split_whitespace();
     let series = words.next()?.parse().ok()?;
@@ -122,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn reads_nothing_into_other_lines() {
+    fn ignores_other_lines() {
         for line in [HEADING.trim_end(), "", "6.1 memlb_tc", "6.1 memlb_tc 1 2"] {
             assert_eq!(figure(line), None, "{line}");
         }

@@ -1,5 +1,4 @@
-//! A guest: one of Debian's kernels with a few programs, in an emulated machine that runs them one after
-//! the other.
+//! A guest: one of Debian's kernels with a few programs, which an emulated machine runs in sequence.
 
 use std::{
     fs,
@@ -9,13 +8,13 @@ use std::{
 
 use anyhow::{Context, Result};
 
-use super::{initramfs::Initramfs, machine::Machine, package::Kernel};
+use super::{initramfs::Initramfs, machine::EmulatedMachine, package::Kernel};
 use crate::{
     interrupt::Interrupt,
     workspace::{find_program, say},
 };
 
-/// The modules that the guest's kernel needs for a laboratory.
+/// Modules that the guest's kernel needs for a laboratory.
 const MODULES: &[&str] = &[
     "virtio_pci",
     "virtio_net",
@@ -30,39 +29,53 @@ const PROGRAMS: &[&str] = &["busybox", "ip", "tc", "ethtool", "nsenter", "nginx"
 
 const SHOWN_LINES: usize = 100;
 
-/// What a guest has and does.
+/// The files and tasks of a guest.
 #[derive(Debug)]
 pub struct Load<'a> {
     pub memlb: &'a Path,
     /// Further modules and programs of this machine.
     pub modules: &'a [&'a str],
     pub programs: &'a [&'a str],
-    /// Files of this machine, each with its place in the guest.
+    /// Paths in the guest, each with a file of this machine.
     pub files: Vec<(&'a str, &'a Path)>,
-    /// What it runs, by the name under which it is reported.
+    /// The programs to run, each with the name in the guest's report.
     pub tasks: Vec<(&'a str, &'a Path)>,
-    /// The names again, in their order, with the arguments: a line each.
+    /// One line for each run: name and arguments, in sequence.
     pub script: String,
 }
 
-/// A machine that is ready to be switched on.
+impl<'a> Load<'a> {
+    /// A load of one task, without further modules, programs and files.
+    pub fn of_task(memlb: &'a Path, name: &'a str, program: &'a Path, arguments: &str) -> Self {
+        Self {
+            memlb,
+            modules: &[],
+            programs: &[],
+            files: Vec::new(),
+            tasks: vec![(name, program)],
+            script: format!("{name} {arguments}\n"),
+        }
+    }
+}
+
+/// A machine that is ready to boot.
 #[derive(Debug)]
 pub struct Guest {
     pub kernel: Kernel,
-    machine: Machine,
+    machine: EmulatedMachine,
 }
 
 impl Guest {
-    /// Puts everything together in a new `directory`.
+    /// Packs the guest's files in a new `directory`.
     pub fn prepare(kernel: Kernel, directory: PathBuf, load: &Load<'_>) -> Result<Self> {
-        // What an earlier machine has said must not be taken for this one's words.
+        // An earlier machine's output must not be read as this one's.
         if directory.exists() {
             fs::remove_dir_all(&directory)
                 .with_context(|| format!("remove {}", directory.display()))?;
         }
         fs::create_dir_all(&directory).with_context(|| format!("make {}", directory.display()))?;
         let initramfs = pack(&kernel, &directory, include_str!("guest.sh"), load)?;
-        let machine = Machine {
+        let machine = EmulatedMachine {
             kernel: kernel.image(),
             initramfs,
             directory,
@@ -70,16 +83,16 @@ impl Guest {
         Ok(Self { kernel, machine })
     }
 
-    /// Runs the machine until it switches itself off. Returns what it has said, and how long it took.
+    /// Runs the machine until it powers off. Returns its report and the duration.
     pub fn run(&self, deadline: Duration, interrupt: &Interrupt) -> Result<(String, Duration)> {
         say(format!("booting Linux {}", self.kernel.release));
         let took = self.machine.run(deadline, interrupt);
-        // Large, and made again each time.
+        // The archive is large, and every run packs a new one.
         fs::remove_file(&self.machine.initramfs).context("remove the guest's files")?;
         Ok((self.machine.report()?, took?))
     }
 
-    /// Shows the ends of what the programs and the kernel have said.
+    /// Prints the last lines of the programs' and the kernel's output.
     pub fn show_logs(&self) {
         let release = &self.kernel.release;
         for (of, text) in [
@@ -90,11 +103,11 @@ impl Guest {
             let lines: Vec<&str> = text.lines().collect();
             let last = lines[lines.len().saturating_sub(SHOWN_LINES)..].join("\n");
             say(format!(
-                "--- the end of what the {of} said on Linux {release} ---\n{last}"
+                "--- last output of the {of} on Linux {release} ---\n{last}"
             ));
         }
         say(format!(
-            "all of it is in {}",
+            "the whole output is in {}",
             self.machine.directory.display()
         ));
     }
@@ -103,7 +116,7 @@ impl Guest {
 /// Packs the guest's files to an archive in `directory`, and returns it. The script `init` is the first process.
 ///
 /// # Errors
-/// When a program, a module or a file is missing.
+/// A program, a module or a file is missing.
 pub fn pack(kernel: &Kernel, directory: &Path, init: &str, load: &Load<'_>) -> Result<PathBuf> {
     let files = Initramfs::new(directory)?;
     files.add_text(init, "/init")?;

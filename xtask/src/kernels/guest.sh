@@ -1,11 +1,10 @@
 #!/bin/busybox sh
 # shellcheck shell=dash
-# The guest's first and only process of its own: runs what /tasks/list names, and says on the
-# second serial port what becomes of them.
+# The guest's first process: runs the tasks of /tasks/list, and reports their results on the second serial port.
 export PATH=/bin HOME=/tmp TMPDIR=/tmp
 export MEMLB_BINARY=/bin/memlb MEMLB_REQUIRE_ROOT=1 MEMLB_SPARSE=1 RUST_BACKTRACE=1
 
-# By this, the shell finds its other commands.
+# busybox finds its applets by /proc/self/exe.
 busybox mount -t proc proc /proc
 mount -t devtmpfs devtmpfs /dev
 mount -t sysfs sysfs /sys
@@ -14,15 +13,15 @@ for module in /modules/*; do
     insmod "$module"
 done
 ip link set lo up
-# The default of 4096 is too few for many connections.
+# The default of 4096 open files is too low.
 ulimit -Hn 65536
-# Connection tracking, where it is loaded, has these sizes on a machine with more memory.
+# The sizes that connection tracking has on a machine with more memory.
 if [ -e /proc/sys/net/nf_conntrack_max ]; then
     echo 65536 >/sys/module/nf_conntrack/parameters/hashsize
     echo 65536 >/proc/sys/net/nf_conntrack_max
 fi
-# Tests let flows grow older than a minute, which they cannot be where the clock has just begun. While the
-# machine has nothing to do, its time passes at once.
+# Tests set times more than a minute in the past, which are not before the boot then. An idle machine's clock jumps, so
+# this costs no time.
 sleep 90
 
 stty -F /dev/ttyS1 raw
@@ -30,7 +29,7 @@ exec >/dev/ttyS1 2>&1 </dev/null
 echo "memlb: Linux $(uname -r)"
 while read -r name arguments; do
     echo "memlb: running $name"
-    # shellcheck disable=SC2086  # as many as there are
+    # shellcheck disable=SC2086  # separate arguments
     "/tasks/$name" $arguments </dev/null
     echo "memlb: $name ended with $?"
 done </tasks/list

@@ -1,4 +1,4 @@
-//! The guest's files, as the archive that its kernel unpacks to memory at boot.
+//! The guest's files, in the archive that its kernel unpacks to memory at boot.
 
 use std::{
     fs::{self, File},
@@ -11,14 +11,14 @@ use anyhow::{Context, Result};
 use memlb_tests::command::run;
 use tempfile::TempDir;
 
-/// Files that are gathered in a folder of this machine until they are packed.
+/// Files for the archive, collected in a temporary folder.
 #[derive(Debug)]
 pub struct Initramfs {
     root: TempDir,
 }
 
 impl Initramfs {
-    /// An empty one, gathered below `directory`.
+    /// Makes the folder below `directory`.
     pub fn new(directory: &Path) -> Result<Self> {
         let root = tempfile::tempdir_in(directory).context("make a folder")?;
         let initramfs = Self { root };
@@ -30,7 +30,7 @@ impl Initramfs {
 
     /// Adds a program of this machine at `path`, without debug information, and the libraries it needs.
     pub fn add_program(&self, program: &Path, path: &str) -> Result<()> {
-        let copy = self.place(path)?;
+        let copy = self.staged(path)?;
         run(Command::new("strip")
             .args(["--strip-debug", "-o"])
             .args([&copy, program]))?;
@@ -47,7 +47,7 @@ impl Initramfs {
         if module.extension().is_none_or(|extension| extension != "xz") {
             return self.add_file(module, path);
         }
-        let copy = self.place(path)?;
+        let copy = self.staged(path)?;
         let file = File::create(&copy).with_context(|| format!("make {}", copy.display()))?;
         run(Command::new("xz")
             .args(["--decompress", "--stdout"])
@@ -55,9 +55,9 @@ impl Initramfs {
             .stdout(file))
     }
 
-    /// Adds a file with that content; an executable one if it begins as a script does.
+    /// Adds a file with this content. It is executable if it begins with `#!`.
     pub fn add_text(&self, text: &str, path: &str) -> Result<()> {
-        let file = self.place(path)?;
+        let file = self.staged(path)?;
         fs::write(&file, text).with_context(|| format!("write {}", file.display()))?;
         if text.starts_with("#!") {
             executable(&file)?;
@@ -65,7 +65,7 @@ impl Initramfs {
         Ok(())
     }
 
-    /// Packs everything, as root's, to `archive`.
+    /// Packs all files to `archive`, with root as owner.
     pub fn pack(self, archive: &Path) -> Result<()> {
         let file = File::create(archive).with_context(|| format!("make {}", archive.display()))?;
         run(Command::new("sh")
@@ -79,16 +79,16 @@ impl Initramfs {
 
     /// Adds a file of this machine at `path`.
     pub fn add_file(&self, file: &Path, path: &str) -> Result<()> {
-        let copy = self.place(path)?;
+        let copy = self.staged(path)?;
         fs::copy(file, &copy).with_context(|| format!("copy {}", file.display()))?;
         Ok(())
     }
 
-    /// Where `path` of the guest is gathered; its folder is made.
-    fn place(&self, path: &str) -> Result<PathBuf> {
-        let place = self.root.path().join(path.trim_start_matches('/'));
-        self.make_directory(place.parent().context("a file's folder")?)?;
-        Ok(place)
+    /// Returns where `path` of the guest is collected, and makes its folder.
+    fn staged(&self, path: &str) -> Result<PathBuf> {
+        let file = self.root.path().join(path.trim_start_matches('/'));
+        self.make_directory(file.parent().context("a file's folder")?)?;
+        Ok(file)
     }
 
     fn make_directory(&self, directory: &Path) -> Result<()> {
@@ -101,7 +101,7 @@ fn executable(file: &Path) -> Result<()> {
         .with_context(|| format!("make {} executable", file.display()))
 }
 
-/// The shared libraries of a program, its loader included; none of one that is linked statically.
+/// The shared libraries of a program, with its loader; none for a statically linked program.
 fn libraries(program: &Path) -> Result<Vec<PathBuf>> {
     let answer = Command::new("ldd")
         .arg(program)

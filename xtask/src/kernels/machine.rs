@@ -1,4 +1,4 @@
-//! The emulated machine: one processor, network cards on one cable, two serial ports.
+//! The emulated machine: one processor, network cards on one hub, two serial ports.
 
 use std::{
     fs,
@@ -12,26 +12,26 @@ use memlb_tests::{Process, wait_for};
 
 use crate::interrupt::Interrupt;
 
-/// How many cards the machine has: for a client, the manager and two workers.
+/// Network cards of the machine: for a client, the manager and two workers.
 const CARDS: u32 = 4;
 
 #[derive(Debug)]
-pub struct Machine {
+pub struct EmulatedMachine {
     pub kernel: PathBuf,
     pub initramfs: PathBuf,
-    /// Where what it says is written.
+    /// The folder of its output.
     pub directory: PathBuf,
 }
 
-impl Machine {
-    /// Runs the machine until it switches itself off. Returns how long that took.
+impl EmulatedMachine {
+    /// Runs the machine until it powers off. Returns the duration.
     ///
     /// # Errors
-    /// When it has not within `deadline`; then it is switched off.
+    /// It has not powered off within `deadline`. Then it is killed.
     pub fn run(&self, deadline: Duration, interrupt: &Interrupt) -> Result<Duration> {
         let started = Instant::now();
         let mut qemu = Process::start("qemu", &mut self.command(), &self.file("qemu.log"))?;
-        wait_for(deadline, "the machine to switch itself off", || {
+        wait_for(deadline, "the machine to power off", || {
             (!qemu.is_running() || interrupt.is_requested()).then_some(())
         })?;
         interrupt.check()?;
@@ -42,27 +42,26 @@ impl Machine {
         Ok(started.elapsed())
     }
 
-    /// What came out of the serial port of the tests.
+    /// The output of the tests, on their serial port.
     pub fn report(&self) -> Result<String> {
         read(&self.file("report.log"))
     }
 
-    /// What came out of the serial port of the kernel.
+    /// The output of the kernel, on its serial port.
     pub fn console(&self) -> Result<String> {
         read(&self.file("console.log"))
     }
 
     fn command(&self) -> Command {
-        // Emulation takes all of a processor, and slower emulation changes nothing in the guest: whatever
-        // else runs on this machine goes first.
+        // At idle priority: emulation uses a whole processor, and slower emulation changes nothing in the guest.
         let mut qemu = Command::new("chrt");
         qemu.args(["--idle", "0", "qemu-system-x86_64"])
             .args(["-nodefaults", "-no-user-config", "-no-reboot"])
-            // KVM is not everywhere, and not everywhere where it seems to be.
+            // KVM is not available everywhere, and does not work on all machines that have its device.
             .args(["-accel", "tcg", "-smp", "1", "-m", "1024"])
-            // A newer one has further features that are emulated slowly and used often.
+            // Newer processors have features that are emulated slowly and used often.
             .args(["-cpu", "qemu64"])
-            // Its time passes by its instructions, so that no load on this machine is a silence there.
+            // The guest's clock counts its instructions, so that load on this machine does not delay the guest.
             .args(["-icount", "shift=0,sleep=off"])
             .args(["-display", "none"])
             .arg("-kernel")

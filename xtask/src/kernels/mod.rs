@@ -1,4 +1,4 @@
-//! Other kernels: boots Debian's under emulation and tries memlb inside, without KVM and without root.
+//! Tests on other kernels: boots Debian's kernels under emulation, without KVM and without root.
 
 mod figures;
 mod guest;
@@ -29,8 +29,7 @@ use crate::{
     workspace::{say, target},
 };
 
-/// Debian's kernels that memlb is tested on, in addition to the one of this machine: without tcx, and
-/// with it.
+/// Series of Debian's kernels for the tests, in addition to this machine's kernel: one without tcx, and one with it.
 const SERIES: [Series; 2] = [
     Series { major: 6, minor: 1 },
     Series {
@@ -39,30 +38,29 @@ const SERIES: [Series; 2] = [
     },
 ];
 
-/// How the names of tests begin that need IPVS, and what these need. They run only if they are asked for.
+/// Prefix of the names of tests that need IPVS, with their modules and programs. They run only if `--only` names them.
 const IPVS: &str = "ipvs";
 const IPVS_MODULES: &[&str] = &["ip_vs", "ip_vs_rr"];
 const IPVS_PROGRAMS: &[&str] = &["keepalived", "sysctl"];
 
-/// Far more than a guest takes, even one that gets only what others leave of the processors.
+/// Far more than a guest takes, also at idle priority.
 const DEADLINE: Duration = Duration::from_secs(60 * 60);
 
-/// Which kernels to boot, and what for.
+/// The kernels to boot, and the tests to run.
 #[derive(Debug, Args)]
 pub struct Options {
-    /// Only these series of kernels, such as 6.12
+    /// Test only these series of kernels, such as 6.12
     series: Vec<Series>,
-    /// Records how many instructions the verifier processes, on this kernel and on those, instead of
-    /// running the tests
+    /// Record the verifier's instruction counts, on this kernel and on those, instead of running the tests
     #[arg(long)]
     record: bool,
-    /// Runs only the tests whose names contain this, such as `ipvs`, which is left out otherwise
+    /// Run only the tests whose names contain this, such as `ipvs`, which is skipped otherwise
     #[arg(long, value_name = "NAME", conflicts_with = "record")]
     only: Option<String>,
 }
 
 impl Options {
-    /// The tests with this in their names, on all kernels.
+    /// The tests whose names contain `name`, on all kernels.
     pub fn only(name: &str) -> Self {
         Self {
             series: Vec::new(),
@@ -72,10 +70,10 @@ impl Options {
     }
 }
 
-/// Carries out the task.
+/// Runs the tests, or records the verifier's counts.
 ///
 /// # Errors
-/// When a test fails on one of the kernels, or cannot be run there.
+/// A test failed on one of the kernels, or could not run there.
 pub fn run(options: &Options) -> Result<()> {
     setup::for_kernels()?;
     let memlb = build::memlb()?;
@@ -92,23 +90,23 @@ pub fn run(options: &Options) -> Result<()> {
         Some(name) => tests.named(name)?,
         None => tests.all()?,
     };
-    try_on(&memlb, &tests, &suites, series, &interrupt).map(drop)
+    test_on(&memlb, &tests, &suites, series, &interrupt).map(drop)
 }
 
-/// A run of everything on all kernels, in the background.
+/// A run of all tests on all kernels, in the background.
 #[derive(Debug)]
 pub struct Background(JoinHandle<Result<()>>);
 
 impl Background {
-    /// Builds the tests, then starts the run. At its end it removes the kernels.
+    /// Builds the tests, then starts the run, which removes the kernels at its end.
     ///
     /// # Errors
-    /// When the tests cannot be built.
+    /// The build of the tests failed.
     pub fn start(memlb: &Path, interrupt: &Interrupt) -> Result<Self> {
         let tests = Tests::build()?;
         let (memlb, interrupt) = (memlb.to_owned(), interrupt.clone());
         Ok(Self(thread::spawn(move || {
-            let outcome = try_on(&memlb, &tests, &tests.all()?, &SERIES, &interrupt);
+            let outcome = test_on(&memlb, &tests, &tests.all()?, &SERIES, &interrupt);
             let removed = Kernel::remove_all(&cache());
             outcome?;
             removed
@@ -118,7 +116,7 @@ impl Background {
     /// Waits for the end of the run.
     ///
     /// # Errors
-    /// When a test failed on one of the kernels, or could not be run there.
+    /// A test failed on one of the kernels, or could not run there.
     pub fn join(self) -> Result<()> {
         self.0.join().unwrap_or_else(|_| Err(anyhow!("panicked")))
     }
@@ -134,14 +132,14 @@ fn record(memlb: &Path, tests: &Tests, series: &[Series]) -> Result<()> {
     let suite = tests.suite("packets", figures::TEST)?;
     let mut figures = Figures::read()?;
     figures.replace_reported(&figures::of_this_machine(tests.file("packets")?)?);
-    for report in try_on(memlb, tests, &[suite], series, &interrupt)? {
+    for report in test_on(memlb, tests, &[suite], series, &interrupt)? {
         figures.replace_reported(&report);
     }
     figures.write()
 }
 
-/// Boots all kernels at once, since each has one processor. Returns their reports.
-fn try_on(
+/// Boots all kernels at the same time, one processor each. Returns their reports.
+fn test_on(
     memlb: &Path,
     tests: &Tests,
     suites: &[GuestSuite],
@@ -160,7 +158,7 @@ fn try_on(
         )?);
     }
     let outcomes = thread::scope(|scope| {
-        let start = |guest| scope.spawn(move || pass(guest, suites, interrupt));
+        let start = |guest| scope.spawn(move || test_in(guest, suites, interrupt));
         let guests: Vec<_> = guests.iter().map(start).collect();
         let join = |guest: thread::ScopedJoinHandle<'_, _>| {
             guest.join().unwrap_or_else(|_| Err(anyhow!("panicked")))
@@ -187,8 +185,8 @@ fn try_on(
     Ok(reports)
 }
 
-/// Runs the suites in a guest, in which all must pass. Returns its report.
-fn pass(guest: &Guest, suites: &[GuestSuite], interrupt: &Interrupt) -> Result<String> {
+/// Runs the suites in a guest. All must pass. Returns its report.
+fn test_in(guest: &Guest, suites: &[GuestSuite], interrupt: &Interrupt) -> Result<String> {
     let release = &guest.kernel.release;
     let (report, took) = guest.run(DEADLINE, interrupt)?;
     let passed = report::passed(&report, release, suites)?;
@@ -207,7 +205,7 @@ struct Tests {
 
 impl Tests {
     fn build() -> Result<Self> {
-        // Every instruction is emulated.
+        // Optimized, because every instruction is emulated.
         let programs = test_binaries::build(&["--release", "--test=packets", "--test=kernels"])?;
         Ok(Self { programs })
     }
@@ -219,7 +217,7 @@ impl Tests {
         Ok(file)
     }
 
-    /// What a guest needs for these suites.
+    /// The load of a guest for these suites.
     fn load<'a>(&'a self, memlb: &'a Path, suites: &'a [GuestSuite]) -> Result<Load<'a>> {
         let tasks = suites.iter().map(|GuestSuite { name, .. }| {
             let program = self.file(name)?;
@@ -241,24 +239,24 @@ impl Tests {
     }
 
     fn all(&self) -> Result<Vec<GuestSuite>> {
-        self.chosen(&["--include-ignored", "--skip=ipvs"])
+        self.selected(&["--include-ignored", "--skip=ipvs"])
     }
 
-    /// The tests of all programs that `arguments` choose.
-    fn chosen(&self, arguments: &[&str]) -> Result<Vec<GuestSuite>> {
+    /// The tests of all programs that `arguments` select.
+    fn selected(&self, arguments: &[&str]) -> Result<Vec<GuestSuite>> {
         let names = self.programs.iter().map(|(name, _)| name);
         names.map(|name| self.suite(name, arguments)).collect()
     }
 
-    /// The tests whose names contain `part`; there must be one.
+    /// The tests whose names contain `part`; at least one.
     fn named(&self, part: &str) -> Result<Vec<GuestSuite>> {
-        let mut suites = self.chosen(&["--include-ignored", part])?;
+        let mut suites = self.selected(&["--include-ignored", part])?;
         suites.retain(|suite| suite.tests > 0);
-        ensure!(!suites.is_empty(), "no test has {part} in its name");
+        ensure!(!suites.is_empty(), "no test has `{part}` in its name");
         Ok(suites)
     }
 
-    /// The tests of a program that `arguments` choose.
+    /// The tests of a program that `arguments` select.
     fn suite(&self, name: &str, arguments: &[&str]) -> Result<GuestSuite> {
         let list = output(
             Command::new(self.file(name)?)

@@ -1,4 +1,4 @@
-//! Debian's kernels: found, downloaded and unpacked below the target folder, never installed.
+//! Finds, downloads and unpacks Debian's kernels below the target folder, without installing them.
 
 use std::{
     fs,
@@ -20,13 +20,13 @@ use crate::{
 /// An unpacked kernel with its modules.
 #[derive(Debug)]
 pub struct Kernel {
-    /// What `uname -r` says.
+    /// As `uname -r` prints it.
     pub release: String,
     directory: PathBuf,
 }
 
 impl Kernel {
-    /// Provides the newest kernel of a series that is below `cache` already, or else that Debian has.
+    /// Returns the newest kernel of a series below `cache`, or else downloads Debian's newest one.
     pub fn provide(series: Series, cache: &Path) -> Result<Self> {
         fs::create_dir_all(cache).with_context(|| format!("make {}", cache.display()))?;
         let package = match newest(series, entries_of(cache)?) {
@@ -40,7 +40,7 @@ impl Kernel {
         })
     }
 
-    /// Removes every kernel that is below `cache`.
+    /// Removes all kernels below `cache`.
     pub fn remove_all(cache: &Path) -> Result<()> {
         for package in entries_of(cache)? {
             if release_of(&package).is_some() {
@@ -52,14 +52,13 @@ impl Kernel {
         Ok(())
     }
 
-    /// The kernel itself.
+    /// The file of the kernel.
     pub fn image(&self) -> PathBuf {
         self.directory
             .join(format!("boot/vmlinuz-{}", self.release))
     }
 
-    /// Returns the files of these modules and of what they need, in the order in which the kernel
-    /// takes them; what is built in has none.
+    /// Returns the files of these modules and their dependencies, in the order of loading. Built-in modules have none.
     pub fn modules(&self, names: &[&str]) -> Result<Vec<PathBuf>> {
         let mut files = Vec::new();
         for name in names {
@@ -100,46 +99,46 @@ fn download(series: Series, cache: &Path) -> Result<String> {
         .map(|(name, _)| name.to_owned());
     let package = newest(series, names).with_context(|| {
         format!(
-            "Debian has no linux-image-{series}.*-cloud-amd64 by this machine's package sources: add \
-             bookworm with its security updates, or bookworm-backports"
+            "this machine's package sources have no linux-image-{series}.*-cloud-amd64: add bookworm with its security \
+             updates, or bookworm-backports"
         )
     })?;
     say(format!("downloading {package}"));
     let download = tempfile::tempdir_in(cache).context("make a folder")?;
     run(Command::new("apt-get")
-        // There is nothing to protect root from that a user would not do, too.
+        // Users may run this task, too, so it needs no sandbox for root.
         .args(["--quiet=2", "--option=APT::Sandbox::User=root", "download"])
         .arg(&package)
         .current_dir(download.path()))?;
-    let archive = the_only_file_in(download.path())?;
+    let archive = only_file_in(download.path())?;
     let unpacked = download.path().join("unpacked");
     run(Command::new("dpkg-deb")
         .arg("--extract")
         .args([&archive, &unpacked]))?;
     let release = release_of(&package).context("every kernel has a release")?;
     run(kmod("depmod")?.arg("--basedir").arg(&unpacked).arg(release))?;
-    // Whole or not at all.
-    fs::rename(&unpacked, cache.join(&package)).context("keep the kernel")?;
+    // Atomic, so that an interrupted download leaves no incomplete kernel.
+    fs::rename(&unpacked, cache.join(&package)).context("move the kernel to its folder")?;
     Ok(package)
 }
 
 fn kmod(program: &str) -> Result<Command> {
-    // An ordinary user's PATH may lack it.
+    // A user's PATH may not contain it.
     let program = find_program(program).with_context(|| format!("there is no {program}"))?;
     Ok(Command::new(program))
 }
 
-fn the_only_file_in(directory: &Path) -> Result<PathBuf> {
+fn only_file_in(directory: &Path) -> Result<PathBuf> {
     let entries = fs::read_dir(directory).context("list the download")?;
     let files: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
     ensure!(
         files.len() == 1,
-        "one package was to be downloaded: {files:?}"
+        "expected one downloaded package, found {files:?}"
     );
     Ok(files[0].clone())
 }
 
-/// Returns the newest of those names that are packages of signed cloud kernels of this series.
+/// Returns the newest signed cloud kernel of this series among package names.
 fn newest(series: Series, names: impl Iterator<Item = String>) -> Option<String> {
     let of_series = |name: &String| {
         let release = release_of(name)?;
@@ -169,7 +168,7 @@ mod tests {
     use super::{newest, release_of};
 
     #[test]
-    fn takes_the_newest_signed_kernel_of_a_series() {
+    fn selects_the_newest_signed_kernel_of_a_series() {
         let names = [
             "linux-image-6.1.0-9-cloud-amd64",
             "linux-image-6.1.0-56-cloud-amd64",
@@ -190,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn distinguishes_the_release_from_the_package() {
+    fn parses_the_release_of_a_package() {
         assert_eq!(
             release_of("linux-image-6.1.0-56-cloud-amd64"),
             Some("6.1.0-56-cloud-amd64")

@@ -1,54 +1,54 @@
-//! The guest's report of its tests, and whether it is complete and all passed.
+//! Checks the guest's report of its tests.
 //!
-//! Nothing passes by silence: every suite must have ended by itself, in success, with exactly as many
-//! tests passed as it has, and the guest must have come to its end.
+//! Missing output is a failure: every suite must have ended with success and with the expected number of passed tests, and
+//! the guest's script must have ended.
 
 use std::fmt::Write as _;
 
 use anyhow::{Result, ensure};
 
-/// What a guest runs: one test program.
+/// A test program that a guest runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GuestSuite {
     pub name: String,
     pub arguments: Vec<String>,
-    /// How many tests that makes.
+    /// Number of tests that the arguments select.
     pub tests: usize,
 }
 
-/// The output of the guest's script, without the tests.
+/// The last line of the guest's script.
 const END: &str = "memlb: the end";
 
-/// The lines that the guest's script reads: a suite each.
+/// The input of the guest's script: one line for each suite.
 pub fn script(suites: &[GuestSuite]) -> String {
     suites.iter().fold(String::new(), |mut script, suite| {
         let arguments = suite.arguments.join(" ");
-        writeln!(script, "{} {arguments}", suite.name).expect("a string takes everything");
+        writeln!(script, "{} {arguments}", suite.name).expect("writing to a string does not fail");
         script
     })
 }
 
-/// Returns how many tests have passed.
+/// Returns the number of passed tests.
 ///
 /// # Errors
-/// When the report is not that of a kernel `release` on which every test of every suite has passed.
+/// The report is not of the kernel `release`, or not all tests of all suites have passed.
 pub fn passed(report: &str, release: &str, suites: &[GuestSuite]) -> Result<usize> {
     let kernel = format!("memlb: Linux {release}");
     ensure!(
         report.lines().any(|line| line == kernel),
-        "the guest did not say \"{kernel}\""
+        "the guest's report has no line \"{kernel}\""
     );
     for suite in suites {
         check(report, suite)?;
     }
     ensure!(
         report.lines().any(|line| line == END),
-        "the guest did not say \"{END}\""
+        "the guest's report has no line \"{END}\""
     );
     Ok(suites.iter().map(|suite| suite.tests).sum())
 }
 
-/// Returns how long the suites took by the guest's clock, as `packets 120 s, kernels 30 s`.
+/// Returns the durations of the suites by the guest's clock, as `packets 120 s, kernels 30 s`.
 pub fn durations(report: &str) -> String {
     let mut durations: Vec<String> = Vec::new();
     let mut suite = "";
@@ -66,7 +66,7 @@ fn check(report: &str, suite: &GuestSuite) -> Result<()> {
     let begins = format!("memlb: running {name}");
     let ends = format!("memlb: {name} ended with ");
     let mut lines = report.lines().skip_while(|line| *line != begins);
-    ensure!(lines.next().is_some(), "{name} was not begun");
+    ensure!(lines.next().is_some(), "{name} did not start");
     let mut result = None;
     let status = lines.find_map(|line| {
         if line.starts_with("test result: ") {
@@ -74,16 +74,16 @@ fn check(report: &str, suite: &GuestSuite) -> Result<()> {
         }
         line.strip_prefix(&ends)
     });
-    ensure!(status.is_some(), "{name} did not come to its end");
+    ensure!(status.is_some(), "{name} did not end");
     ensure!(
         status == Some("0"),
         "{name} failed: {}",
-        result.unwrap_or("it says nothing")
+        result.unwrap_or("no test result")
     );
     let expected = format!("test result: ok. {tests} passed; 0 failed; 0 ignored;");
     ensure!(
         *tests > 0 && result.is_some_and(|result| result.starts_with(&expected)),
-        "{name} was to say \"{expected}\", but said {result:?}"
+        "the result of {name} is {result:?}, not \"{expected}\""
     );
     Ok(())
 }
@@ -124,12 +124,12 @@ memlb: the end
     }
 
     #[test]
-    fn reads_how_long_the_suites_took() {
+    fn reads_the_durations_of_suites() {
         assert_eq!(durations(GOOD), "packets 1.00s, kernels 1.00s");
     }
 
     #[test]
-    fn accepts_no_other_report() {
+    fn refuses_incomplete_reports() {
         for (what, was, is) in [
             ("another kernel", "Linux 6.1.0", "Linux 6.12.0"),
             (

@@ -1,4 +1,4 @@
-//! What is new in a log file, line by line.
+//! Reads new lines of a log file.
 
 use std::{
     fs::File,
@@ -24,7 +24,7 @@ impl LogTail {
         })
     }
 
-    /// Returns the next line that is complete.
+    /// Returns the next complete line, or `None`.
     pub fn next_line(&mut self) -> Result<Option<String>> {
         self.file
             .read_line(&mut self.unfinished)

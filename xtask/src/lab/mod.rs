@@ -1,4 +1,4 @@
-//! The three-node lab in network namespaces on this one machine.
+//! The lab: a client, a manager and two workers in network namespaces of this machine.
 
 mod demo;
 mod log_tail;
@@ -18,44 +18,44 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use clap::{Args, Subcommand, ValueEnum};
+use clap::{Args, Subcommand};
 use memlb_tests::{Cluster, ClusterOptions, ClusterPaths, Namespace, cluster::BINARY};
 
 use crate::{
     build,
     interrupt::Interrupt,
-    privilege::{self, as_root, become_command, become_root},
+    privilege::{as_root, become_command, become_root, is_root, restart_as_root},
     setup,
     workspace::{self, say},
 };
 
-/// What the names of the lab's namespaces begin with.
+/// Prefix of the names of the lab's namespaces.
 const PREFIX: &str = "memlb-";
 
 #[derive(Debug, Args)]
 #[command(args_conflicts_with_subcommands = true)]
 pub struct Lab {
     #[command(subcommand)]
-    verb: Option<Verb>,
+    verb: Option<LabVerb>,
     #[command(flatten)]
-    options: Options,
+    options: LabOptions,
 }
 
 #[derive(Debug, Subcommand)]
-enum Verb {
-    /// Plays a scripted story of memory changes and failures, with a client that measures
+enum LabVerb {
+    /// Runs a script of memory changes and failures, and measures their effect on a client
     Demo {
         /// Where to attach the packet programs
-        #[arg(long, value_enum, default_value_t = Attach::Auto)]
-        attach: Attach,
+        #[arg(long, value_parser = ATTACH, default_value = "auto")]
+        attach: String,
     },
     /// Shows a lab with two managers, keepalived and peers, live, until Ctrl-C
     Pair(pair::PairLab),
-    /// Records a session in the lab as the README's picture
+    /// Draws a session in the lab, as the picture of the README
     Record,
     /// Starts the lab and leaves it running
-    Up(Options),
-    /// Starts a shell on the lab's manager, in which `memlb VERB` speaks to it; or runs a command there
+    Up(LabOptions),
+    /// Starts a shell on the lab's manager, where `memlb VERB` reaches it; or runs a command there
     Shell {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         command: Vec<OsString>,
@@ -70,62 +70,56 @@ enum Verb {
 }
 
 #[derive(Debug, Args)]
-struct Options {
+struct LabOptions {
     /// Where to attach the packet programs
-    #[arg(long, value_enum, default_value_t = Attach::Auto)]
-    attach: Attach,
+    #[arg(long, value_parser = ATTACH, default_value = "auto")]
+    attach: String,
     /// The manager's configuration [default: the built-in example]
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
 }
 
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum Attach {
-    Auto,
-    Tc,
-    Xdp,
-}
+/// Values of `manager.attach`.
+const ATTACH: [&str; 3] = ["auto", "tc", "xdp"];
 
 impl Lab {
     pub fn run(self) -> Result<ExitCode> {
         match self.verb {
             None => live(&self.options)?,
-            Some(Verb::Demo { attach }) => return demo(attach),
-            Some(Verb::Pair(lab)) => return lab.run(),
-            Some(Verb::Record) => record()?,
-            Some(Verb::Up(options)) => up(&options)?,
-            Some(Verb::Shell { command }) => shell(command)?,
-            Some(Verb::Exec { command }) => exec(&command)?,
-            Some(Verb::Down) => down()?,
+            Some(LabVerb::Demo { attach }) => return demo(&attach),
+            Some(LabVerb::Pair(lab)) => return lab.run(),
+            Some(LabVerb::Record) => record()?,
+            Some(LabVerb::Up(options)) => up(&options)?,
+            Some(LabVerb::Shell { command }) => shell(command)?,
+            Some(LabVerb::Exec { command }) => exec(&command)?,
+            Some(LabVerb::Down) => down()?,
         }
         Ok(ExitCode::SUCCESS)
     }
 }
 
-fn live(options: &Options) -> Result<()> {
+fn live(options: &LabOptions) -> Result<()> {
     let interrupt = prepare(setup::for_the_lab)?;
-    let cluster = start(options.attach, options.config.as_deref())?;
+    let cluster = start(&options.attach, options.config.as_deref())?;
     let page = window::open(&cluster)?;
     let shown = view::show(&cluster, page.as_deref(), &interrupt);
-    say("taking the lab down");
+    say("removing the lab");
     drop(cluster);
     shown
 }
 
-fn demo(attach: Attach) -> Result<ExitCode> {
+fn demo(attach: &str) -> Result<ExitCode> {
     let interrupt = prepare(setup::for_the_lab)?;
     let cluster = start(attach, None)?;
-    let as_expected = demo::play(cluster, &interrupt)?;
-    Ok(if as_expected {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
+    Ok(match demo::run(cluster, &interrupt)? {
+        true => ExitCode::SUCCESS,
+        false => ExitCode::FAILURE,
     })
 }
 
 fn record() -> Result<()> {
     let interrupt = prepare(setup::for_the_lab)?;
-    let cluster = start(Attach::Auto, None)?;
+    let cluster = start("auto", None)?;
     interrupt.check()?;
     let picture = workspace::root().join(record::PICTURE);
     record::record(&cluster, &picture)?;
@@ -133,31 +127,32 @@ fn record() -> Result<()> {
     Ok(())
 }
 
-fn up(options: &Options) -> Result<()> {
+fn up(options: &LabOptions) -> Result<()> {
     let interrupt = prepare(setup::for_the_lab)?;
-    let cluster = start(options.attach, options.config.as_deref())?;
+    let cluster = start(&options.attach, options.config.as_deref())?;
     interrupt.check()?;
     let page = window::open(&cluster)?;
     let link = programs(&cluster.paths).join("memlb");
-    fs::create_dir_all(programs(&cluster.paths)).context("make room for the shell's programs")?;
+    fs::create_dir_all(programs(&cluster.paths))
+        .context("make the folder of the shell's programs")?;
     symlink(&cluster.binary, &link).with_context(|| format!("make {}", link.display()))?;
-    println!("{}", by_hand(&cluster, page.as_deref()));
+    println!("{}", usage(&cluster, page.as_deref()));
     cluster.keep();
     Ok(())
 }
 
-/// The directory that [`Verb::Shell`] puts into `PATH`.
+/// The directory that [`LabVerb::Shell`] puts into `PATH`.
 fn programs(paths: &ClusterPaths) -> PathBuf {
     paths.directory.join("bin")
 }
 
-/// With the manager's network. Not by `ip netns exec`, which hides the pinned maps.
+/// Runs a command in the manager's network namespace. Not by `ip netns exec`, which hides the pinned maps.
 fn shell(mut command: Vec<OsString>) -> Result<()> {
     ensure_up()?;
     let paths = paths();
     if command.is_empty() {
         say(
-            "on the lab's manager: `memlb status` and every other verb speak to it; `exit` returns",
+            "on the lab's manager: `memlb status` and all other verbs reach it; `exit` ends the shell",
         );
         command.push(env::var_os("SHELL").unwrap_or_else(|| "/bin/sh".into()));
     }
@@ -181,7 +176,7 @@ fn exec(command: &[OsString]) -> Result<()> {
     Err(become_command(inside))
 }
 
-/// Returns a command as root with a node's network, to be completed with a program.
+/// Returns a command as root in a node's network namespace, to be completed with a program.
 fn inside(node: &str) -> Command {
     let mut nsenter = as_root("nsenter");
     nsenter.args([&format!("--net=/run/netns/{PREFIX}{node}"), "--"]);
@@ -200,29 +195,29 @@ fn down() -> Result<()> {
     Ok(())
 }
 
-/// Goes on as root with everything built and installed, if there is room for a lab.
+/// Builds memlb, installs the tools and restarts as root, unless a lab or a manager is in the way.
 fn prepare(provide_tools: fn() -> Result<()>) -> Result<Interrupt> {
     let paths = paths();
     ensure!(
         !paths.is_taken(),
-        "a lab is up already, or one has ended badly: `cargo xtask lab down` takes it down"
+        "a lab is up, or an earlier one was not removed: `cargo xtask lab down` removes it"
     );
     ensure!(
         !paths.pin_path.exists(),
-        "a memlb manager of this machine has its pins in {}, which the lab uses too; \
+        "a memlb manager of this machine has its pins in {}, where the lab needs to pin its own; \
          `memlb unload` removes them",
         paths.pin_path.display()
     );
     let given = env::var_os(BINARY).map(PathBuf::from);
-    if privilege::is_root() && given.is_some() {
+    if is_root() && given.is_some() {
         return Interrupt::catch();
     }
     let memlb = given.map_or_else(build::memlb, Ok)?;
     provide_tools()?;
-    Err(privilege::become_root_with(&memlb))
+    Err(restart_as_root(BINARY, &memlb))
 }
 
-fn start(attach: Attach, config: Option<&Path>) -> Result<Cluster> {
+fn start(attach: &str, config: Option<&Path>) -> Result<Cluster> {
     let configuration = match config {
         Some(file) => file
             .canonicalize()
@@ -234,25 +229,14 @@ fn start(attach: Attach, config: Option<&Path>) -> Result<Cluster> {
         paths(),
         &ClusterOptions {
             panic_threshold: 60,
-            attach: attach.name().into(),
+            attach: attach.into(),
             configuration: Some(configuration),
             ..ClusterOptions::default()
         },
     )
 }
 
-impl Attach {
-    fn name(self) -> &'static str {
-        match self {
-            Self::Auto => "auto",
-            Self::Tc => "tc",
-            Self::Xdp => "xdp",
-        }
-    }
-}
-
-/// Returns the lab's own paths. The pins are where the manager's default is,
-/// so that what people read about bpftool holds here.
+/// Returns the lab's paths. The pins are at the manager's default, so that bpftool commands of the documents work.
 fn paths() -> ClusterPaths {
     ClusterPaths {
         prefix: PREFIX.into(),
@@ -269,8 +253,8 @@ fn ensure_up() -> Result<()> {
     Ok(())
 }
 
-/// Returns what a person can do with a lab that is up.
-fn by_hand(cluster: &Cluster, page: Option<&str>) -> String {
+/// Returns the commands for a lab that is up.
+fn usage(cluster: &Cluster, page: Option<&str>) -> String {
     let page = page.unwrap_or("(its configuration serves no web page)");
     let service = cluster.service().ip();
     let directory = cluster.paths.directory.display();
@@ -278,17 +262,17 @@ fn by_hand(cluster: &Cluster, page: Option<&str>) -> String {
     format!(
         "The lab is up.
 
-  {page:<51} see it in a browser on this machine
-  cargo xtask lab exec -- curl -s http://{service}/   be the client
-  cargo xtask lab shell                               be on the manager; there, for instance:
-  cargo xtask lab down                                take it down
+  {page:<51} the web page, for a browser on this machine
+  cargo xtask lab exec -- curl -s http://{service}/   a request of the client
+  cargo xtask lab shell                               a shell on the manager; there, for instance:
+  cargo xtask lab down                                removes the lab
 
   memlb status                       what is selected, and why
   memlb top                          the same, live
-  memlb explain 192.168.56.10        why the client's connections are where they are
+  memlb explain 192.168.56.10        why the client's connections go to their workers
   memlb flows                        open connections
   memlb events --follow              decisions as they happen
-  memlb trace --count 10             single packets and what became of them
+  memlb trace --count 10             single packets and their verdicts
   memlb drain worker1                no new connections for worker1
   memlb undrain worker1              ends that
   memlb workers                      state and memory of each worker
@@ -296,9 +280,9 @@ fn by_hand(cluster: &Cluster, page: Option<&str>) -> String {
 
 and as root:
 
-  $EDITOR {directory}/worker1.meminfo        move worker1's memory; its agent reads it there
-  tail -f {directory}/manager.log            what the manager receives and decides; as JSON: events.jsonl
-  nsenter --net=/run/netns/{PREFIX}worker1     be on worker1, and likewise on the others
+  $EDITOR {directory}/worker1.meminfo        change worker1's memory; its agent reads this file
+  tail -f {directory}/manager.log            the manager's log; as JSON: events.jsonl
+  nsenter --net=/run/netns/{PREFIX}worker1     a shell on worker1, and likewise on the others
   bpftool map dump pinned {pins}/backends"
     )
 }

@@ -1,4 +1,4 @@
-//! A session in the lab as a picture, for people who have not tried it yet.
+//! A session in the lab as a picture.
 
 use std::{fs, path::Path};
 
@@ -6,13 +6,13 @@ use anstyle_svg::{Term, WIN10_CONSOLE};
 use anyhow::{Context, Result};
 use memlb_tests::{Cluster, command::output};
 
-/// Where the README looks for it.
+/// The file that the README shows.
 pub const PICTURE: &str = "docs/session.svg";
 
-/// How many characters fit into a line of it. The verbs break their lines at words.
+/// Width of the picture in characters. The verbs wrap their lines.
 const COLUMNS: &str = "100";
 
-/// Dark, but distinguishable from a dark page.
+/// Dark, but not as dark as a dark page.
 const BACKGROUND: anstyle::RgbColor = anstyle::RgbColor(22, 27, 34);
 const TEXT: anstyle::RgbColor = anstyle::RgbColor(201, 209, 217);
 
@@ -36,7 +36,7 @@ const SESSION: &[Line] = &[
     Manager("memlb events --limit 2"),
 ];
 
-/// Types the session in a fresh `cluster` and writes the picture of it to `file`.
+/// Runs the session in a new `cluster` and writes its picture to `file`.
 pub fn record(cluster: &Cluster, file: &Path) -> Result<()> {
     let mut screen = String::new();
     for line in SESSION {

@@ -1,4 +1,4 @@
-//! A terminal page that is drawn over and over without flicker.
+//! A terminal page that is redrawn without flicker.
 
 use std::io::{self, Write};
 
@@ -7,8 +7,7 @@ use terminal_size::{Height, terminal_size};
 
 use crate::workspace::say;
 
-/// The terminal's other page, with no cursor and no line wrapping; the user's
-/// own page is back when it is dropped.
+/// The terminal's alternate screen, without cursor and line wrapping. Dropping it restores the main screen.
 #[derive(Debug)]
 pub struct Screen;
 
@@ -18,12 +17,12 @@ impl Screen {
         Ok(Self)
     }
 
-    /// Returns how many lines there is room for.
+    /// Returns the number of lines of the terminal.
     pub fn height(&self) -> usize {
         terminal_size().map_or(24, |(_, Height(height))| height.into())
     }
 
-    /// Shows the first of `lines`, as many as there is room for.
+    /// Draws `lines`, as far as they fit.
     pub fn draw(&self, lines: &[String]) -> Result<()> {
         let mut page = String::from("\x1b[H");
         for (index, line) in lines.iter().take(self.height()).enumerate() {
@@ -31,7 +30,7 @@ impl Screen {
                 page.push_str("\r\n");
             }
             page.push_str(line);
-            // What the last drawing left of this line.
+            // Clears the rest of the former line.
             page.push_str("\x1b[K");
         }
         page.push_str("\x1b[J");

@@ -1,5 +1,4 @@
-//! The live view of the lab: the manager's status, its last decisions, and
-//! what a client gets.
+//! The live view of the lab: the manager's status, its last decisions, and the answers to a client.
 
 use std::{
     collections::VecDeque,
@@ -15,23 +14,22 @@ use memlb_tests::{Cluster, Probe, command::output, probe::Request};
 use super::{log_tail::LogTail, screen::Screen};
 use crate::interrupt::Interrupt;
 
-/// The pace of the view; the client's is twice that.
+/// Interval of the view. The client sends a request every half of it.
 pub(super) const TICK: Duration = Duration::from_millis(200);
 
 /// Less than the second after which TCP repeats a SYN.
 pub(super) const PATIENCE: Duration = Duration::from_millis(900);
 
-/// How many answers are shown.
+/// Number of answers that are shown.
 const TRACE: usize = 70;
 
-/// How many decisions are kept, more than a screen has room for.
+/// Number of decisions that are stored, more than a screen can show.
 const DECISIONS: usize = 200;
 
-/// Shows `cluster` at work until someone wants it to end: redrawn on a
-/// terminal, else one line for each change.
+/// Shows `cluster` until an interrupt: redrawn on a terminal, else one line for each change.
 ///
 /// # Errors
-/// When it cannot be watched any more.
+/// The client or the log fails.
 pub fn show(cluster: &Cluster, page: Option<&str>, interrupt: &Interrupt) -> Result<()> {
     let client = &cluster.topology.client;
     let probe = Probe::start(client, cluster.service(), TICK / 2, PATIENCE)?;
@@ -73,10 +71,10 @@ pub fn show(cluster: &Cluster, page: Option<&str>, interrupt: &Interrupt) -> Res
 
 fn head(cluster: &Cluster, page: Option<&str>) -> Vec<String> {
     let mut lines = vec![
-        "memlb lab: Ctrl-C takes it down".into(),
-        page.map_or(String::new(), |page| format!("see it in a browser: {page}")),
+        "memlb lab: Ctrl-C removes it".into(),
+        page.map_or(String::new(), |page| format!("web page: {page}")),
         format!(
-            "edit {} and worker2's beside it to move the selection",
+            "edit {} or worker2.meminfo beside it to change the selection",
             cluster.paths.memory_file(1).display()
         ),
         String::new(),
@@ -108,14 +106,14 @@ impl Recent {
         self.requests.drain(..surplus);
     }
 
-    /// Appends what the client of `service` gets, and as many decisions as there is room for.
+    /// Appends the answers to the client of `service`, and as many decisions as fit the screen.
     pub fn append_to(&self, lines: &mut Vec<String>, service: SocketAddr, screen: &Screen) {
         let last = self.requests.back().map(answer).unwrap_or_default();
         lines.extend([
             String::new(),
             format!("client: http://{}/ {last}", service.ip()),
-            format!("  {}", self.requests.iter().map(sign).collect::<String>()),
-            "  one sign a request, ten a second: the worker's number, M the manager, . no answer"
+            format!("  {}", self.requests.iter().map(character).collect::<String>()),
+            "  one character for each request, ten a second: worker's number, M = manager, . = no answer"
                 .into(),
             String::new(),
         ]);
@@ -125,8 +123,7 @@ impl Recent {
     }
 }
 
-/// Shortens a line of the manager's log for the view: the time of day is
-/// enough, and heartbeats show in the status.
+/// Shortens a line of the manager's log to time of day and message. Skips heartbeats, which the status shows.
 pub(super) fn decision(line: &str) -> Option<String> {
     let (time, message) = line.split_once('Z')?;
     let (_, time) = time.split_once('T')?;
@@ -135,18 +132,18 @@ pub(super) fn decision(line: &str) -> Option<String> {
     (!message.starts_with("received ")).then(|| format!("{milliseconds} {message}"))
 }
 
-fn answer(ask: &Request) -> String {
-    match &ask.answer {
+fn answer(request: &Request) -> String {
+    match &request.answer {
         Ok(page) => {
-            let took = ask.ended_at - ask.sent_at;
-            format!("gave {page} in {:.1} ms", took.as_secs_f64() * 1e3)
+            let took = request.ended_at - request.sent_at;
+            format!("{page} in {:.1} ms", took.as_secs_f64() * 1e3)
         }
-        Err(error) => format!("gave no page: {error}"),
+        Err(error) => format!("no page: {error}"),
     }
 }
 
-fn sign(ask: &Request) -> char {
-    match ask.page() {
+fn character(request: &Request) -> char {
+    match request.page() {
         None => '.',
         Some("Manager") => 'M',
         Some(page) => page.chars().last().unwrap_or('?'),

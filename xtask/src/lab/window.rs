@@ -1,4 +1,4 @@
-//! A way from this machine's browser to the manager's web page, which listens inside a namespace.
+//! A relay from this machine to the manager's web page, which listens inside a namespace.
 
 use std::{
     net::{Ipv4Addr, SocketAddrV4, TcpListener},
@@ -9,14 +9,12 @@ use std::{
 use anyhow::{Context, Result};
 use memlb_tests::Cluster;
 
-/// systemd's own relay for sockets that are handed to it.
+/// systemd's relay for sockets that it inherits.
 const RELAY: &str = "/lib/systemd/systemd-socket-proxyd";
 
-/// Opens the page of `cluster` to this machine, and returns where it is; nothing if the manager's
-/// configuration has none.
+/// Relays a port of this machine to the page of `cluster`. Returns the page's URL; `None` if the manager serves no page.
 ///
-/// The socket belongs to this machine's network, but the relay lives in the manager's namespace, and so
-/// goes when the lab does.
+/// The socket is in this machine's network namespace. The relay runs in the manager's, so it ends with the lab.
 pub fn open(cluster: &Cluster) -> Result<Option<String>> {
     let Some(served) = cluster
         .manager
@@ -25,13 +23,15 @@ pub fn open(cluster: &Cluster) -> Result<Option<String>> {
     else {
         return Ok(None);
     };
-    // The same port, or a free one after it.
+    // The same port, or the next free one.
     let port = served.port();
     let listener = (port..=port.saturating_add(99))
         .find_map(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, port)).ok())
         .context("find a free port for the web page")?;
-    let address = listener.local_addr().context("ask for the port")?;
-    // systemd's protocol for passed sockets: their number from descriptor 3 on, and the process they are for.
+    let address = listener
+        .local_addr()
+        .context("read the port of the relay")?;
+    // The protocol of sd_listen_fds(3): the number of sockets, from descriptor 3 on, and the process that gets them.
     cluster
         .topology
         .manager
@@ -51,7 +51,7 @@ pub fn open(cluster: &Cluster) -> Result<Option<String>> {
     Ok(Some(format!("http://{address}/")))
 }
 
-/// Returns where the manager serves its page, as its log says.
+/// Finds the address of the manager's page in its log.
 fn served_at(log: &str) -> Option<SocketAddrV4> {
     let (_, address) = log.split_once("at http://")?;
     address.split('/').next()?.parse().ok()

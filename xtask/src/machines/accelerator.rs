@@ -1,5 +1,5 @@
-//! Whether this machine's KVM runs a machine. Where it is, or seems to be, says little: inside of some virtual machines
-//! it can be opened, but what is started by it never begins.
+//! Tests whether KVM works on this machine. The device alone is no evidence: in some virtual machines it can be opened, but
+//! guests do not start.
 
 use std::{fs, path::Path, process::Command, time::Duration};
 
@@ -12,16 +12,16 @@ use crate::workspace::say;
 const KVM: &[&str] = &["-accel", "kvm", "-cpu", "host"];
 const EMULATION: &[&str] = &["-accel", "tcg", "-cpu", "max"];
 
-/// A kernel says its first word within a fraction of that.
+/// A kernel prints its first line within a fraction of it.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Returns QEMU's options for KVM if a kernel starts by it, else for emulation.
+/// Returns QEMU's options for KVM if a kernel starts with them, else for emulation.
 pub fn choose(image: &Image, directory: &Path) -> Result<&'static [&'static str]> {
     if Path::new("/dev/kvm").exists() && starts(image, directory)? {
         return Ok(KVM);
     }
     say(
-        "KVM does not run machines here, so they are emulated: minutes instead of seconds for each step",
+        "KVM does not work here, so the machines are emulated: each step takes minutes instead of seconds",
     );
     Ok(EMULATION)
 }
@@ -43,7 +43,7 @@ fn starts(image: &Image, directory: &Path) -> Result<bool> {
     .args(["-m", "256", "-serial", "stdio", "-append", "console=ttyS0"])
     .arg("-kernel")
     .arg(&image.kernel);
-    let mut qemu = Process::start("the trial of KVM", &mut qemu, &log)?;
+    let mut qemu = Process::start("the test of KVM", &mut qemu, &log)?;
     let started = qemu.wait_for_log(PATIENCE, "Linux version").is_ok();
     Ok(started)
 }

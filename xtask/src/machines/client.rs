@@ -1,4 +1,4 @@
-//! Requests for pages from the host, which is the lab's client.
+//! Requests from this machine, which is the lab's client.
 
 use std::{process::Command, thread, time::Duration};
 
@@ -8,10 +8,10 @@ use memlb_tests::{command::output, wait_until};
 use super::{network::NAMESPACE, node::LAB};
 use crate::interrupt::Interrupt;
 
-/// How long the Swarm and memlb may take to change what is served.
+/// Deadline for the Swarm and memlb to change the page.
 const PATIENCE: Duration = Duration::from_secs(10 * 60);
 
-/// Waits until a client of memlb gets a worker's page.
+/// Waits until memlb's service returns a worker's page.
 pub fn wait_for_worker(interrupt: &Interrupt) -> Result<Duration> {
     let what = "a worker to serve through memlb";
     wait_for_page(what, &service(), "Worker", interrupt)
@@ -22,7 +22,7 @@ pub fn wait_for_page(what: &str, url: &str, page: &str, interrupt: &Interrupt) -
     let took = wait_until(PATIENCE, what, || {
         let got = get(url).is_ok_and(|got| got.starts_with(page)) || interrupt.is_requested();
         if !got {
-            // Each question takes the machines' time.
+            // Each request takes the machines' processor time.
             thread::sleep(Duration::from_millis(500));
         }
         got

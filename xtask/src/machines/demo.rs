@@ -1,9 +1,9 @@
-//! What is shown on the machines: the lab's smoke test, then memlb before the ports of Swarm's routing mesh.
+//! The demo on the machines: the lab's smoke test, then memlb in front of the ports of Swarm's routing mesh.
 
 use std::{process::Command, time::Instant};
 
 use anyhow::{Result, ensure};
-use memlb_tests::command::run;
+use memlb_tests::command;
 
 use super::{
     client::{get, service, wait_for_page, wait_for_worker},
@@ -24,8 +24,8 @@ const SERVICES: [(&str, u16, &str); 3] = [
     ("web-worker2", 8082, "Worker2"),
 ];
 
-/// Plays everything.
-pub fn play(image: &Image, interrupt: &Interrupt) -> Result<()> {
+/// Runs the demo.
+pub fn run(image: &Image, interrupt: &Interrupt) -> Result<()> {
     smoke()?;
     let manager = &LAB[0];
     println!(
@@ -35,13 +35,15 @@ pub fn play(image: &Image, interrupt: &Interrupt) -> Result<()> {
     mesh(image, manager, interrupt)
 }
 
-/// Runs the lab's own smoke test.
+/// Runs the lab's smoke test.
 fn smoke() -> Result<()> {
     say("scripts/vagrant/smoke.sh");
     let started = Instant::now();
-    run(Command::new(directory().join("smoke.sh"))
-        .env("MEMLB_NODES", root().join("xtask/src/machines/nodes.sh"))
-        .env("MEMLB_XTASK", this_program()?))?;
+    command::run(
+        Command::new(directory().join("smoke.sh"))
+            .env("MEMLB_NODES", root().join("xtask/src/machines/nodes.sh"))
+            .env("MEMLB_XTASK", this_program()?),
+    )?;
     say(format!(
         "smoke.sh passed in {} s",
         started.elapsed().as_secs()
@@ -49,8 +51,8 @@ fn smoke() -> Result<()> {
     Ok(())
 }
 
-/// Publishes the services by the routing mesh, as the system of 2018 had them: each port is open on every node then. memlb
-/// stands before them with the same configuration.
+/// Publishes the services by the routing mesh, as in the system of 2018: each port is then open on every node. memlb's
+/// configuration stays the same.
 fn mesh(image: &Image, manager: &Node, interrupt: &Interrupt) -> Result<()> {
     say("the services are published by Swarm's routing mesh");
     let started = Instant::now();

@@ -1,4 +1,4 @@
-//! The file system that all machines boot from, made once of Debian's packages and kept below the target folder.
+//! The file system of all machines, made once of Debian's packages and stored below the target folder.
 
 use std::{
     fs::{self, File},
@@ -12,11 +12,11 @@ use memlb_tests::command::{output, run};
 
 use crate::{debian, workspace::say};
 
-/// What the box and the provisioning would install, besides systemd.
+/// Packages of the Vagrant box and of its provisioning, besides systemd.
 const PACKAGES: &[&str] = &[
     "adduser",
     "apache2-bin",
-    // Which the box has, too; Docker loads a profile for each container.
+    // Docker loads a profile for each container.
     "apparmor",
     "ca-certificates",
     "curl",
@@ -34,10 +34,10 @@ const PACKAGES: &[&str] = &[
     "udev",
 ];
 
-/// Of the file system; the file takes only what is used.
+/// Size of the file system, in a sparse file.
 const SIZE: &str = "6G";
 
-/// A disk's content, and how it is booted.
+/// A disk with its kernel.
 #[derive(Debug)]
 pub struct Image {
     pub disk: PathBuf,
@@ -48,7 +48,7 @@ pub struct Image {
 }
 
 impl Image {
-    /// Returns the image below `directory`, which need not be there.
+    /// Returns the image's paths below `directory`. It may not exist.
     pub fn of(directory: &Path) -> Self {
         let file = |name| directory.join("image").join(name);
         Self {
@@ -59,7 +59,7 @@ impl Image {
         }
     }
 
-    /// Makes the image below `directory` unless it is there. Needs root.
+    /// Makes the image below `directory` unless it exists. Needs root.
     pub fn provide(directory: &Path) -> Result<Self> {
         let image = Self::of(directory);
         if image.disk.exists() {
@@ -71,7 +71,7 @@ impl Image {
         remove(&draft)?;
         fs::create_dir_all(&draft).with_context(|| format!("make {}", draft.display()))?;
         let made = make(&draft);
-        // Its files are many, and root's.
+        // Its many files belong to root.
         remove(&draft.join("root"))?;
         made?;
         let complete = directory.join("image");
@@ -122,7 +122,7 @@ fn finish(root: &Path, key: &Path) -> Result<()> {
     let script = root.join("image.sh");
     fs::write(&script, include_str!("image.sh")).context("write image.sh")?;
     let log = root.with_extension("log");
-    let said = File::create(&log).with_context(|| format!("make {}", log.display()))?;
+    let output = File::create(&log).with_context(|| format!("make {}", log.display()))?;
     let key = File::open(key).with_context(|| format!("open {}", key.display()))?;
     let mut chroot = Command::new("chroot");
     chroot
@@ -131,8 +131,8 @@ fn finish(root: &Path, key: &Path) -> Result<()> {
         .arg("PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
         .args(["sh", "/image.sh"])
         .stdin(key)
-        .stdout(said.try_clone().context("share the log file")?)
-        .stderr(said);
+        .stdout(output.try_clone().context("share the log file")?)
+        .stderr(output);
     run(&mut chroot).with_context(|| fs::read_to_string(&log).unwrap_or_default())?;
     fs::remove_file(&script).context("remove image.sh")
 }
@@ -140,7 +140,7 @@ fn finish(root: &Path, key: &Path) -> Result<()> {
 fn remove(directory: &Path) -> Result<()> {
     ensure!(
         !is_mounted_below(directory)?,
-        "something is still mounted below {}: unmount it first",
+        "a file system is mounted below {}: unmount it first",
         directory.display()
     );
     if !directory.exists() {
@@ -152,6 +152,8 @@ fn remove(directory: &Path) -> Result<()> {
 /// An aborted debootstrap leaves /proc mounted there.
 fn is_mounted_below(directory: &Path) -> Result<bool> {
     let mounts = fs::read_to_string("/proc/self/mounts").context("list the mounts")?;
-    let places = mounts.lines().filter_map(|line| line.split(' ').nth(1));
-    Ok(places.map(Path::new).any(|it| it.starts_with(directory)))
+    let mount_points = mounts.lines().filter_map(|line| line.split(' ').nth(1));
+    Ok(mount_points
+        .map(Path::new)
+        .any(|it| it.starts_with(directory)))
 }

@@ -1,9 +1,9 @@
 #!/bin/sh
-# Makes a fresh Debian what the Vagrant box and the Swarm's registry are to the provisioning: run inside of it.
+# Prepares a fresh Debian for the provisioning, in place of the Vagrant box and the registry. Runs inside of it.
 # Usage: image.sh, with the lab's public SSH key on the standard input.
 set -eu
 
-# As in the box: a user who may do everything, and Docker is not running yet.
+# As in the box: a user with all rights, and Docker does not run yet.
 useradd --create-home --shell /bin/bash vagrant
 install --directory --mode=700 --owner=vagrant --group=vagrant /home/vagrant/.ssh
 cat >/home/vagrant/.ssh/authorized_keys
@@ -12,30 +12,30 @@ echo "vagrant ALL=(ALL) NOPASSWD: ALL" >/etc/sudoers.d/vagrant
 systemctl --quiet disable docker.service docker.socket containerd.service keepalived.service
 systemctl --quiet mask apt-daily.timer apt-daily-upgrade.timer e2scrub_all.timer fstrim.timer dpkg-db-backup.timer \
     serial-getty@ttyS0.service getty@tty1.service
-# A name server that is not there would be asked by every step.
+# There is no name server, and each login would wait for one.
 echo "UseDNS no" >/etc/ssh/sshd_config.d/lab.conf
 : >/etc/resolv.conf
-# The kernel's command line tells each machine its name and addresses.
+# The kernel's command line has each machine's name and addresses.
 rm -f /etc/hostname
 printf "%s\n" "127.0.0.1 localhost" "127.0.1.1 manager manager2 worker1 worker2" >/etc/hosts
 systemctl --quiet enable systemd-networkd.service systemd-network-generator.service
 
-# No source of packages is reached from there, and apt would read their lists for minutes under emulation.
+# The machines reach no package source, and apt would read the lists for minutes under emulation.
 rm -rf /var/lib/apt/lists/* /var/cache/apt/*.bin /etc/apt/sources.list
 
-# A small archive of what the kernel needs for its disk boots faster under emulation.
+# A small initrd boots faster under emulation.
 sed --in-place "s/^MODULES=.*/MODULES=list/" /etc/initramfs-tools/initramfs.conf
 printf "%s\n" virtio_pci virtio_blk ext4 >>/etc/initramfs-tools/modules
 update-initramfs -u
 
-# The image httpd:2.4, of Debian's Apache, with the paths of Docker's.
+# The image httpd:2.4: Debian's Apache, with the paths of Docker's image.
 web=$(mktemp --directory)
 mkdir --parents "$web/usr/local/apache2/htdocs" "$web/usr/local/apache2/logs" "$web/tmp" "$web/etc"
 modules=/usr/lib/apache2/modules
 for file in /usr/sbin/apache2 $modules/mod_mpm_event.so $modules/mod_authz_core.so $modules/mod_dir.so; do
     ldd "$file" | grep --only-matching "/[^ ]*"
     echo "$file"
-    # Which its threads load at their end.
+    # Threads load it when they exit.
     ldconfig --print-cache | grep --only-matching "/.*/libgcc_s.so.1" | head --lines=1
 done | sort --unique | while read -r file; do
     cp --dereference --parents "$file" "$web"

@@ -1,5 +1,5 @@
-//! The lab of scripts/vagrant on machines under QEMU: Debian 12 with its kernel, systemd and Docker, of Debian's packages
-//! and without a box, provisioned by the same scripts. A fourth machine can make the manager one of a pair.
+//! The lab of scripts/vagrant on machines under QEMU: Debian 12 with its kernel, systemd and Docker from Debian's
+//! packages, without a Vagrant box, provisioned by the same scripts. A fourth machine can be the second manager of a pair.
 
 mod accelerator;
 mod client;
@@ -13,7 +13,6 @@ mod provision;
 use std::{
     env, fs,
     path::{Path, PathBuf},
-    process::Command,
     sync::Mutex,
     time::Instant,
 };
@@ -31,24 +30,24 @@ use self::{
 use crate::{
     interrupt::Interrupt,
     package,
-    privilege::{as_root, become_command, become_root, this_program},
+    privilege::{become_command, become_root, is_root, restart_as_root, this_program_as_root},
     setup,
     workspace::{say, target},
 };
 
-/// The package that the machines get, instead of one that is made; scripts/vagrant knows it, too.
+/// Variable that names the package for the machines, instead of a new one. scripts/vagrant uses it, too.
 const PACKAGE: &str = "MEMLB_PACKAGE";
 
 #[derive(Debug, Subcommand)]
 pub enum Machines {
-    /// Makes the machines' image, boots them, and provisions them as `vagrant up` does
+    /// Makes the machines' image, boots the machines, and provisions them as `vagrant up` does
     Up {
-        /// Also boots a second manager, which keepalived makes a pair with the first one
+        /// Also boots a second manager, and makes the two a pair by keepalived
         #[arg(long)]
         pair: bool,
     },
-    /// Runs smoke.sh, then puts memlb before the ports of Swarm's routing mesh; with a pair, hands over, then crashes the
-    /// active manager and waits until it has booted
+    /// Runs smoke.sh, then memlb in front of the ports of Swarm's routing mesh; with a pair, a handover, then a crash and
+    /// reboot of the active manager
     Demo,
     /// Starts a shell on a machine, or runs a command there
     Ssh {
@@ -76,16 +75,14 @@ impl Machines {
     }
 }
 
-/// Runs the machines from their image to the end of the demo, first without and then with a pair of managers, and removes
-/// them; the image stays.
+/// Boots the machines, runs the demo and removes the machines, first without and then with a pair of managers. The image
+/// stays.
 ///
 /// # Errors
-/// When a step fails.
+/// A step failed.
 pub fn test(package: &Path) -> Result<()> {
     let task = |arguments: &[&str]| -> Result<()> {
-        run(as_root("env")
-            .arg(format!("{PACKAGE}={}", package.display()))
-            .arg(this_program()?)
+        run(this_program_as_root(PACKAGE, package)?
             .arg("machines")
             .args(arguments))
     };
@@ -100,7 +97,7 @@ pub fn test(package: &Path) -> Result<()> {
 fn up(pair: bool) -> Result<()> {
     ensure!(
         !Namespace::exists(NAMESPACE),
-        "the machines are up already, or have ended badly: `cargo xtask machines down` removes them"
+        "the machines are up, or earlier ones were not removed: `cargo xtask machines down` removes them"
     );
     let package = match env::var_os(PACKAGE) {
         Some(given) => fs::canonicalize(&given)
@@ -108,7 +105,9 @@ fn up(pair: bool) -> Result<()> {
         None => package::make()?,
     };
     setup::for_machines()?;
-    become_root_with(&package)?;
+    if !is_root() {
+        return Err(restart_as_root(PACKAGE, &package));
+    }
     let interrupt = Interrupt::catch()?;
     let (directory, started) = (directory(), Instant::now());
     let image = Image::provide(&directory)?;
@@ -134,7 +133,7 @@ fn up(pair: bool) -> Result<()> {
         "the machines are up, after {} s",
         started.elapsed().as_secs()
     ));
-    println!("{BY_HAND}");
+    println!("{USAGE}");
     Ok(())
 }
 
@@ -162,9 +161,9 @@ fn demo() -> Result<()> {
     let (image, interrupt) = (Image::of(&directory()), Interrupt::catch()?);
     let namespace = Namespace::adopt(NAMESPACE).context("the machines' namespace is there")?;
     let outcome = if network::has(&namespace, MANAGER2.name) {
-        pair::play(&image, &namespace, &interrupt)
+        pair::run(&image, &namespace, &interrupt)
     } else {
-        demo::play(&image, &interrupt)
+        demo::run(&image, &interrupt)
     };
     namespace.keep();
     outcome
@@ -182,7 +181,7 @@ fn ssh(name: &str, command: &[String]) -> Result<()> {
 fn down(purge: bool) -> Result<()> {
     become_root()?;
     match Namespace::adopt(NAMESPACE) {
-        // With all that runs in it.
+        // Dropping it ends all processes in it.
         Some(namespace) => {
             drop(namespace);
             say("the machines are down");
@@ -206,23 +205,11 @@ fn ensure_up() -> Result<()> {
     Ok(())
 }
 
-/// Goes on as root, with the package to install.
-fn become_root_with(package: &Path) -> Result<()> {
-    if crate::privilege::is_root() {
-        return Ok(());
-    }
-    let mut task: Command = as_root("env");
-    task.arg(format!("{PACKAGE}={}", package.display()))
-        .arg(this_program()?)
-        .args(env::args_os().skip(1));
-    Err(become_command(task))
-}
-
 fn directory() -> PathBuf {
     target().join("machines")
 }
 
-const BY_HAND: &str = "
+const USAGE: &str = "
   cargo xtask machines ssh manager sudo memlb status   what is selected, and why
   cargo xtask machines ssh worker1                     a shell there
   cargo xtask machines demo                            smoke.sh and the routing mesh, or a pair's handover and crash

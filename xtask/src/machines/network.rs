@@ -1,4 +1,4 @@
-//! The machines' two networks, in a network namespace from which no packet leaves.
+//! The machines' two networks, in an isolated network namespace.
 
 use std::process::Command;
 
@@ -7,11 +7,11 @@ use memlb_tests::{Namespace, command::output};
 
 pub const NAMESPACE: &str = "memlb-machines";
 
-/// The bridges, each with this machine's address: one for SSH, as Vagrant has one, and the lab's, on which this machine
-/// is the client.
+/// The bridges, each with this machine's address: one for SSH, as with Vagrant, and the lab's, where this machine is the
+/// client.
 const BRIDGES: [(&str, &str); 2] = [("ssh", "10.56.0.1/24"), ("lab", "192.168.56.1/24")];
 
-/// Makes both networks, with a tap for each card of each of these machines.
+/// Makes both networks, with a tap device for each card of each machine.
 pub fn create(machines: &[&str]) -> Result<Namespace> {
     let namespace = Namespace::create(NAMESPACE)?;
     let ip = |arguments: &str| -> Result<()> {
@@ -31,7 +31,7 @@ pub fn create(machines: &[&str]) -> Result<Namespace> {
     Ok(namespace)
 }
 
-/// Returns whether `machine` is one of those whose networks are in `namespace`.
+/// Returns whether `machine` has its tap devices in `namespace`.
 pub fn has(namespace: &Namespace, machine: &str) -> bool {
     let [tap, _] = taps(machine);
     output(namespace.ip().args(["link", "show", &tap])).is_ok()

@@ -1,4 +1,4 @@
-//! The machines: those of scripts/vagrant/Vagrantfile, as QEMU's.
+//! The machines of scripts/vagrant/Vagrantfile, under QEMU.
 
 use std::{
     fs::File,
@@ -17,9 +17,9 @@ use crate::interrupt::Interrupt;
 #[derive(Debug, Clone, Copy)]
 pub struct Node {
     pub name: &'static str,
-    /// On the lab's network, card eth1.
+    /// Address in the lab's network, card eth1.
     pub address: &'static str,
-    /// On the network of SSH, card eth0.
+    /// Address in the network of SSH, card eth0.
     ssh: &'static str,
     pub role: &'static str,
 }
@@ -50,7 +50,7 @@ pub static LAB: &[Node] = NODES.split_at(3).0;
 /// The second manager of a pair.
 pub static MANAGER2: &Node = &NODES[3];
 
-/// Returns the lab's machines, and the second manager if it is one of them.
+/// Returns the lab's machines, with the second manager of a `pair`.
 pub fn machines(pair: bool) -> &'static [Node] {
     if pair { &NODES } else { LAB }
 }
@@ -58,10 +58,10 @@ pub fn machines(pair: bool) -> &'static [Node] {
 /// As in the Vagrantfile.
 const MEMORY_MB: &str = "700";
 
-/// Where the machines find what is copied into them, as in the Vagrantfile.
+/// Folder for files that are copied to a machine, as in the Vagrantfile.
 pub const UPLOADS: &str = "/tmp/memlb";
 
-/// How long a booting machine may take, even where others take most of the processors.
+/// Deadline for the boot, also on a busy machine.
 const BOOTING: Duration = Duration::from_secs(15 * 60);
 
 /// Returns the machine `name`.
@@ -69,12 +69,12 @@ pub fn find(name: &str) -> Result<&'static Node> {
     let found = NODES.iter().find(|node| node.name == name);
     found.with_context(|| {
         let names: Vec<_> = NODES.iter().map(|node| node.name).collect();
-        format!("there is no machine {name}, but {}", names.join(", "))
+        format!("there is no machine {name}; expected {}", names.join(", "))
     })
 }
 
 impl Node {
-    /// Switches the machine on. What it writes is gone when it is switched off.
+    /// Boots the machine. Its writes to the disk are lost when it ends.
     pub fn boot(
         &self,
         namespace: &Namespace,
@@ -87,7 +87,7 @@ impl Node {
              ip={}:::255.255.255.0::eth0:none ip={}:::255.255.255.0::eth1:none",
             self.name, self.ssh, self.address
         );
-        // Whatever else runs on this machine goes first.
+        // At a lower priority than other processes of this machine.
         let mut qemu = namespace.command("nice");
         qemu.args(["-n", "10", "qemu-system-x86_64"])
             .args(["-nodefaults", "-no-user-config", "-display", "none"])
@@ -106,7 +106,7 @@ impl Node {
             .arg("-serial")
             .arg(format!("file:{}", self.console(directory).display()))
             .args(["-device", "virtio-rng-pci"])
-            // Where QEMU keeps what the machine writes.
+            // For the temporary file with the machine's writes.
             .env("TMPDIR", directory);
         for (number, tap) in network::taps(self.name).iter().enumerate() {
             let last: u32 = self.address.rsplit('.').next().unwrap_or("0").parse()?;
@@ -126,14 +126,14 @@ impl Node {
         )
     }
 
-    /// Waits until systemd has started everything.
+    /// Waits until systemd has started all units.
     pub fn wait_until_booted(
         &self,
         process: &mut Process,
         image: &Image,
         interrupt: &Interrupt,
     ) -> Result<()> {
-        // Says "degraded" with a failure.
+        // The command fails if the state is "degraded".
         let command = "systemctl is-system-running --wait || true";
         let state = wait_for(BOOTING, &format!("{} to boot", self.name), || {
             if interrupt.is_requested() || !process.is_running() {
@@ -154,12 +154,12 @@ impl Node {
         }
     }
 
-    /// Runs a line of shell on the machine, and returns what it printed.
+    /// Runs a shell command on the machine, and returns its output.
     pub fn run(&self, image: &Image, script: &str) -> Result<String> {
         output(self.ssh(image).arg(script))
     }
 
-    /// Runs a script of the host on the machine as root, as Vagrant does.
+    /// Runs a script of this machine there as root, as Vagrant does.
     pub fn run_script(&self, image: &Image, script: &Path, arguments: &[&str]) -> Result<String> {
         let name = script.file_name().and_then(|name| name.to_str());
         let name = name.with_context(|| format!("{} has no name", script.display()))?;
@@ -168,7 +168,7 @@ impl Node {
         self.run(image, &format!("sudo bash {UPLOADS}/{name} {arguments}"))
     }
 
-    /// Copies a file to the machine's folder of uploads, as `name`.
+    /// Copies a file to [`UPLOADS`] of the machine, as `name`.
     pub fn upload(&self, image: &Image, file: &Path, name: &str) -> Result<()> {
         let content = File::open(file).with_context(|| format!("open {}", file.display()))?;
         let mut ssh = self.ssh(image);
@@ -183,7 +183,7 @@ impl Node {
         ssh.arg(format!("--net=/run/netns/{}", network::NAMESPACE))
             .args(["ssh", "-o", "LogLevel=ERROR", "-i"])
             .arg(&image.key)
-            // A machine of this lab has no secrets, and its host key is new with each image.
+            // Each image has a new host key, and the machines hold no secrets.
             .args([
                 "-o",
                 "StrictHostKeyChecking=no",

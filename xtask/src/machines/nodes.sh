@@ -1,7 +1,8 @@
 # shellcheck shell=bash
-# How scripts/vagrant/smoke.sh reaches the machines of `cargo xtask machines up`: as those of Vagrant, but for the way.
+# For scripts/vagrant/smoke.sh: access to the machines of `cargo xtask machines up`. Differs from Vagrant's in the
+# transport only.
 
-# shellcheck disable=SC2154  # smoke.sh knows where it is
+# shellcheck disable=SC2154  # smoke.sh sets it
 # shellcheck source=../../../scripts/vagrant/nodes.sh
 source "$here/nodes.sh"
 

@@ -1,5 +1,4 @@
-//! What is shown with a pair of managers under systemd and keepalived: a handover, the crash of the active manager, and
-//! its return.
+//! The demo of a pair of managers under systemd and keepalived: a handover, a crash of the active manager, and its reboot.
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
@@ -18,62 +17,57 @@ use super::{
 use crate::interrupt::Interrupt;
 
 const MANAGERS: [&Node; 2] = [&LAB[0], MANAGER2];
-/// Of pair.sh.
+/// The service's address in pair.sh.
 const SERVICE: Ipv4Addr = Ipv4Addr::new(192, 168, 56, 100);
 /// Connections that stay open during the whole demo.
 const HELD: usize = 20;
 const EVERY: Duration = Duration::from_millis(200);
-/// Emulation takes its time.
+/// Emulated machines are slow.
 const PATIENCE: Duration = Duration::from_secs(20);
 const DEADLINE: Duration = Duration::from_secs(10 * 60);
-/// Between two commands, because each takes the machines' processor time.
+/// Interval of commands, because each takes the machines' processor time.
 const PACE: Duration = Duration::from_secs(1);
 
 /// A command on one of the managers, and its effect.
-struct Step {
+struct ManagerStep {
     what: &'static str,
-    on_the_active: bool,
+    on: Target,
     command: &'static str,
-    /// Whether the addresses move to the other manager.
-    moves: bool,
+    effect: Effect,
 }
 
-const STEPS: [Step; 5] = [
-    Step {
-        what: "memlb handover on the active manager",
-        on_the_active: true,
-        command: "sudo memlb handover",
-        moves: true,
-    },
-    Step {
-        what: "memlb handover --undo there",
-        on_the_active: false,
-        command: "sudo memlb handover --undo",
-        moves: false,
-    },
-    Step {
-        what: "systemctl kill memlb-manager on the active one",
-        on_the_active: true,
-        command: "sudo systemctl kill --signal=KILL memlb-manager",
-        moves: false,
-    },
-    Step {
-        what: "the active manager crashes",
-        on_the_active: true,
-        // Neither files are written back nor connections ended.
-        command: "sudo sh -c '(sleep 1; echo b >/proc/sysrq-trigger) >/dev/null 2>&1 &'",
-        moves: true,
-    },
-    Step {
-        what: "it has booted and knows all connections",
-        on_the_active: false,
-        command: "true",
-        moves: false,
-    },
-];
+/// The manager that executes a command.
+enum Target {
+    Active,
+    Backup,
+}
 
-/// Plays all steps.
-pub fn play(image: &Image, network: &Namespace, interrupt: &Interrupt) -> Result<()> {
+/// Whether the addresses move to the other manager.
+#[derive(PartialEq, Eq)]
+enum Effect {
+    Moves,
+    Stays,
+}
+
+macro_rules! steps {
+    ($($what:literal, $on:ident, $command:literal, $effect:ident;)+) => {
+        &[$(ManagerStep { what: $what, on: Target::$on, command: $command, effect: Effect::$effect }),+]
+    };
+}
+
+const STEPS: &[ManagerStep] = steps! {
+    "memlb handover on the active manager", Active, "sudo memlb handover", Moves;
+    "memlb handover --undo there", Backup, "sudo memlb handover --undo", Stays;
+    "systemctl kill memlb-manager on the active one", Active,
+        "sudo systemctl kill --signal=KILL memlb-manager", Stays;
+    // Without writing files back or ending connections.
+    "the active manager crashes", Active,
+        "sudo sh -c '(sleep 1; echo b >/proc/sysrq-trigger) >/dev/null 2>&1 &'", Moves;
+    "it has booted and has all connections", Backup, "true", Stays;
+};
+
+/// Runs all steps.
+pub fn run(image: &Image, network: &Namespace, interrupt: &Interrupt) -> Result<()> {
     let complete = || {
         let mut managers = MANAGERS.iter();
         managers.try_for_each(|node| wait_until_complete(image, node, interrupt))
@@ -85,22 +79,21 @@ pub fn play(image: &Image, network: &Namespace, interrupt: &Interrupt) -> Result
         "{} has {SERVICE}; {HELD} connections stay open",
         MANAGERS[active].name
     );
-    for step in &STEPS {
-        let node = MANAGERS[if step.on_the_active {
-            active
-        } else {
-            1 - active
+    for step in STEPS {
+        let node = MANAGERS[match step.on {
+            Target::Active => active,
+            Target::Backup => 1 - active,
         }];
         let probe = Probe::start(network, service(), EVERY, PATIENCE)?;
         thread::sleep(PACE);
         let started = Instant::now();
-        // A machine that boots refuses SSH first.
+        // A booting machine refuses SSH at first.
         wait_for_success(step.what, interrupt, || node.run(image, step.command))?;
-        if step.moves {
+        if step.effect == Effect::Moves {
             active = 1 - active;
             wait_for_success("the addresses to move", interrupt, || {
                 let has = has_address(image, MANAGERS[active])?;
-                ensure!(has, "{} has not got {SERVICE}", MANAGERS[active].name);
+                ensure!(has, "{} does not have {SERVICE}", MANAGERS[active].name);
                 Ok(())
             })?;
         } else {
@@ -110,10 +103,10 @@ pub fn play(image: &Image, network: &Namespace, interrupt: &Interrupt) -> Result
         thread::sleep(PACE);
         probe.wait_for_answers(Instant::now(), DEADLINE)?;
         let report = probe.stop()?.since(started);
-        let (asked, failed) = (report.requests.len(), report.failures().count());
+        let (requests, failed) = (report.requests.len(), report.failures().count());
         let lost = held.check();
         println!(
-            "{:<48}{:<9} after {:>6.1} s; longest gap {:>5} ms; new: {failed} of {asked} failed; open: {lost} of {HELD} lost",
+            "{:<48}{:<9} after {:>6.1} s; longest gap {:>5} ms; new: {failed} of {requests} failed; open: {lost} of {HELD} lost",
             step.what,
             MANAGERS[active].name,
             took.as_secs_f64(),
@@ -138,7 +131,7 @@ impl Held {
     fn open(network: &Namespace) -> Result<Self> {
         let open = |_| Connection::open(network, service(), PATIENCE);
         let mut held = Self((0..HELD).map(open).collect::<Result<_>>()?);
-        ensure!(held.check() == 0, "a new connection has no answer");
+        ensure!(held.check() == 0, "a new connection was not answered");
         Ok(held)
     }
 
@@ -150,10 +143,10 @@ impl Held {
     }
 }
 
-/// Returns which manager has the service's address.
+/// Returns the index of the manager that has the service's address.
 fn active(image: &Image) -> Result<usize> {
-    let having = MANAGERS.iter().map(|node| has_address(image, node));
-    match having.collect::<Result<Vec<_>>>()?[..] {
+    let owners = MANAGERS.iter().map(|node| has_address(image, node));
+    match owners.collect::<Result<Vec<_>>>()?[..] {
         [true, false] => Ok(0),
         [false, true] => Ok(1),
         _ => bail!("not exactly one manager has {SERVICE}"),
@@ -165,9 +158,9 @@ fn has_address(image: &Image, node: &Node) -> Result<bool> {
     Ok(addresses.contains(&format!("{SERVICE}/")))
 }
 
-/// Waits until a manager's workers are up, and it and its peer know the same connections.
+/// Waits until a manager's workers are up, and it and its peer have the same connections.
 fn wait_until_complete(image: &Image, node: &Node, interrupt: &Interrupt) -> Result<()> {
-    wait_for_success("a complete pair", interrupt, || {
+    wait_for_success("the pair to be complete", interrupt, || {
         let status: Value = serde_json::from_str(&node.run(image, "sudo memlb status --json")?)?;
         let peer = &status["peers"][0];
         let is_complete = peer["state"] == "connected"

@@ -43,13 +43,13 @@ workers = [
 EOF
 memlb check --shared
 
-# There is one card for clients and workers, and no IPv6.
+# One card is for clients and workers, and there is no IPv6.
 # shellcheck disable=SC2016  # keepalived expands them
 sed --expression='/^\$WORKERS=/s/eth2/eth1/' \
     --expression='s|192.168.57\(.20[12]/32 dev\) eth2|192.168.56\1 eth1|' \
     --expression='s/^\$ADDRESSES_6=.*/$ADDRESSES_6=/' --expression='/^    fd00::/d' \
     $files/keepalived.conf >/etc/keepalived/keepalived.conf
-# An emulated machine stands still for longer than 0.36 s when others want the processors.
+# On a busy host, an emulated machine may pause for longer than 0.36 s.
 sed "s/advert_int 0.1/advert_int 1/" $files/memlb-pair.conf >/etc/keepalived/memlb-pair.conf
 install --mode=755 $files/memlb-notify /etc/keepalived/
 install -D --mode=644 $files/keepalived.service.d/memlb.conf /etc/systemd/system/keepalived.service.d/memlb.conf
@@ -57,5 +57,5 @@ systemctl daemon-reload
 systemctl enable memlb-manager.service keepalived.service
 systemctl restart memlb-manager.service
 systemctl restart keepalived.service
-# A machine that crashes keeps only what is on its disk.
+# After a crash, only data on the disk is left.
 sync

@@ -1,4 +1,4 @@
-//! What `vagrant up` does on the machines: files are copied, then scripts/vagrant's own scripts run, in the same order.
+//! The provisioning of `vagrant up`: copies files, then runs the scripts of scripts/vagrant in the same order.
 
 use std::{
     fs,
@@ -19,7 +19,7 @@ use crate::{
     workspace::{root, say},
 };
 
-/// Loads the image that the registry has elsewhere.
+/// Imports the image that Docker would pull from a registry.
 const LOAD_IMAGE: &str = "sudo docker import --change \
     'CMD [\"/usr/sbin/apache2\", \"-DFOREGROUND\", \"-f\", \"/etc/httpd.conf\"]' \
     /usr/local/share/httpd.tar httpd:2.4";
@@ -53,11 +53,11 @@ pub fn provision(image: &Image, package: &Path, interrupt: &Interrupt) -> Result
         script(node, "memlb.sh", &[node.role, &package, manager])
     })?;
     let took = wait_for_worker(interrupt)?;
-    said("a client gets a worker's page", took);
+    print_duration("a client gets a worker's page", took);
     Ok(())
 }
 
-/// Makes the manager and the second one a pair by keepalived, and has the agents report to both.
+/// Makes the two managers a pair by keepalived, and lets the agents report to both.
 pub fn join_managers(
     image: &Image,
     package: &Path,
@@ -66,17 +66,17 @@ pub fn join_managers(
 ) -> Result<()> {
     let (manager, workers) = (&LAB[0], &LAB[1..]);
     let script = root().join("xtask/src/machines/pair.sh");
-    let (key, place) = (scratch.join("peer.key"), format!("{UPLOADS}/peer.key"));
+    let (key, uploaded) = (scratch.join("peer.key"), format!("{UPLOADS}/peer.key"));
     let content = manager.run(
         image,
-        &format!("memlb keygen --peer --output {place} >/dev/null && cat {place}"),
+        &format!("memlb keygen --peer --output {uploaded} >/dev/null && cat {uploaded}"),
     )?;
     fs::write(&key, content).with_context(|| format!("write {}", key.display()))?;
     MANAGER2.upload(image, &key, "peer.key")?;
     MANAGER2.upload(image, package, "memlb.deb")?;
     interrupt.check()?;
     on_all("pair.sh", &[*manager, *MANAGER2], &|node| {
-        let arguments = [&format!("{UPLOADS}/memlb.deb"), &*place];
+        let arguments = [&format!("{UPLOADS}/memlb.deb"), &*uploaded];
         node.run_script(image, &script, &arguments).map(drop)
     })?;
     let managers = format!(
@@ -86,7 +86,7 @@ pub fn join_managers(
     let agents = format!(
         "echo 'MEMLB_AGENT=\"{managers}\"' | sudo tee /etc/default/memlb-agent && sudo systemctl restart memlb-agent"
     );
-    on_all("agents", workers, &|node| {
+    on_all("agents configured", workers, &|node| {
         node.run(image, &agents).map(drop)
     })
 }
@@ -106,7 +106,7 @@ fn upload(node: &Node, image: &Image, package: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Does one step on several machines at once, and says how long it took.
+/// Executes one step on several machines at the same time, and prints its duration.
 pub fn on_all(
     what: &str,
     nodes: &[Node],
@@ -122,10 +122,10 @@ pub fn on_all(
         outcomes.try_for_each(|outcome| outcome)
     })
     .context(what.to_owned())?;
-    said(what, started.elapsed());
+    print_duration(what, started.elapsed());
     Ok(())
 }
 
-fn said(what: &str, took: Duration) {
+fn print_duration(what: &str, took: Duration) {
     say(format!("{what:<42}{:>7.1} s", took.as_secs_f64()));
 }

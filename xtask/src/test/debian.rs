@@ -1,4 +1,4 @@
-//! A clean Debian 12 with systemd, made once and kept as an archive below the target folder.
+//! A clean Debian 12 with systemd, made once and stored as an archive below the target folder.
 
 use std::{
     fs,
@@ -22,7 +22,7 @@ pub fn provide() -> Result<PathBuf> {
         return Ok(archive);
     }
     say("making a clean Debian 12 below the target folder; this takes a minute");
-    // Not below the target folder: its files are root's.
+    // Not below the target folder, because its files belong to root.
     let folder = tempfile::tempdir().context("make a folder")?;
     let root = folder.path().join(SUITE);
     let made = make(&root, &archive);
@@ -34,7 +34,7 @@ pub fn provide() -> Result<PathBuf> {
 
 fn make(root: &Path, archive: &Path) -> Result<()> {
     bootstrap(&[], root)?;
-    // Complete, or not there.
+    // Atomic, so that an interrupted task leaves no incomplete archive.
     let draft = archive.with_extension("draft");
     run(as_root("tar")
         .args(["--create", "--numeric-owner"])

@@ -1,13 +1,13 @@
-//! docs/installing.md, by whose very commands the package is tried.
+//! The commands of docs/installing.md, by which the package is tested.
 
 use anyhow::{Context, Result, bail};
 use memlb_tests::document::Document;
 
 use crate::workspace::root;
 
-/// Its commands, in the order of the text.
+/// The commands, in the order of the document.
 pub struct Guide {
-    /// On every machine.
+    /// For every machine.
     pub install: Vec<String>,
     pub start_manager: Vec<String>,
     pub start_agent: Vec<String>,
@@ -18,33 +18,35 @@ pub struct Guide {
 
 impl Guide {
     /// # Errors
-    /// When the document has other blocks than those that are tried.
+    /// The document has other blocks than expected.
     pub fn read() -> Result<Self> {
         let document = Document::read(root(), "docs/installing.md")?;
-        // Those with a remark are typed elsewhere.
+        // Blocks with a remark are for other machines.
         let blocks = document.blocks.iter().filter(|it| it.remark.is_none());
         let blocks: Vec<_> = blocks.filter(|it| it.language == "sh").collect();
         let sections: Vec<&str> = blocks.iter().map(|it| it.section.as_str()).collect();
         let commands: Result<Vec<_>> = blocks.iter().map(|it| it.commands()).collect();
         let commands: [Vec<String>; 7] = match commands?.try_into() {
             Ok(commands) if sections == SECTIONS => commands,
-            _ => bail!("docs/installing.md has blocks under {sections:?}, not under {SECTIONS:?}"),
+            _ => bail!(
+                "docs/installing.md has blocks in the sections {sections:?}, not in {SECTIONS:?}"
+            ),
         };
         let [
             install,
             configure,
-            look,
+            inspect,
             mut start_agent,
             upgrade,
             remove,
             purge,
         ] = commands;
         if start_agent.is_empty() || install != [start_agent.remove(0)] {
-            bail!("docs/installing.md does not begin with the same on managers and workers");
+            bail!("docs/installing.md: the first command of managers and workers differs");
         }
         Ok(Self {
             install,
-            start_manager: [configure, look].concat(),
+            start_manager: [configure, inspect].concat(),
             start_agent,
             upgrade,
             remove,
@@ -52,7 +54,7 @@ impl Guide {
         })
     }
 
-    /// Returns the name of the package to which it upgrades.
+    /// Returns the file name of the package in the command for the upgrade.
     pub fn next_package(&self) -> Result<&str> {
         let command = self
             .upgrade

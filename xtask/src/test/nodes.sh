@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# How scripts/vagrant/smoke.sh reaches the nodes of `cargo xtask lab up`.
+# For scripts/vagrant/smoke.sh: access to the nodes of `cargo xtask lab up`.
 
 client() {
     nsenter --net=/run/netns/memlb-client -- curl --silent --max-time 1 "$@"

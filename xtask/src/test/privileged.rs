@@ -1,15 +1,14 @@
-//! The tests that need root: built as the user, run as root, so that the target folder stays the user's.
+//! The tests that need root. Cargo builds them as the user, so that the target folder stays the user's.
 //!
-//! Each test program has a network and mount namespace of its own, so that several can run at the same time.
+//! Each test program has network and mount namespaces of its own, so that several can run at the same time.
 
 use std::{
-    env,
     path::Path,
     sync::{Mutex, PoisonError},
     thread,
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use memlb_tests::{cluster::BINARY, command, document::XTASK, privilege::REQUIRED};
 
 use super::{
@@ -18,17 +17,18 @@ use super::{
 };
 use crate::{
     interrupt::Interrupt,
+    privilege::this_program,
     test_binaries::build,
     workspace::{cargo, say},
 };
 
-/// How many programs run at the same time. They wait for most of their time.
-const LANES: usize = 3;
+/// Programs that run at the same time. They wait for most of their time.
+const PARALLEL: usize = 3;
 
-/// Programs that load both processors, or measure what others would take from them. They run alone.
+/// Programs that load both processors, or measure performance. They run alone.
 const ALONE: &[&str] = &["chaos", "crowd", "drift", "flood", "herd"];
 
-/// The programs that take longest, the longest first: they start first, so that none runs alone at the end.
+/// The longest programs, the longest first: they start first, so that none of them runs alone at the end.
 const LONGEST: &[&str] = &[
     "pair",
     "peers",
@@ -53,7 +53,7 @@ const LONGEST: &[&str] = &[
 /// Runs every test of the package `memlb-tests`, also after a failure.
 pub fn run_all(memlb: &Path, interrupt: &Interrupt, durations: &Durations) -> Result<()> {
     let environment = environment(memlb)?;
-    // The tests of documents start them.
+    // The tests of documents start the benchmarks.
     command::run(cargo().args(["build", "--package=memlb-benchmarks"]))?;
     let mut programs: Vec<TestProgram> = build(&["--lib", "--tests"])?
         .into_iter()
@@ -67,7 +67,7 @@ pub fn run_all(memlb: &Path, interrupt: &Interrupt, durations: &Durations) -> Re
         .into_iter()
         .partition(|program| ALONE.contains(&program.name.as_str()));
 
-    // A test that fails while others run may have lacked a processor. It must pass alone.
+    // A test that failed may have lacked processor time. It must pass alone.
     let mut second_run = run_together(&together, interrupt, durations);
     second_run.extend(alone.iter().map(|program| (program, Vec::new())));
     let mut failed = Vec::new();
@@ -92,7 +92,7 @@ fn run_together<'a>(
     let queue = Mutex::new(programs.iter());
     let failed = Mutex::new(Vec::new());
     let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).next();
-    let lane = || {
+    let worker = || {
         while let Some(program) = next() {
             if interrupt.is_requested() {
                 return;
@@ -104,8 +104,8 @@ fn run_together<'a>(
         }
     };
     thread::scope(|scope| {
-        for _ in 0..LANES {
-            scope.spawn(lane);
+        for _ in 0..PARALLEL {
+            scope.spawn(worker);
         }
     });
     failed.into_inner().unwrap_or_else(PoisonError::into_inner)
@@ -113,11 +113,10 @@ fn run_together<'a>(
 
 /// Returns the variables with the paths of programs for the tests, as arguments of `env`.
 fn environment(memlb: &Path) -> Result<Vec<String>> {
-    let xtask = env::current_exe().context("find this program")?;
     let mut environment = vec![
         format!("{REQUIRED}=1"),
         format!("{BINARY}={}", memlb.display()),
-        format!("{XTASK}={}", xtask.display()),
+        format!("{XTASK}={}", this_program()?.display()),
     ];
     match python::provide() {
         Ok(programs) => {

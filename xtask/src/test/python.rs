@@ -1,4 +1,4 @@
-//! Provides programs from PyPI, in a Python environment of their own below the target folder.
+//! Installs programs from PyPI, in a virtual environment below the target folder.
 
 use std::{
     fs,
@@ -17,7 +17,7 @@ pub fn provide() -> Result<PathBuf> {
     let requirements = root().join("xtask/requirements.txt");
     let wanted = fs::read_to_string(&requirements)
         .with_context(|| format!("read {}", requirements.display()))?;
-    // Written last: what was installed completely, and from which requirements.
+    // Written last: the requirements whose installation is complete.
     let installed = environment.join("installed.txt");
     if fs::read_to_string(&installed).is_ok_and(|installed| installed == wanted) {
         return Ok(environment.join("bin"));

@@ -1,4 +1,4 @@
-//! Checks what runs outside of this machine, as far as it can be checked here.
+//! Checks scripts, units and configurations that run on other machines.
 
 use std::{
     fs, io,
@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use memlb_tests::{cluster::BINARY, command::run};
 
 use crate::{
-    privilege::{as_root, with_memlb_as_root},
+    privilege::{as_root, this_program_as_root},
     workspace::{root, target},
 };
 
@@ -34,7 +34,7 @@ pub fn shellcheck() -> Result<()> {
         .args(scripts))
 }
 
-/// Checks the alert rules, and that each alert fires when it should.
+/// Checks the alert rules, and runs their tests.
 pub fn alert_rules() -> Result<()> {
     let monitoring = root().join("scripts/monitoring");
     for arguments in [
@@ -60,8 +60,7 @@ pub fn vagrant() -> Result<()> {
         .env("VAGRANT_DOTFILE_PATH", home.join("machines")))
 }
 
-/// Installs memlb below a folder as on the virtual machines; the script checks
-/// the configuration by itself.
+/// Runs the provisioning of the virtual machines below a folder. The script checks the configuration itself.
 pub fn provisioning(package: &Path) -> Result<()> {
     let machine = tempfile::tempdir().context("make a folder")?;
     for role in ["manager", "worker"] {
@@ -85,7 +84,7 @@ pub fn units() -> Result<()> {
     units.extend(others);
     for unit in units {
         let text = fs::read_to_string(&unit).with_context(|| format!("read {}", unit.display()))?;
-        // systemd wants the programs to be there; here any will do.
+        // systemd-analyze requires that the programs exist.
         let text = text
             .replace("/usr/bin/memlb", "/bin/true")
             .replace("/usr/bin/docker", "/bin/true")
@@ -103,7 +102,7 @@ pub fn units() -> Result<()> {
 
 /// Runs the virtual machines' smoke test in the lab on this machine.
 pub fn smoke(memlb: &Path) -> Result<()> {
-    run(with_memlb_as_root(memlb)?
+    run(this_program_as_root(BINARY, memlb)?
         .args(["lab", "up"])
         .stdout(Stdio::null()))?;
     let smoke = run(as_root("env")
@@ -113,7 +112,7 @@ pub fn smoke(memlb: &Path) -> Result<()> {
             root().join("xtask/src/test/nodes.sh").display()
         ))
         .arg(directory().join("smoke.sh")));
-    run(with_memlb_as_root(memlb)?.args(["lab", "down"]))?;
+    run(this_program_as_root(BINARY, memlb)?.args(["lab", "down"]))?;
     smoke
 }
 
@@ -137,8 +136,7 @@ fn files_below(directory: &Path) -> Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-/// Shell scripts begin with `#!` and the name of a shell, or tell shellcheck
-/// which shell reads them.
+/// Whether the file begins with `#!` and a shell, or with shellcheck's directive that names a shell.
 fn is_shell_script(file: &Path) -> bool {
     let text = fs::read(file).unwrap_or_default();
     let first = text.split(|byte| *byte == b'\n').next().unwrap_or_default();

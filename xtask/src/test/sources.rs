@@ -1,4 +1,4 @@
-//! Checks every file of the repository, in any language.
+//! Checks of all source files.
 
 use std::process::Command;
 
@@ -8,7 +8,7 @@ use memlb_tests::command::run;
 use super::python;
 use crate::workspace::{cargo, root};
 
-/// Finds misspelt and retired words, by `.typos.toml`.
+/// Checks spelling and retired words, by `.typos.toml`.
 pub fn spelling() -> Result<()> {
     run(tool("typos")?.args(["--format", "brief"]))
 }

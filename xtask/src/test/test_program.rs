@@ -18,7 +18,7 @@ use crate::{
     workspace::{root, say},
 };
 
-/// How long each run of a program took.
+/// Duration of each run of a program.
 #[derive(Default)]
 pub struct Durations(Mutex<Vec<(String, Duration)>>);
 
@@ -58,10 +58,10 @@ impl TestProgram {
         }
     }
 
-    /// Runs the named tests, or all, prints their output when they have ended, and adds how long they took.
+    /// Runs the named tests, or all, prints their output at the end, and adds their duration.
     ///
     /// # Errors
-    /// The names of the tests that failed; none when the program did not report them.
+    /// The names of the failed tests; empty if the program did not report them.
     pub fn run(&self, tests: &[String], durations: &Durations) -> Result<(), Vec<String>> {
         say(format!("running {} as root {}", self.name, tests.join(" ")));
         let started = Instant::now();
@@ -74,7 +74,7 @@ impl TestProgram {
         let verdict = if passed { "passed" } else { "FAILED" };
         let mut stdout = std::io::stdout().lock();
         let heading = format!("--- {}: {verdict} after {seconds:.1} s ---", self.name);
-        // If nothing can be printed, the exit status remains.
+        // If printing fails, the exit status still reports the outcome.
         write!(stdout, "\n{heading}{output}").ok();
         if passed {
             return Ok(());
@@ -106,7 +106,7 @@ impl TestProgram {
             .args(["--net", "--mount", "sh", "-ec", &script, "sh"])
             .args(&self.environment)
             .arg(&self.file)
-            // The tests of a program measure time.
+            // The tests measure time.
             .args(["--test-threads=1", "--exact"])
             .args(tests);
         command
@@ -117,7 +117,7 @@ fn share(file: &File) -> Result<File> {
     file.try_clone().context("share the file for the output")
 }
 
-/// Returns the tests that a test program lists at its end.
+/// Returns the failed tests that a test program lists at its end.
 fn failed_tests(output: &str) -> Vec<String> {
     let Some((_, list)) = output.rsplit_once("\nfailures:\n") else {
         return Vec::new();

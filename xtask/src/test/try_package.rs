@@ -1,5 +1,5 @@
-//! The package on three clean machines, a manager and two workers: installed, started, hung, upgraded,
-//! removed, purged.
+//! Tests the package in three clean containers, a manager and two workers: installation, start, hang, upgrade, removal,
+//! purge.
 
 use std::{
     fs,
@@ -15,9 +15,9 @@ use memlb_tests::{
 };
 
 use super::{
+    container::{Container, PATIENCE},
+    containers::Containers,
     guide::Guide,
-    machine::{Machine, PATIENCE},
-    machines::Machines,
 };
 use crate::workspace::root;
 
@@ -27,10 +27,10 @@ const AGENT: &str = "memlb-agent.service";
 /// CAP_NET_ADMIN, CAP_PERFMON and CAP_BPF: of the manager, and of an agent with a DSR translator.
 const CAPABILITIES_FOR_BPF: u64 = 1 << 12 | 1 << 38 | 1 << 39;
 
-/// The most that `systemd-analyze security` may find, in tenths.
+/// Highest accepted exposure of `systemd-analyze security`, in tenths.
 const MOST_EXPOSURE: &str = "--threshold=25";
 
-/// What an operator looks for, besides the services.
+/// Files of the package, besides the services.
 const FILES: &[&str] = &[
     "/usr/bin/memlb",
     "/etc/memlb/memlb.toml",
@@ -49,7 +49,7 @@ const FILES: &[&str] = &[
     "/usr/share/man/man5/memlb.toml.5.gz",
 ];
 
-/// What is left when the package is removed, and gone when it is purged.
+/// Files that remain after the removal of the package, and that its purge deletes.
 const REMAINS: &[&str] = &[
     "/etc/memlb/memlb.toml",
     "/etc/memlb/keys/worker1.key",
@@ -61,35 +61,41 @@ const DROP_INS: &str = "/etc/systemd/system/memlb-agent.service.d";
 
 const ACCEPT_LOCAL: &str = "cat /proc/sys/net/ipv4/conf/lo/accept_local";
 
-/// Wants a mount namespace of its own.
+/// Needs a mount namespace of its own.
 #[derive(Debug, clap::Args)]
 pub struct TryPackage {
     package: PathBuf,
     /// The archive of a clean Debian
     debian: PathBuf,
-    /// An empty folder, for the machines
+    /// An empty folder, for the containers
     folder: PathBuf,
 }
 
 pub fn try_package(task: &TryPackage) -> Result<()> {
     let test = PackageTest {
         guide: Guide::read()?,
-        machines: Machines::boot(&task.package, &task.debian, &task.folder)?,
+        machines: Containers::boot(&task.package, &task.debian, &task.folder)?,
         package: &task.package,
         folder: &task.folder,
     };
     let steps: [(&str, Step<'_>); 11] = [
-        ("is installed, and waits", PackageTest::install),
-        ("pleases systemd's checkers", PackageTest::analyze),
-        ("says what it misses", PackageTest::start_unconfigured),
+        (
+            "is installed, without starting services",
+            PackageTest::install,
+        ),
+        ("passes systemd's checks", PackageTest::analyze),
+        (
+            "reports a missing configuration",
+            PackageTest::start_unconfigured,
+        ),
         ("starts with keys", PackageTest::start),
-        ("takes root's pins over", PackageTest::adopt_manual_manager),
-        ("has the fewest privileges", PackageTest::check_privileges),
-        ("answers clients directly", PackageTest::switch_to_dsr),
-        ("is noticed when it hangs", PackageTest::stop_processes),
-        ("is upgraded under traffic", PackageTest::upgrade),
-        ("takes the programs along", PackageTest::remove),
-        ("leaves nothing when purged", PackageTest::purge),
+        ("adopts pins of root", PackageTest::adopt_manual_manager),
+        ("has minimal privileges", PackageTest::check_privileges),
+        ("serves in mode dsr", PackageTest::switch_to_dsr),
+        ("is restarted when it hangs", PackageTest::stop_processes),
+        ("is upgraded under load", PackageTest::upgrade),
+        ("is removed with its packet programs", PackageTest::remove),
+        ("leaves nothing after its purge", PackageTest::purge),
     ];
     for (what, step) in steps {
         say(format_args!("the package {what}"));
@@ -97,7 +103,7 @@ pub fn try_package(task: &TryPackage) -> Result<()> {
             let manager = &test.machines.manager;
             let journal = manager.run("journalctl", &["--no-pager", "--lines=60"]);
             let journal = journal.unwrap_or_else(|error| format!("{error:#}"));
-            format!("the package {what}: no; the manager's journal ends so:\n{journal}\n")
+            format!("failed: the package {what}; end of the manager's journal:\n{journal}\n")
         })?;
     }
     Ok(())
@@ -105,18 +111,18 @@ pub fn try_package(task: &TryPackage) -> Result<()> {
 
 type Step<'a> = fn(&PackageTest<'a>) -> Result<()>;
 
-/// What is tried, with what, and by which guide.
+/// The package under test, the containers, and the guide.
 struct PackageTest<'a> {
     guide: Guide,
-    machines: Machines,
+    machines: Containers,
     package: &'a Path,
     folder: &'a Path,
 }
 
 impl Deref for PackageTest<'_> {
-    type Target = Machines;
+    type Target = Containers;
 
-    fn deref(&self) -> &Machines {
+    fn deref(&self) -> &Containers {
         &self.machines
     }
 }
@@ -130,7 +136,7 @@ impl PackageTest<'_> {
         for machine in self.all() {
             machine.run("ls", FILES)?;
             machine.run("dpkg", &["--verify", "memlb"])?;
-            // One package for managers and workers must start neither by itself.
+            // The package is for managers and workers, so it must start neither service.
             for unit in [MANAGER, AGENT] {
                 machine.check_property(unit, "UnitFileState", "disabled")?;
                 machine.check_property(unit, "ActiveState", "inactive")?;
@@ -141,7 +147,7 @@ impl PackageTest<'_> {
 
     fn analyze(&self) -> Result<()> {
         for unit in [MANAGER, AGENT, "memlb-pins.service"] {
-            // The smallest Debian has no man.
+            // This Debian has no man.
             self.manager
                 .run("systemd-analyze", &["verify", "--man=no", unit])?;
         }
@@ -154,7 +160,7 @@ impl PackageTest<'_> {
         Ok(())
     }
 
-    /// An agent without arguments says so once, and is not restarted.
+    /// An agent without arguments fails once, and is not restarted.
     fn start_unconfigured(&self) -> Result<()> {
         let worker = &self.workers[0];
         let started = worker.run("systemctl", &["start", AGENT]);
@@ -167,15 +173,15 @@ impl PackageTest<'_> {
     fn start(&self) -> Result<()> {
         let manager = &self.manager;
         manager.run_all(&self.guide.start_manager)?;
-        // Ready means attached, and listening for heartbeats.
+        // When systemd reports it as ready, it is attached and listens for heartbeats.
         let page = self.page()?;
         ensure!(page == "Manager", "clients get {page:?} before any worker");
         manager.sh("grep :270F /proc/net/udp")?;
         for (worker, name) in self.workers.iter().zip(["worker1", "worker2"]) {
             let key = format!("/etc/memlb/keys/{name}.key");
-            // Under the name that the guide takes for an example.
+            // With the file name in the guide.
             fs::copy(manager.file(&key), worker.file("/root/worker1.key"))
-                .context("bring the key to its worker")?;
+                .context("copy the key to its worker")?;
             worker.run_all(&self.guide.start_agent)?;
         }
         self.wait_for_all()?;
@@ -184,7 +190,7 @@ impl PackageTest<'_> {
         for worker in &self.workers {
             let said = worker.run("memlb", &["doctor", "--agent"])?;
             ensure!(said.contains("and knows the key"), "doctor says {said}");
-            // Of the agent that runs, and not of an earlier start without its key.
+            // Only of the running agent, not of an earlier start without its key.
             let warnings = worker.run(
                 "sh",
                 &[
@@ -217,7 +223,7 @@ impl PackageTest<'_> {
         Ok(())
     }
 
-    /// From a manager that root has started by hand.
+    /// Adopts the pins of a manager that root has started by hand.
     fn adopt_manual_manager(&self) -> Result<()> {
         let manager = &self.manager;
         manager.run("systemctl", &["stop", MANAGER])?;
@@ -232,7 +238,10 @@ impl PackageTest<'_> {
         manager.run("systemctl", &["stop", "by-hand"])?;
         manager.run("systemctl", &["start", MANAGER])?;
         let foreign = manager.sh("find /sys/fs/bpf/memlb -not -user memlb")?;
-        ensure!(foreign.is_empty(), "not the manager's: {foreign}");
+        ensure!(
+            foreign.is_empty(),
+            "files that do not belong to the manager: {foreign}"
+        );
         manager.check_journal(MANAGER, "adopting the maps")?;
         self.wait_for_all()
     }
@@ -261,33 +270,36 @@ impl PackageTest<'_> {
                 );
             }
         }
-        let ask_as = |group: &str| {
+        let query_as = |group: &str| {
             let group = format!("--regid={group}");
             let user = ["--reuid=nobody", "--clear-groups", &group];
-            let question = ["memlb", "status"];
             self.manager
-                .run("setpriv", &[&user[..], &question].concat())
+                .run("setpriv", &[&user[..], &["memlb", "status"]].concat())
         };
-        ask_as("memlb")?;
-        ensure!(ask_as("nogroup").is_err(), "anybody may ask");
-        // What it writes without being root.
+        query_as("memlb")?;
+        ensure!(
+            query_as("nogroup").is_err(),
+            "any user may query the manager"
+        );
+        // The manager writes it without being root.
         ensure!(
             self.manager.sh(ACCEPT_LOCAL)?.trim() == "1",
-            "no accept_local"
+            "accept_local is not set"
         );
         self.manager.run("ls", REMAINS)?;
         Ok(())
     }
 
-    /// With the drop-in of docs/dsr.md, and back.
+    /// Switches to mode `dsr` by the drop-in of docs/dsr.md, and back.
     fn switch_to_dsr(&self) -> Result<()> {
         let document = Document::read(root(), "docs/dsr.md")?;
         let mut blocks = document.blocks.iter();
         let drop_in = blocks.find(|block| block.language == "ini");
         let drop_in = &drop_in.context("docs/dsr.md has a drop-in")?.text;
         for (worker, port) in self.workers.iter().zip([8081, 8082]) {
-            fs::create_dir(worker.file(DROP_INS)).context("make room for the drop-in")?;
-            fs::write(worker.file(DROP_INS).join("dsr.conf"), drop_in).context("drop it in")?;
+            fs::create_dir(worker.file(DROP_INS)).context("make the folder of the drop-in")?;
+            fs::write(worker.file(DROP_INS).join("dsr.conf"), drop_in)
+                .context("write the drop-in")?;
             worker.sh(&format!(
                 "echo 'MEMLB_AGENT=\"--manager 192.168.56.101 --dsr 192.168.56.101:80={port}\"' \
                      > /etc/default/memlb-agent
@@ -303,7 +315,7 @@ impl PackageTest<'_> {
             let found = worker.run("systemd-analyze", &exposure)?;
             say(found.lines().last().unwrap_or_default());
             check_process(worker, AGENT, CAPABILITIES_FOR_BPF)?;
-            worker.run("ls", &["/sys/fs/bpf/memlb-agent/peers"])?;
+            worker.run("ls", &["/sys/fs/bpf/memlb-agent/clients"])?;
             worker.sh(&format!(
                 "memlb doctor --agent --manager 192.168.56.101 --key /etc/memlb/agent.key \
                      --check http://127.0.0.1:{port}/"
@@ -313,7 +325,7 @@ impl PackageTest<'_> {
 
         self.set_mode("nat")?;
         for worker in &self.workers {
-            fs::remove_dir_all(worker.file(DROP_INS)).context("take the drop-in back")?;
+            fs::remove_dir_all(worker.file(DROP_INS)).context("remove the drop-in")?;
             worker.run_all(&self.guide.start_agent[1..])?;
             worker.sh(&format!(
                 "systemctl daemon-reload; systemctl restart {AGENT}"
@@ -327,7 +339,7 @@ impl PackageTest<'_> {
         self.wait_for_all()
     }
 
-    /// Has the service forwarded so, and waits until every worker can do it.
+    /// Sets the service's mode, and waits until all workers are eligible.
     fn set_mode(&self, mode: &str) -> Result<()> {
         let edit = format!("s/^mode = .*/mode = \"{mode}\"/");
         let file = "/etc/memlb/memlb.toml";
@@ -336,7 +348,7 @@ impl PackageTest<'_> {
         self.wait_for_all()
     }
 
-    /// A stopped process is a loop that does not turn.
+    /// A stopped process does not notify the watchdog.
     fn stop_processes(&self) -> Result<()> {
         let hung = [(&self.manager, MANAGER), (&self.workers[0], AGENT)];
         for (machine, unit) in hung {
@@ -367,21 +379,25 @@ impl PackageTest<'_> {
         let every = Duration::from_millis(10);
         let probe = Probe::start(&self.network.client, self.service(), every, PATIENCE)?;
         for machine in self.all() {
-            fs::copy(&package, machine.file(&format!("/root/{name}"))).context("bring it")?;
+            fs::copy(&package, machine.file(&format!("/root/{name}")))
+                .context("copy the package")?;
             machine.run_all(&self.guide.upgrade)?;
         }
         let after = self.manager.property(MANAGER, "MainPID")?;
-        ensure!(before != after, "the old manager still runs");
+        ensure!(before != after, "the manager was not restarted");
         self.manager
             .check_property(MANAGER, "ActiveState", "active")?;
         self.manager.check_journal(MANAGER, "adopting the maps")?;
-        let now = open.get("/").context("on a connection from before")?;
+        let now = open.get("/").context("request on the old connection")?;
         ensure!(now.first_line() == page, "{page} became {now:?}");
         self.wait_for_all()?;
         let report = probe.stop()?;
         let failed: Vec<_> = report.failures().take(3).collect();
-        ensure!(failed.is_empty(), "requests failed meanwhile: {failed:?}");
-        ensure!(report.requests.len() > 100, "too few requests to judge");
+        ensure!(
+            failed.is_empty(),
+            "requests failed during the upgrade: {failed:?}"
+        );
+        ensure!(report.requests.len() > 100, "too few requests");
         Ok(())
     }
 
@@ -434,8 +450,8 @@ fn next_package(package: &Path, name: &str, folder: &Path) -> Result<PathBuf> {
     Ok(next)
 }
 
-/// Fails unless the process of a unit has these `capabilities` and no way to more, and returns its status.
-fn check_process(machine: &Machine, unit: &str, capabilities: u64) -> Result<String> {
+/// Fails unless the process of a unit has these `capabilities` and cannot gain more. Returns its status.
+fn check_process(machine: &Container, unit: &str, capabilities: u64) -> Result<String> {
     let pid = machine.property(unit, "MainPID")?;
     let status = machine.sh(&format!("cat /proc/{pid}/status"))?;
     for set in ["CapPrm:", "CapEff:", "CapBnd:"] {
@@ -446,8 +462,14 @@ fn check_process(machine: &Machine, unit: &str, capabilities: u64) -> Result<Str
         let has = u64::from_str_radix(field(&status, set)?, 16)?;
         ensure!(has & !capabilities == 0, "{unit} has {set} {has:x}");
     }
-    ensure!(field(&status, "NoNewPrivs:")? == "1", "{unit} can get more");
-    ensure!(field(&status, "Seccomp:")? == "2", "{unit} has no filter");
+    ensure!(
+        field(&status, "NoNewPrivs:")? == "1",
+        "{unit} can gain privileges"
+    );
+    ensure!(
+        field(&status, "Seccomp:")? == "2",
+        "{unit} has no system call filter"
+    );
     Ok(status)
 }
 

@@ -1,4 +1,4 @@
-//! The story of a pair: who has the address after each step, and what clients saw of it.
+//! The demo of a pair: which manager has the address after each step, and the effect on clients.
 
 use std::{
     io::{self, Write},
@@ -15,10 +15,10 @@ use memlb_tests::{
 
 use crate::{
     interrupt::Interrupt,
-    lab::demo::{Observation, milliseconds, play_steps},
+    lab::demo::{Observation, milliseconds, run_steps},
 };
 
-/// Connections that say nothing but for a check after each step.
+/// Connections that are idle except for a check after each step.
 const IDLE: usize = 500;
 /// Connections a second, each of which lives for some seconds.
 const TURNOVER: u32 = 200;
@@ -32,26 +32,26 @@ const EVERY: Duration = Duration::from_millis(10);
 /// Less than the second after which TCP repeats a SYN.
 const PATIENCE: Duration = Duration::from_millis(900);
 const DEADLINE: Duration = Duration::from_secs(20);
-/// How long clients work before and after the change.
+/// Duration of the measurement before and after the change.
 const BEFORE: Duration = Duration::from_millis(1500);
 const AFTER: Duration = Duration::from_secs(2);
 
-/// A planned change takes the time between keepalived's messages, and a busy machine may delay the client.
+/// Longest outage of a planned change: the time between keepalived's messages; a busy machine may delay the client.
 const PLANNED: Duration = Duration::from_millis(300);
-/// keepalived's three missed messages, and the same.
+/// Longest outage of a crash: three missed messages of keepalived, and the same delay.
 const SUDDEN: Duration = Duration::from_millis(800);
 
-/// Connections of that age have reached the peer.
+/// Age from which on a connection has reached the peer.
 const REPLICATED: Duration = Duration::from_secs(1);
 const SPLIT: Duration = Duration::from_secs(4);
 
-/// One step of the story.
-struct Step {
+/// One step of the demo.
+struct PairStep {
     what: &'static str,
     act: fn(&mut Pair) -> Result<()>,
-    /// Which manager has the address afterwards.
+    /// Index of the manager that has the address afterwards.
     active: usize,
-    /// How long clients may go without a page.
+    /// Longest outage that clients may see.
     outage: Duration,
     survives: Survival,
 }
@@ -66,7 +66,7 @@ enum Survival {
 
 macro_rules! steps {
     ($($what:literal, $act:expr, $active:literal, $outage:ident, $survives:ident;)+) => {
-        &[$(Step {
+        &[$(PairStep {
             what: $what,
             act: $act,
             active: $active,
@@ -76,19 +76,19 @@ macro_rules! steps {
     };
 }
 
-const STEPS: &[Step] = steps! {
-    "manager1 has the address, manager2 waits", |_| Ok(()), 0, PLANNED, All;
+const STEPS: &[PairStep] = steps! {
+    "manager1 has the address, manager2 is the backup", |_| Ok(()), 0, PLANNED, All;
     "on manager1: memlb handover", |pair| hand_over(pair, 0), 1, PLANNED, All;
     "on manager2: memlb handover", |pair| hand_over(pair, 1), 0, PLANNED, All;
     "manager1 is cut off", |pair| pair.network.cut_off(0), 1, SUDDEN, Older;
-    "manager1 boots, learns, and takes nothing away", boot, 1, PLANNED, All;
+    "manager1 boots and gets all connections", boot, 1, PLANNED, All;
     "on manager2: memlb handover", |pair| hand_over(pair, 1), 0, PLANNED, All;
-    // Of equals, keepalived prefers the one with the higher address.
+    // Among equal priorities, keepalived prefers the higher address.
     "both have the address for 4 s (split brain)", split, 1, SUDDEN, All;
 };
 
-/// Plays all steps on a new `pair`, prints what clients see, and returns whether every step had the expected outcome.
-pub fn play(mut pair: Pair, interrupt: &Interrupt) -> Result<bool> {
+/// Runs all steps on a new `pair` and prints their effects. Returns whether every step had the expected one.
+pub fn run(mut pair: Pair, interrupt: &Interrupt) -> Result<bool> {
     complete(&pair)?;
     let mut idle = Idle::open(&pair.network.client, IDLE)?;
     println!(
@@ -99,15 +99,15 @@ pub fn play(mut pair: Pair, interrupt: &Interrupt) -> Result<bool> {
         "  {:<50}{:<10}{:>9}{:>13}{:>12}{:>13}",
         "what happens", "active", "after", "longest gap", "idle lost", "others lost"
     );
-    play_steps(STEPS, interrupt, |step| {
+    run_steps(STEPS, interrupt, |step| {
         print!("  {:<50}", step.what);
         io::stdout().flush()?;
-        step.play(&mut pair, &mut idle)
+        step.run(&mut pair, &mut idle)
     })
 }
 
-impl Step {
-    fn play(&self, pair: &mut Pair, idle: &mut Idle) -> Result<Observation> {
+impl PairStep {
+    fn run(&self, pair: &mut Pair, idle: &mut Idle) -> Result<Observation> {
         let client = &pair.network.client;
         let probe = Probe::start(client, Pair::service(WEB_PORT), EVERY, PATIENCE)?;
         let turnover = Turnover::start(client, TURNOVER)?;
@@ -122,7 +122,7 @@ impl Step {
 
         probe.wait_for_answers(Instant::now(), DEADLINE)?;
         let outage = probe.stop()?.since(event).longest_outage();
-        let seen = Seen {
+        let seen = Effect {
             outage,
             idle: idle.check(),
             turnover: turnover.finish()?,
@@ -141,10 +141,10 @@ impl Step {
         })
     }
 
-    /// Returns what was not as expected.
-    fn difference(&self, seen: &Seen) -> Option<String> {
+    /// Returns the difference from the expected effect.
+    fn difference(&self, seen: &Effect) -> Option<String> {
         if seen.outage > self.outage {
-            return Some(format!("longer without a page than {:?}", self.outage));
+            return Some(format!("the outage was longer than {:?}", self.outage));
         }
         if seen.idle > 0 {
             return Some("an idle connection was lost".into());
@@ -161,8 +161,8 @@ impl Step {
     }
 }
 
-/// What clients saw of a step.
-struct Seen {
+/// The measured effect of a step on clients.
+struct Effect {
     event: Instant,
     outage: Duration,
     idle: usize,
@@ -170,14 +170,14 @@ struct Seen {
     streams: StreamsReport,
 }
 
-/// Lets the other manager take over, and makes this one equal to it again, which moves nothing.
+/// Hands over to the other manager, then restores this one's priority, which moves nothing.
 fn hand_over(pair: &mut Pair, index: usize) -> Result<()> {
     output(&mut pair.managers[index].memlb("handover"))?;
     pair.wait_until_active(1 - index, DEADLINE)?;
     output(pair.managers[index].memlb("handover").arg("--undo")).map(drop)
 }
 
-/// Starts the first manager's machine again: the kernel has nothing of memlb's, and everything starts.
+/// Reboots the first manager: its kernel has no maps of memlb, and all processes start again.
 fn boot(pair: &mut Pair) -> Result<()> {
     let manager = &mut pair.managers[0];
     manager.kill_keepalived()?;
@@ -190,7 +190,7 @@ fn boot(pair: &mut Pair) -> Result<()> {
     complete(pair)
 }
 
-/// Keeps keepalived's messages from both for a while.
+/// Drops keepalived's messages at both managers for [`SPLIT`].
 fn split(pair: &mut Pair) -> Result<()> {
     const BLOCK: &str = "table inet split {
         chain input { type filter hook input priority 0; meta l4proto vrrp drop; }

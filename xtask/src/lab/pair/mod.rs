@@ -1,4 +1,4 @@
-//! The lab with two managers: keepalived decides which one has the address, and peers know each other's connections.
+//! The lab with two managers: keepalived assigns the address to one of them, and the two are peers.
 
 mod demo;
 mod view;
@@ -9,53 +9,53 @@ use anyhow::Result;
 use clap::{Args, Subcommand};
 use memlb_tests::pair::{Pair, PairOptions};
 
-use super::{Attach, paths, prepare};
+use super::{ATTACH, paths, prepare};
 use crate::{setup, workspace::say};
 
 #[derive(Debug, Args)]
 #[command(args_conflicts_with_subcommands = true)]
 pub(super) struct PairLab {
     #[command(subcommand)]
-    verb: Option<Verb>,
+    verb: Option<PairVerb>,
     /// Where to attach the packet programs
-    #[arg(long, value_enum, default_value_t = Attach::Tc)]
-    attach: Attach,
+    #[arg(long, value_parser = ATTACH, default_value = "tc")]
+    attach: String,
 }
 
 #[derive(Debug, Subcommand)]
-enum Verb {
-    /// Plays a scripted story: planned hand-over, sudden death, return, split brain, with clients that measure
+enum PairVerb {
+    /// Runs a script of failures (handover, crash, return, split brain), and measures their effect on clients
     Demo {
         /// Where to attach the packet programs
-        #[arg(long, value_enum, default_value_t = Attach::Tc)]
-        attach: Attach,
+        #[arg(long, value_parser = ATTACH, default_value = "tc")]
+        attach: String,
     },
 }
 
 impl PairLab {
     pub(super) fn run(self) -> Result<ExitCode> {
-        let attach = match self.verb {
-            Some(Verb::Demo { attach }) => attach,
-            None => self.attach,
+        let (attach, is_demo) = match self.verb {
+            Some(PairVerb::Demo { attach }) => (attach, true),
+            None => (self.attach, false),
         };
         let interrupt = prepare(setup::for_the_pair)?;
         say(
             "starting the lab: a client, two routers, two managers and two workers, each in its own network namespace",
         );
         let options = PairOptions {
-            attach: attach.name().into(),
+            attach,
             peers: true,
             ..PairOptions::default()
         };
         let pair = Pair::start_at(paths(), &options)?;
-        if self.verb.is_some() {
-            return Ok(match demo::play(pair, &interrupt)? {
+        if is_demo {
+            return Ok(match demo::run(pair, &interrupt)? {
                 true => ExitCode::SUCCESS,
                 false => ExitCode::FAILURE,
             });
         }
         let shown = view::show(&pair, &interrupt);
-        say("taking the lab down");
+        say("removing the lab");
         drop(pair);
         shown.map(|()| ExitCode::SUCCESS)
     }

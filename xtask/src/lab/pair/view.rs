@@ -1,4 +1,4 @@
-//! The live view of both managers: who has the address, what peers know of each other, and what a client gets.
+//! The live view of both managers: which one has the address, the state of the peers, and the answers to a client.
 
 use std::{
     io::{self, IsTerminal},
@@ -19,10 +19,10 @@ use super::super::{
 };
 use crate::interrupt::Interrupt;
 
-/// Shows `pair` at work until someone wants it to end: redrawn on a terminal, else one line for each change.
+/// Shows `pair` until an interrupt: redrawn on a terminal, else one line for each change.
 ///
 /// # Errors
-/// When it cannot be watched any more.
+/// The client or a log fails.
 pub fn show(pair: &Pair, interrupt: &Interrupt) -> Result<()> {
     let client = &pair.network.client;
     let probe = Probe::start(client, Pair::service(WEB_PORT), TICK / 2, PATIENCE)?;
@@ -71,7 +71,7 @@ pub fn show(pair: &Pair, interrupt: &Interrupt) -> Result<()> {
 
 fn head(pair: &Pair) -> Vec<String> {
     let namespaces = pair.network.managers.iter().map(|it| it.name());
-    let mut lines = vec!["memlb lab: two managers; Ctrl-C takes it down".into()];
+    let mut lines = vec!["memlb lab: two managers; Ctrl-C removes it".into()];
     lines.extend(namespaces.zip(&pair.managers).map(|(namespace, manager)| {
         let socket = manager.paths.control_socket();
         format!(
@@ -97,19 +97,19 @@ fn line(manager: &Manager, is_active: bool) -> String {
     let role = if is_active {
         "has the address"
     } else {
-        "waits"
+        "is the backup"
     };
     let name = &manager.name;
     match manager.status() {
         Ok(status) => format!("{name}  {role:<16} {}", peers(&status)),
-        Err(_) => format!("{name}  {role:<16} its process does not answer"),
+        Err(_) => format!("{name}  {role:<16} the process does not answer"),
     }
 }
 
-/// Says what a manager knows of its peers.
+/// Describes the peers of a manager.
 fn peers(status: &Value) -> String {
     let peers = status["peers"].as_array().into_iter().flatten();
-    let said = peers.map(|peer| {
+    let texts = peers.map(|peer| {
         let figure = |name: &str| peer[name].as_u64().unwrap_or_default();
         let knows = match peer["complete"].as_bool() {
             Some(true) => "has every connection",
@@ -124,7 +124,7 @@ fn peers(status: &Value) -> String {
             figure("records_received"),
         )
     });
-    said.collect::<Vec<_>>().join("; ")
+    texts.collect::<Vec<_>>().join("; ")
 }
 
 #[cfg(test)]

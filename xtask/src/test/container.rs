@@ -14,11 +14,11 @@ use memlb_tests::{
     wait::{wait_for, wait_until},
 };
 
-/// How long a machine may take for one step.
+/// Deadline for one step of a container.
 pub const PATIENCE: Duration = Duration::from_secs(90);
 
-/// A booted machine, switched off when dropped. Its mounts end with the mount namespace of this process.
-pub struct Machine {
+/// A booted container, which ends when it is dropped. Its mounts end with the mount namespace of this process.
+pub struct Container {
     /// systemd-nspawn.
     container: Process,
     /// The container's systemd.
@@ -26,8 +26,8 @@ pub struct Machine {
     root: PathBuf,
 }
 
-impl Machine {
-    /// Boots a machine on top of the file system `debian`, with what it writes below `directory`.
+impl Container {
+    /// Boots a container from an overlay over the file system `debian`. Its writes go below `directory`.
     pub fn boot(name: &str, debian: &Path, node: &Namespace, directory: &Path) -> Result<Self> {
         let [upper, work, root, pins] =
             ["upper", "work", "root", "pins"].map(|it| directory.join(name).join(it));
@@ -43,11 +43,11 @@ impl Machine {
                 work.display()
             ))
             .arg(&root))?;
-        // With the mode that systemd gives it on a machine of its own.
+        // With the mode that systemd sets on a host.
         run(Command::new("mount")
             .args(["--types=bpf", "--options=mode=0700", "bpf"])
             .arg(&pins))?;
-        fs::write(root.join("etc/hostname"), format!("{name}\n")).context("name the machine")?;
+        fs::write(root.join("etc/hostname"), format!("{name}\n")).context("set the host name")?;
         let mut nspawn = Command::new("systemd-nspawn");
         nspawn
             .args(["--quiet", "--boot", "--register=no", "--console=read-only"])
@@ -57,18 +57,18 @@ impl Machine {
                 "--network-namespace-path=/run/netns/{}",
                 node.name()
             ))
-            // What any machine may do, and containers usually may not.
+            // Allowed on a host, but not in containers by default.
             .arg("--capability=CAP_BPF,CAP_NET_ADMIN,CAP_PERFMON")
             .arg("--system-call-filter=bpf")
             .env("SYSTEMD_NSPAWN_API_VFS_WRITABLE", "network")
             .arg(format!("--bind={}:/sys/fs/bpf", pins.display()));
         if !Path::new("/run/systemd/system").exists() {
-            // No service manager is there to query a unit.
+            // This host has no systemd, which would create a unit.
             nspawn.arg("--keep-unit");
         }
         let log = directory.join(name).join("boot.log");
         let container = Process::start(name, &mut nspawn, &log)?;
-        let leader = wait_for(PATIENCE, &format!("{name} to begin"), || {
+        let leader = wait_for(PATIENCE, &format!("{name} to start"), || {
             leader_of(container.pid())
         })
         .with_context(|| container.log())?;
@@ -78,7 +78,7 @@ impl Machine {
             root,
         };
         wait_until(PATIENCE, &format!("{name} to boot"), || {
-            // Degraded machines say so with a failure.
+            // The command fails if the state is "degraded".
             let state = machine.run("sh", &["-c", "systemctl is-system-running || true"]);
             state.is_ok_and(|it| ["running", "degraded"].contains(&it.trim()))
         })
@@ -86,21 +86,21 @@ impl Machine {
         Ok(machine)
     }
 
-    /// Runs a command line on the machine as root, and returns what it printed.
+    /// Runs a program in the container as root, and returns its output.
     pub fn run(&self, program: &str, arguments: &[&str]) -> Result<String> {
         output(
             Command::new("nsenter")
                 .args(["--all", "--target", &self.leader, "--"])
                 .args(["env", "--ignore-environment", "--chdir=/root"])
                 .args(["PATH=/usr/sbin:/usr/bin", "DEBIAN_FRONTEND=noninteractive"])
-                // Content with a file that can be edited.
+                // Succeeds if the file is writable.
                 .arg("EDITOR=test -w")
                 .arg(program)
                 .args(arguments),
         )
     }
 
-    /// Types commands on the machine one after the other, as root in its home.
+    /// Runs shell commands in sequence, as root in its home.
     pub fn run_all(&self, commands: &[String]) -> Result<()> {
         for command in commands {
             self.sh(command)?;
@@ -108,7 +108,7 @@ impl Machine {
         Ok(())
     }
 
-    /// Runs a line of shell on the machine.
+    /// Runs a shell command.
     pub fn sh(&self, line: &str) -> Result<String> {
         self.run("sh", &["-c", line])
     }
@@ -133,17 +133,20 @@ impl Machine {
     pub fn check_journal(&self, unit: &str, text: &str) -> Result<()> {
         let unit = format!("--unit={unit}");
         let journal = self.run("journalctl", &["--no-pager", &unit])?;
-        ensure!(journal.contains(text), "no {text:?} in:\n{journal}");
+        ensure!(
+            journal.contains(text),
+            "the journal has no {text:?}:\n{journal}"
+        );
         Ok(())
     }
 
-    /// Returns where a file of the machine is here.
+    /// Returns the path on the host of a file in the container.
     pub fn file(&self, path: &str) -> PathBuf {
         self.root.join(path.trim_start_matches('/'))
     }
 }
 
-/// Returns the systemd among the children of systemd-nspawn, which makes it by way of others.
+/// Finds the container's systemd among the child processes of systemd-nspawn.
 fn leader_of(container: u32) -> Option<String> {
     let children = fs::read_to_string(format!("/proc/{container}/task/{container}/children"));
     let children = children.unwrap_or_default();

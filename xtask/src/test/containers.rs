@@ -1,4 +1,4 @@
-//! Three machines on one network, a manager and two workers with a web server each, and a client.
+//! Three containers in one network, a manager and two workers with a web server each, and a client.
 
 use std::{fs, net::SocketAddr, path::Path, process::Command, time::Duration};
 
@@ -8,19 +8,19 @@ use memlb_tests::{
 };
 use serde_json::Value;
 
-use super::machine::{Machine, PATIENCE};
+use super::container::{Container, PATIENCE};
 
-pub struct Machines {
-    // In the order in which they end.
-    pub manager: Machine,
-    pub workers: Vec<Machine>,
+pub struct Containers {
+    // In the order of their end.
+    pub manager: Container,
+    pub workers: Vec<Container>,
     _servers: Vec<Nginx>,
     pub network: Topology,
 }
 
-impl Machines {
-    /// Boots them with the file system in the archive `debian` and the package in root's home, below the
-    /// empty `folder`. Wants a mount namespace of its own.
+impl Containers {
+    /// Boots them with the file system of the archive `debian` and the package in root's home, below the empty `folder`.
+    /// Needs a mount namespace of its own.
     pub fn boot(package: &Path, debian: &Path, folder: &Path) -> Result<Self> {
         run(Command::new("mount")
             .args(["--types=tmpfs", "tmpfs"])
@@ -39,7 +39,7 @@ impl Machines {
             root.join("etc/apt/apt.conf.d/assume-yes"),
             "APT::Get::Assume-Yes \"true\";\n",
         )
-        .context("have apt-get answered")?;
+        .context("configure apt")?;
 
         let network = Topology::create(Shape::OneArm, 2)?;
         let mut servers = vec![Nginx::start(
@@ -56,32 +56,32 @@ impl Machines {
         {
             let files = folder.join(format!("server-of-{name}"));
             servers.push(Nginx::start(node, port, name, &files)?);
-            workers.push(Machine::boot(name, &root, node, folder)?);
+            workers.push(Container::boot(name, &root, node, folder)?);
         }
         Ok(Self {
-            manager: Machine::boot("manager", &root, &network.manager, folder)?,
+            manager: Container::boot("manager", &root, &network.manager, folder)?,
             workers,
             _servers: servers,
             network,
         })
     }
 
-    pub fn all(&self) -> impl Iterator<Item = &Machine> {
+    pub fn all(&self) -> impl Iterator<Item = &Container> {
         self.workers.iter().chain([&self.manager])
     }
 
-    /// Returns where clients ask.
+    /// Returns the service's address.
     pub fn service(&self) -> SocketAddr {
         (self.network.manager.address(), SERVICE_PORT).into()
     }
 
-    /// Returns what a client gets.
+    /// Returns the page that a client gets.
     pub fn page(&self) -> Result<String> {
         let patience = Duration::from_secs(2);
         Ok(get(&self.network.client, self.service(), "/", patience)?.first_line())
     }
 
-    /// Waits until the manager knows both workers to be up, and able to serve.
+    /// Waits until both workers are up and eligible.
     pub fn wait_for_all(&self) -> Result<()> {
         wait_until(PATIENCE, "both workers to be up", || {
             let Ok(status) = self.manager.run("memlb", &["status", "--json"]) else {
