@@ -1,24 +1,23 @@
-//! Text files as editors write them: UTF-8, with or without a byte order mark.
+//! Decodes text files: UTF-8, with or without a byte order mark.
 
 use std::fmt;
 
-/// U+FEFF in UTF-8, which Windows editors put first.
+/// U+FEFF, with which Windows editors begin a file.
 pub const BYTE_ORDER_MARK: char = '\u{feff}';
 
 /// Why a file is not UTF-8 text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NotUtf8 {
-    /// Of the named byte order.
+    /// The name of the encoding, with its byte order.
     Utf16(&'static str),
     /// Bytes that are not UTF-8, such as letters in Latin-1 and Windows-1252.
     Bytes { line: usize, first: u8 },
-    /// A zero byte.
+    /// A text file has no zero byte.
     Binary { line: usize },
 }
 
 impl NotUtf8 {
-    /// Returns the line with the first wrong byte, counted from 1; nothing where the whole file is of
-    /// another encoding.
+    /// Returns the line with the first wrong byte, counted from 1; `None` if the whole file has another encoding.
     pub fn line(self) -> Option<usize> {
         match self {
             Self::Utf16(_) => None,
@@ -26,18 +25,18 @@ impl NotUtf8 {
         }
     }
 
-    /// Returns what to do about the file at `path`.
+    /// Returns the remedy for the file at `path`.
     pub fn remedy(self, path: &str) -> String {
         let from = match self {
             Self::Utf16(name) => name,
             Self::Bytes { .. } => "WINDOWS-1252",
             Self::Binary { .. } => {
-                return "check the path: this is another kind of file".to_owned();
+                return "check the path: this is not a text file".to_owned();
             }
         };
         format!(
-            "iconv -f {from} -t UTF-8 {path} > {path}.utf8, look at it, and put it in the file's \
-             place; or save it as UTF-8 in your editor"
+            "iconv -f {from} -t UTF-8 {path} > {path}.utf8, check the result, and replace the file by \
+             it; or save the file as UTF-8 in your editor"
         )
     }
 }
@@ -51,7 +50,9 @@ impl fmt::Display for NotUtf8 {
                 "the byte {first:#04x} is not UTF-8; the file may be encoded in Latin-1 or \
                  Windows-1252"
             ),
-            Self::Binary { .. } => f.write_str("there is a zero byte, so this is no text file"),
+            Self::Binary { .. } => {
+                f.write_str("the file contains a zero byte, so it is not a text file")
+            }
         }
     }
 }
@@ -60,7 +61,7 @@ impl fmt::Display for NotUtf8 {
 ///
 /// # Errors
 ///
-/// Returns the encoding that they may have instead.
+/// Returns the encoding that the bytes may have instead.
 pub fn check(bytes: &[u8]) -> Result<&str, NotUtf8> {
     let line = |at: usize| bytes[..at].iter().filter(|byte| **byte == b'\n').count() + 1;
     if let Some(name) = utf16(bytes) {
@@ -80,8 +81,8 @@ pub fn check(bytes: &[u8]) -> Result<&str, NotUtf8> {
     }
 }
 
-/// Detects UTF-16 by its byte order mark, or by its first two characters, which are ASCII in every file that
-/// memlb reads.
+/// Detects UTF-16 by its byte order mark, or by its first two characters: every file that memlb reads begins with two ASCII
+/// characters.
 fn utf16(bytes: &[u8]) -> Option<&'static str> {
     match bytes {
         [0xff, 0xfe, ..] => Some("UTF-16LE"),

@@ -6,7 +6,7 @@ use std::{
 };
 
 use memlb::{
-    config::{Config, Heartbeats, Overrides},
+    config::{Config, HeartbeatSettings, Overrides},
     heartbeat::Authentication,
     keys::{self, KeyRing},
 };
@@ -20,12 +20,12 @@ use super::{
     terminal::{Output, Paint},
 };
 
-/// How many workers without a key are named.
-const SHOWN: usize = 5;
+/// The maximum number of workers without a key that are named.
+const MAX_NAMED: usize = 5;
 
 /// Validate a configuration file
 ///
-/// Also reads the keys that the file names, of workers and of peers. A fault of the keys is a warning, not an error: the
+/// Also reads the keys of workers and peers that the file names. A problem with keys is a warning, not an error: the
 /// manager that needs them may run on another machine.
 #[derive(clap::Args)]
 pub struct Args {
@@ -45,14 +45,14 @@ pub struct Args {
     json: bool,
 }
 
-/// What a right configuration has, as `--json` prints it.
+/// The result for a valid configuration, as `--json` prints it.
 #[derive(Serialize)]
-pub(super) struct Checked<'a> {
+pub(super) struct CheckReport<'a> {
     pub file: &'a Path,
     pub services: usize,
     pub backends: usize,
     pub peers: usize,
-    /// Of the settings that are equal on all managers of a pair.
+    /// The digest of the settings that must be equal on all managers of a pair.
     pub digest: String,
     pub warnings: Vec<String>,
 }
@@ -75,7 +75,7 @@ pub fn run(args: &Args) -> CliResult {
         .chain(authentication(&config))
         .chain(peer_keys(&config))
         .collect();
-    let checked = Checked {
+    let checked = CheckReport {
         file: path,
         services: config.services.len(),
         backends: config.workers().count(),
@@ -89,11 +89,11 @@ pub fn run(args: &Args) -> CliResult {
     for warning in &checked.warnings {
         super::print_warning(warning);
     }
-    super::print(&verdict(&checked, Output::stdout()));
+    super::print(&summary(&checked, Output::stdout()));
     Ok(())
 }
 
-pub(super) fn verdict(checked: &Checked, output: Output) -> String {
+pub(super) fn summary(checked: &CheckReport, output: Output) -> String {
     let (verdict, paint) = match checked.warnings.len() {
         0 => ("fine".to_owned(), Paint::Good),
         1 => ("no error, but a warning".to_owned(), Paint::Warning),
@@ -112,7 +112,7 @@ pub(super) fn verdict(checked: &Checked, output: Output) -> String {
     ))
 }
 
-/// Returns warnings of the peers' keys, as far as this user and this machine can read them.
+/// Returns warnings of the peers' keys that this user cannot use on this machine.
 fn peer_keys(config: &Config) -> Vec<String> {
     let files: BTreeSet<&Path> = config.peers.iter().map(|it| it.key.as_path()).collect();
     let errors = files
@@ -129,10 +129,9 @@ fn unusable(error: &anyhow::Error) -> String {
     }
 }
 
-/// Returns a warning of heartbeats that anybody can send, or of the keys, as far as this user and this machine can
-/// read them.
+/// Returns a warning of unauthenticated heartbeats, or of the workers' keys, as this user on this machine sees them.
 fn authentication(config: &Config) -> Option<String> {
-    let Heartbeats {
+    let HeartbeatSettings {
         authentication,
         keys: path,
     } = &config.heartbeats;
@@ -149,13 +148,13 @@ fn authentication(config: &Config) -> Option<String> {
         Ok(keys) => keys,
         Err(error) => return Some(unusable(&error)),
     };
-    // What is missing matters more than what is superfluous.
+    // A missing key matters more than a superfluous one.
     without_key(config, &keys).or_else(|| keys.warning(path))
 }
 
 /// Says which workers have no key.
 fn without_key(config: &Config, keys: &KeyRing) -> Option<String> {
-    let Heartbeats {
+    let HeartbeatSettings {
         authentication,
         keys: path,
     } = &config.heartbeats;
@@ -164,14 +163,14 @@ fn without_key(config: &Config, keys: &KeyRing) -> Option<String> {
     let Some(first) = without.first() else {
         return (keys.is_empty()).then(|| format!("there are no keys at {path}, on this machine"));
     };
-    let fate = match authentication {
-        Authentication::Enforce => "what they send would be refused",
-        _ => "anybody can send in their names",
+    let effect = match authentication {
+        Authentication::Enforce => "the manager would refuse their heartbeats",
+        _ => "anybody can send heartbeats in their names",
     };
-    let names: Vec<&str> = without.iter().copied().take(SHOWN).collect();
-    let more = and_more(without.len(), SHOWN);
+    let names: Vec<&str> = without.iter().copied().take(MAX_NAMED).collect();
+    let more = and_more(without.len(), MAX_NAMED);
     Some(format!(
-        "there is no key of {}{more} at {path}, on this machine: {fate}; memlb keygen --name {first} \
+        "there is no key of {}{more} at {path}, on this machine: {effect}; memlb keygen --name {first} \
          --output {path}/{first}.key",
         names.join(", ")
     ))

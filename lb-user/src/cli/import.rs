@@ -1,4 +1,4 @@
-//! `memlb import`: a configuration for those who come from nginx, HAProxy or keepalived.
+//! `memlb import`: translates a configuration of nginx, HAProxy or keepalived.
 
 use std::{
     fs::OpenOptions,
@@ -22,8 +22,8 @@ use super::{
 
 /// Translate a configuration of nginx, HAProxy or keepalived
 ///
-/// Writes a memlb.toml in which each line names the line that it comes from. What memlb does not do (TLS,
-/// routing by path or host, cookies, limits of requests) is listed with what to do about it.
+/// Writes a memlb.toml in which each line names its original line. Lists what memlb does not do (TLS, routing by path or
+/// host, cookies, limits of requests), and what to do instead.
 #[derive(clap::Args)]
 pub struct Args {
     /// nginx.conf, haproxy.cfg or keepalived.conf
@@ -73,10 +73,10 @@ pub fn run(args: &Args) -> CliResult {
     }
     let label = Output::stderr().paint("on the worker:", Paint::Bold);
     for agent in &imported.agents {
-        // A command stays in one line, to be copied.
+        // Not wrapped, so that the command can be copied.
         super::print_error(&format!("{label} {agent}"));
     }
-    // What it cannot accept, a person has to correct.
+    // Reports what must be corrected by hand.
     let name = args.output.as_ref().unwrap_or(&args.file).to_string_lossy();
     Config::parse(&imported.toml, &name, &Overrides::default(), kernel_ports())?;
     Ok(())

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use memlb::{
-    config::Heartbeats,
+    config::HeartbeatSettings,
     heartbeat::check_name,
     keys::{self, AGENT_KEY, APPLY_KEYS, KeyId, PEER_KEY, apply_keys_here},
     processes::Unit,
@@ -32,10 +32,10 @@ pub struct Args {
     json: bool,
 }
 
-/// What was made, as `--json` prints it; nothing that is secret.
+/// The new key without its secret, as `--json` prints it.
 #[derive(Serialize)]
 struct GeneratedKey<'a> {
-    /// Absent of a key of managers.
+    /// Absent for a key of managers.
     #[serde(skip_serializing_if = "Option::is_none")]
     worker: Option<&'a str>,
     key: String,
@@ -66,14 +66,14 @@ pub fn run(args: &Args) -> CliResult {
         });
     }
     let advice = match name {
-        Some(name) => advice(&path, name, id, &Heartbeats::default().keys),
+        Some(name) => advice(&path, name, id, &HeartbeatSettings::default().keys),
         None => advice_for_peers(&path, id),
     };
     super::print(&wrapped(&advice, Output::stdout()));
     Ok(())
 }
 
-/// Breaks the sentences to fit. A command stays in one line, to be copied.
+/// Wraps the sentences. A command is not wrapped, so that it can be copied.
 fn wrapped(advice: &str, output: Output) -> String {
     let line = |line: &str| match line.starts_with(' ') {
         true => format!("{line}\n"),
@@ -82,7 +82,7 @@ fn wrapped(advice: &str, output: Output) -> String {
     advice.lines().map(line).collect()
 }
 
-/// Says that each of the managers needs the key.
+/// Says where each of the managers needs the key.
 fn advice_for_peers(path: &Path, id: KeyId) -> String {
     let file = path.display();
     let is_in_place = is_in(path, Path::new("/etc/memlb")) && path.ends_with("peer.key");
@@ -104,7 +104,7 @@ the new line first on both, and restart them; then remove the older line.
     )
 }
 
-/// Says where the key is also needed.
+/// Says where manager and worker need the key.
 fn advice(path: &Path, name: &str, id: KeyId, keys: &Path) -> String {
     let (file, keys_directory) = (path.display(), keys.display());
     let is_managers = is_in(path, keys) && path.extension().is_some_and(|it| it == "key");
@@ -148,7 +148,7 @@ fn copy_of(path: &Path) -> std::path::Display<'_> {
     Path::new(path.file_name().unwrap_or_default()).display()
 }
 
-/// Whether the file lies in that directory, whatever either is called.
+/// Whether the file is in that directory, also if their paths are written differently.
 fn is_in(file: &Path, directory: &Path) -> bool {
     let parent = match file.parent() {
         Some(parent) if parent != Path::new("") => parent,

@@ -1,4 +1,4 @@
-//! `memlb simulate`: the policies tried in virtual time.
+//! `memlb simulate`: compares the policies in virtual time.
 
 use std::{
     fs::{self, File},
@@ -94,9 +94,9 @@ pub fn run(args: &Args) -> CliResult {
     let contenders = contenders(&args.policies).map_err(CliError::Usage)?;
     let intervals: Vec<Duration> = args.intervals.iter().map(|it| **it).collect();
     if intervals.iter().any(|it| *it < Duration::from_millis(1)) {
-        return Err(CliError::usage("--intervals: each must be 1ms at least"));
+        return Err(CliError::usage("--intervals: each must be at least 1ms"));
     }
-    let results = simulated(&scenario, &contenders, &intervals);
+    let results = run_simulations(&scenario, &contenders, &intervals);
     if let Some(file) = &args.svg {
         fs::write(file, plot(&results))
             .with_context(|| format!("write the picture {}", file.display()))?;
@@ -108,11 +108,15 @@ pub fn run(args: &Args) -> CliResult {
     Ok(())
 }
 
-/// Simulates, and says on a terminal how far it is.
-fn simulated(scenario: &Scenario, contenders: &[Contender], intervals: &[Duration]) -> Results {
+/// Runs the simulations, and shows the progress on a terminal.
+fn run_simulations(
+    scenario: &Scenario,
+    contenders: &[Contender],
+    intervals: &[Duration],
+) -> Results {
     let all = contenders.len() * intervals.len();
     let is_shown = std::io::stderr().is_terminal();
-    // Without it, only the progress is missing.
+    // An error only hides the progress.
     let show = |line: &str| _ = write!(std::io::stderr(), "\r\x1b[K{line}");
     let results = compare_with(
         scenario,
@@ -135,7 +139,7 @@ fn simulated(scenario: &Scenario, contenders: &[Contender], intervals: &[Duratio
 }
 
 fn scenario(args: &Args) -> anyhow::Result<Scenario> {
-    let at_least = |name: &str, given: f64, least: f64, most: f64| {
+    let within = |name: &str, given: f64, least: f64, most: f64| {
         anyhow::ensure!(
             (least..=most).contains(&given),
             "{name} {given}: expected a number from {least} to {most}"
@@ -154,14 +158,14 @@ fn scenario(args: &Args) -> anyhow::Result<Scenario> {
             (recording.workers, recording.duration.min(*args.duration))
         }
     };
-    anyhow::ensure!(!args.stay.is_zero(), "--stay 0s: expected some time");
+    anyhow::ensure!(!args.stay.is_zero(), "--stay 0s: expected more than 0");
     Ok(Scenario {
         workers,
-        arrivals_per_second: at_least("--arrivals", args.arrivals, 0.001, 1e6)?,
+        arrivals_per_second: within("--arrivals", args.arrivals, 0.001, 1e6)?,
         stay: *args.stay,
         connection_bytes: bytes("--connection", &args.connection)?,
         delay: *args.delay,
-        loss: at_least("--loss", args.loss, 0.0, 100.0)? / 100.0,
+        loss: within("--loss", args.loss, 0.0, 100.0)? / 100.0,
         duration,
         seed: args.seed,
         memory: MemorySettings {
@@ -178,7 +182,7 @@ fn scenario(args: &Args) -> anyhow::Result<Scenario> {
 }
 
 fn workers(sizes: &str, background: u64) -> anyhow::Result<Vec<WorkerModel>> {
-    const MOST: usize = 1_000;
+    const MAX_WORKERS: usize = 1_000;
     let mut all = Vec::new();
     for part in sizes.split(',').map(str::trim) {
         let (count, size) = match part.split_once('x') {
@@ -191,11 +195,11 @@ fn workers(sizes: &str, background: u64) -> anyhow::Result<Vec<WorkerModel>> {
             None => (1, part),
         };
         anyhow::ensure!(
-            (1..=MOST).contains(&count) && all.len() + count <= MOST,
-            "--workers {sizes:?}: expected 1 to {MOST} workers"
+            (1..=MAX_WORKERS).contains(&count) && all.len() + count <= MAX_WORKERS,
+            "--workers {sizes:?}: expected 1 to {MAX_WORKERS} workers"
         );
         let size = bytes("--workers", size)?;
-        anyhow::ensure!(size > 0, "--workers {part:?}: a worker needs some memory");
+        anyhow::ensure!(size > 0, "--workers {part:?}: expected a size above 0");
         all.extend(std::iter::repeat_n(size, count));
     }
     Ok(WorkerModel::of_sizes(&all, background))

@@ -16,7 +16,7 @@ use memlb::{
 use serde_json::{Value, json};
 
 use super::{
-    check::{self, Checked},
+    check::{self, CheckReport},
     deny,
     doctor::diagnosis_text,
     events::event_text,
@@ -127,7 +127,7 @@ fn texts(output: Output) -> Vec<(&'static str, String)> {
         Finding::problem("heartbeats", long, "memlb keygen"),
         Finding::warning("interface", long, "ip link set eth1 up"),
     ]);
-    let checked = Checked {
+    let checked = CheckReport {
         file: "/etc/memlb/memlb.toml".as_ref(),
         services: 12,
         backends: 40,
@@ -142,7 +142,7 @@ fn texts(output: Output) -> Vec<(&'static str, String)> {
     }));
     vec![
         ("doctor", diagnosis_text(&diagnosis, output)),
-        ("check", check::verdict(&checked, output)),
+        ("check", check::summary(&checked, output)),
         ("reload", reloaded_text(&reloaded, output)),
         ("deny", deny::added(&denied, output)),
         ("status", status_text(&status, output)),

@@ -11,18 +11,18 @@ use super::{Config, Peer, Service, Worker};
 pub struct Changes {
     /// What a running manager applies.
     pub accepted: Vec<String>,
-    /// What it cannot, with what to do instead.
+    /// What it cannot apply, with the remedy.
     pub refused: Vec<String>,
 }
 
-const RESTART: &str = "restart the manager; traffic flows on meanwhile";
-const UNLOAD: &str = "the maps are made with it: stop the manager, run memlb unload (open \
+const RESTART: &str = "restart the manager; traffic continues meanwhile";
+const UNLOAD: &str = "it determines the size or place of the maps: stop the manager, run memlb unload (open \
                       connections end), and start it again";
 
 impl Changes {
     /// Compares a configuration with its successor.
     pub fn between(old: &Config, new: &Config) -> Self {
-        // Destructured, so that a new table must be compared here.
+        // Destructured, so that the compiler demands a comparison of each new table.
         let Config {
             manager,
             peers,
@@ -59,7 +59,7 @@ impl Changes {
         }
     }
 
-    /// Without a peer, the map of events is small.
+    /// The first and the last peer need a restart: without a peer, the map of events is small.
     fn peers(&mut self, old: &[Peer], new: &[Peer]) {
         let is_live = !old.is_empty() && !new.is_empty();
         let mut add = |change: String| match is_live {
@@ -139,7 +139,7 @@ impl Changes {
     }
 }
 
-/// A value without its quotes, unless nothing is between them.
+/// A value without its quotes, unless it is empty.
 fn plain(toml: &str) -> &str {
     let inner = toml.strip_prefix('"').and_then(|it| it.strip_suffix('"'));
     inner.filter(|it| !it.is_empty()).unwrap_or(toml)

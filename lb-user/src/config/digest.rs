@@ -1,20 +1,19 @@
-//! The settings that all managers of a pair have in common, and their digest.
+//! The settings that must be equal on all managers of a pair, and their digest.
 
-use std::fmt::{self, Write};
+use std::collections::BTreeMap;
+use std::fmt;
 
 use sha2::{Digest, Sha256};
 
-use super::example::values;
-use super::keys::{Limits, Manager};
-use super::{Config, Heartbeats, Service};
+use super::{Config, HeartbeatSettings, Limits, ManagerSettings, Service};
 
 impl Config {
-    /// Returns the settings that are equal on all managers of a pair, as lines of TOML: those of services, workers,
-    /// policies, failover, heartbeats and connections, as far as they are not the defaults.
+    /// Returns the settings that must be equal on all managers of a pair, as TOML without the defaults: those of
+    /// services, workers, policies, failover, heartbeats and connections.
     ///
-    /// Addresses and files of this machine, sizes of tables, and workers that no file names are not part of it.
+    /// Addresses and files of this machine, sizes of tables, and workers that no file names are not part of them.
     pub fn shared_settings(&self) -> String {
-        // Destructured, so that a new table must be decided on here.
+        // Destructured, so that the compiler demands a decision on each new table.
         let Self {
             manager,
             peers: _,
@@ -24,9 +23,9 @@ impl Config {
             services,
             origins: _,
         } = self;
-        let manager = Manager {
+        let manager = ManagerSettings {
             legacy_heartbeats: manager.legacy_heartbeats,
-            ..Manager::default()
+            ..ManagerSettings::default()
         };
         let sizes = Limits::default();
         let limits = Limits {
@@ -35,38 +34,29 @@ impl Config {
             flows: sizes.flows,
             ..limits.clone()
         };
-        let heartbeats = Heartbeats {
+        let heartbeats = HeartbeatSettings {
             authentication: heartbeats.authentication,
-            ..Heartbeats::default()
+            ..HeartbeatSettings::default()
         };
-        let mut text = String::new();
-        for (header, lines) in [
-            ("[manager]", values(&manager)),
-            ("[heartbeats]", values(&heartbeats)),
-            ("[failover]", values(failover)),
-            ("[limits]", values(&limits)),
-        ] {
-            if !lines.is_empty() {
-                _ = write!(text, "{header}\n{lines}");
-            }
-        }
-        let mut services: Vec<&Service> = services.iter().collect();
+        let mut services = services.clone();
         services.sort_by(|one, other| one.name.cmp(&other.name));
-        for service in services {
-            let mut service = service.clone();
-            let name = &service.name;
-            service
-                .workers
-                .retain(|it| self.origin(name, &it.name).is_none());
-            service
-                .workers
-                .sort_by(|one, other| one.name.cmp(&other.name));
-            _ = write!(text, "[[service]]\n{}", values(&service));
+        for Service { name, workers, .. } in &mut services {
+            workers.retain(|it| self.origin(name, &it.name).is_none());
+            workers.sort_by(|one, other| one.name.cmp(&other.name));
         }
-        text
+        let shared = Self {
+            manager,
+            peers: Vec::new(),
+            heartbeats,
+            failover: failover.clone(),
+            limits,
+            services,
+            origins: BTreeMap::new(),
+        };
+        shared.to_toml()
     }
 
-    /// Returns the SHA-256 of [`Self::shared_settings`], by which managers compare them.
+    /// Returns the SHA-256 of [`Self::shared_settings`]; managers compare it.
     pub fn digest(&self) -> ConfigDigest {
         ConfigDigest(Sha256::digest(self.shared_settings()).into())
     }

@@ -1,4 +1,4 @@
-//! Values as they were written, in the file or on the command line, each with its origin.
+//! Values as written in the file or on the command line, each with its origin.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -14,7 +14,7 @@ use super::error::{BadValue, Origin, Problem, ProblemKind};
 #[derive(Debug, Clone, Copy)]
 pub(super) struct RawValue<'a> {
     raw: Raw<'a>,
-    pub source: Source<'a>,
+    pub source: ValueSource<'a>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -25,7 +25,7 @@ enum Raw<'a> {
 
 /// Where a value was written.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Source<'a> {
+pub(super) enum ValueSource<'a> {
     /// At a byte of the file.
     File {
         name: &'a str,
@@ -40,13 +40,10 @@ pub(super) enum Source<'a> {
 /// The values of a table, by key.
 pub(super) type RawTable<'a> = BTreeMap<&'a str, RawValue<'a>>;
 
-impl Source<'_> {
+impl ValueSource<'_> {
     pub fn origin(self) -> Origin {
         match self {
-            Self::File { name, text, byte } => Origin::Line {
-                file: name.to_owned(),
-                line: line(text, byte),
-            },
+            Self::File { name, text, byte } => Origin::file(name, Some(line(text, byte))),
             Self::Set(set) => Origin::Set {
                 set: set.to_owned(),
             },
@@ -60,7 +57,7 @@ impl<'a> RawValue<'a> {
     pub fn file(document: &'a Spanned<DeTable<'a>>, name: &'a str, text: &'a str) -> RawTable<'a> {
         values(
             document.get_ref(),
-            Source::File {
+            ValueSource::File {
                 name,
                 text,
                 byte: 0,
@@ -68,7 +65,7 @@ impl<'a> RawValue<'a> {
         )
     }
 
-    pub fn toml(value: &'a DeValue<'a>, source: Source<'a>) -> Self {
+    pub fn toml(value: &'a DeValue<'a>, source: ValueSource<'a>) -> Self {
         Self {
             raw: Raw::Toml(value),
             source,
@@ -78,7 +75,7 @@ impl<'a> RawValue<'a> {
     pub fn option(values: &'a [OsString], flag: &'static str) -> Self {
         Self {
             raw: Raw::Option(values),
-            source: Source::Option(flag),
+            source: ValueSource::Option(flag),
         }
     }
 
@@ -91,7 +88,7 @@ impl<'a> RawValue<'a> {
         }
     }
 
-    /// Returns a string, or a bare number whose unit or quotes may have been forgotten.
+    /// Returns a string, or a bare number, which may lack its unit or quotes.
     pub fn scalar(self) -> Result<Cow<'a, str>, BadValue> {
         match self.raw {
             Raw::Toml(DeValue::Integer(number)) => Ok(Cow::Borrowed(number.as_str())),
@@ -153,10 +150,10 @@ impl<'a> RawValue<'a> {
     fn mistyped(self, expected: &'static str) -> BadValue {
         let found = match self.raw {
             Raw::Option(_) => "more than one value".to_owned(),
-            Raw::Toml(DeValue::String(text)) => format!("{text:?} is a text"),
+            Raw::Toml(DeValue::String(text)) => format!("{text:?} is a string"),
             Raw::Toml(DeValue::Integer(number)) => format!("{} is a whole number", number.as_str()),
             Raw::Toml(DeValue::Float(number)) => format!("{} is a decimal number", number.as_str()),
-            Raw::Toml(DeValue::Boolean(value)) => format!("{value} is a truth value"),
+            Raw::Toml(DeValue::Boolean(value)) => format!("{value} is a boolean"),
             Raw::Toml(DeValue::Datetime(time)) => format!("{time} is a date or a time"),
             Raw::Toml(DeValue::Array(_)) => "this is a list".to_owned(),
             Raw::Toml(DeValue::Table(_)) => "this is a table".to_owned(),
@@ -170,7 +167,7 @@ impl<'a> RawValue<'a> {
     }
 }
 
-fn values<'a>(table: &'a DeTable<'a>, source: Source<'a>) -> RawTable<'a> {
+fn values<'a>(table: &'a DeTable<'a>, source: ValueSource<'a>) -> RawTable<'a> {
     let value = |(key, value): (&'a Spanned<_>, &'a Spanned<DeValue<'a>>)| {
         let key: &Cow<'a, str> = key.get_ref();
         (key.as_ref(), spanned(value, source))
@@ -179,9 +176,9 @@ fn values<'a>(table: &'a DeTable<'a>, source: Source<'a>) -> RawTable<'a> {
 }
 
 /// A value within another one.
-fn spanned<'a>(value: &'a Spanned<DeValue<'a>>, around: Source<'a>) -> RawValue<'a> {
+fn spanned<'a>(value: &'a Spanned<DeValue<'a>>, around: ValueSource<'a>) -> RawValue<'a> {
     let source = match around {
-        Source::File { name, text, .. } => Source::File {
+        ValueSource::File { name, text, .. } => ValueSource::File {
             name,
             text,
             byte: value.span().start,
@@ -191,25 +188,22 @@ fn spanned<'a>(value: &'a Spanned<DeValue<'a>>, around: Source<'a>) -> RawValue<
     RawValue::toml(value.get_ref(), source)
 }
 
-/// Parses the file's text. Returns what can be read of it, and a problem for each place that is not TOML.
+/// Parses the file's text. Returns what can be parsed, and a problem for each line that is not TOML.
 pub(super) fn parse<'a>(text: &'a str, name: &str) -> (Spanned<DeTable<'a>>, Vec<Problem>) {
     let (table, errors) = DeTable::parse_recoverable(text);
     let problem = |error: &toml::de::Error| {
-        let origin = Origin::Line {
-            file: name.to_owned(),
-            line: line(text, error.span().map_or(0, |span| span.start)),
-        };
+        let start = error.span().map_or(0, |span| span.start);
         Problem {
             kind: ProblemKind::Syntax,
-            origin,
+            origin: Origin::file(name, Some(line(text, start))),
             key: String::new(),
             // The parser's message has several lines.
             what: error.message().replace('\n', ", "),
-            expected: "TOML: tables in brackets, key = value, text in quotes".to_owned(),
+            expected: "TOML: tables in brackets, key = value, strings in quotes".to_owned(),
             remedy: "correct this line, then run `memlb check FILE`".to_owned(),
         }
     };
-    // One mistake may confuse the parser several times in its line.
+    // One mistake may cause several errors in its line.
     let mut problems: Vec<Problem> = errors.iter().map(problem).collect();
     problems.dedup_by(|next, first| next.origin == first.origin);
     (table, problems)

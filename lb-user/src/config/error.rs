@@ -1,4 +1,4 @@
-//! The problems of a configuration: what, where, what was expected and what to do.
+//! The problems of a configuration: what is wrong, where, what was expected and what to do.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -34,7 +34,7 @@ pub struct Problem {
 pub enum Origin {
     /// A file, at a line counted from 1.
     Line { file: String, line: usize },
-    /// A file that does not give the value, so that a default holds or something is missing.
+    /// A file that does not give the value.
     File { file: String },
     /// An option of the command line.
     Flag { option: &'static str },
@@ -100,7 +100,7 @@ pub enum ProblemKind {
 }
 
 impl ProblemKind {
-    /// Whether a place that is not TOML can cause it elsewhere: what was written there is missing.
+    /// Whether a line that is not TOML can cause it elsewhere, because the value on that line is missing.
     pub(super) fn may_follow_from_syntax(self) -> bool {
         use ProblemKind as Kind;
         matches!(
@@ -123,9 +123,7 @@ impl ConfigError {
     pub(super) fn unreadable(file: &str, error: &std::io::Error) -> Self {
         Self::from(Problem {
             kind: ProblemKind::Unreadable,
-            origin: Origin::File {
-                file: file.to_owned(),
-            },
+            origin: Origin::file(file, None),
             key: String::new(),
             what: format!("cannot be read: {error}"),
             expected: "a readable TOML file".to_owned(),
@@ -138,20 +136,22 @@ impl ConfigError {
     pub(super) fn not_utf8(file: &str, found: NotUtf8) -> Self {
         Self::from(Problem {
             kind: ProblemKind::NotUtf8,
-            origin: match found.line() {
-                Some(line) => Origin::Line {
-                    file: file.to_owned(),
-                    line,
-                },
-                None => Origin::File {
-                    file: file.to_owned(),
-                },
-            },
+            origin: Origin::file(file, found.line()),
             key: String::new(),
             what: found.to_string(),
             expected: "a TOML file, which is encoded in UTF-8".to_owned(),
             remedy: found.remedy(file),
         })
+    }
+}
+
+impl Origin {
+    pub(super) fn file(file: &str, line: Option<usize>) -> Self {
+        let file = file.to_owned();
+        match line {
+            Some(line) => Self::Line { file, line },
+            None => Self::File { file },
+        }
     }
 }
 
@@ -166,7 +166,7 @@ impl From<Problem> for ConfigError {
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.origin.fmt(f)?;
-        // A flag names its setting by itself.
+        // A flag implies its key.
         if !self.key.is_empty() && !matches!(self.origin, Origin::Flag { .. } | Origin::Set { .. })
         {
             write!(f, ", {}", self.key)?;

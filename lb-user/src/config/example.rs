@@ -1,11 +1,11 @@
-//! The documented example file, as the declaration of the keys has it.
+//! The documented example file, generated from the declarations of the keys.
 
 use std::fmt::Write;
 
 use super::Config;
 use super::key::{OptionForm, ReloadClass};
-use super::keys::{Failover, Heartbeats, Limits, Manager, Peer, Service};
-use super::section::{Described, Difference, Section};
+use super::keys::{FailoverSettings, HeartbeatSettings, Limits, ManagerSettings, Peer, Service};
+use super::section::{Difference, KeyDescription, Section};
 
 pub(super) const HEADER: &str = "\
 # The configuration of memlb, with every setting explained.
@@ -21,16 +21,16 @@ pub(super) const HEADER: &str = "\
 ";
 
 /// A table of the file, with its keys.
-pub(super) struct Table {
+pub(super) struct TableDescription {
     pub name: &'static str,
     pub header: &'static str,
     pub about: &'static [&'static str],
-    pub keys: Vec<Described>,
-    /// Whether the example stands in comments, because most configurations lack the table.
+    pub keys: Vec<KeyDescription>,
+    /// Whether the example file has it as a comment, because most configurations lack it.
     is_optional: bool,
 }
 
-impl Table {
+impl TableDescription {
     fn of<T: Section>(name: &'static str, header: &'static str) -> Self {
         Self {
             name,
@@ -43,17 +43,17 @@ impl Table {
 }
 
 /// Returns every table, in the order of the file.
-pub(super) fn tables() -> [Table; 6] {
+pub(super) fn tables() -> [TableDescription; 6] {
     [
-        Table::of::<Manager>("manager", "[manager]"),
-        Table {
+        TableDescription::of::<ManagerSettings>("manager", "[manager]"),
+        TableDescription {
             is_optional: true,
-            ..Table::of::<Peer>("peer", "[[peer]]")
+            ..TableDescription::of::<Peer>("peer", "[[peer]]")
         },
-        Table::of::<Heartbeats>("heartbeats", "[heartbeats]"),
-        Table::of::<Failover>("failover", "[failover]"),
-        Table::of::<Limits>("limits", "[limits]"),
-        Table::of::<Service>("service", "[[service]]"),
+        TableDescription::of::<HeartbeatSettings>("heartbeats", "[heartbeats]"),
+        TableDescription::of::<FailoverSettings>("failover", "[failover]"),
+        TableDescription::of::<Limits>("limits", "[limits]"),
+        TableDescription::of::<Service>("service", "[[service]]"),
     ]
 }
 
@@ -75,7 +75,7 @@ pub fn render() -> String {
     text
 }
 
-/// Returns a file with every value of a configuration that is not its default.
+/// Returns a file with every value of a configuration that is not the default; a table without any is left out.
 pub(super) fn render_values(config: &Config) -> String {
     let Config {
         manager,
@@ -84,7 +84,7 @@ pub(super) fn render_values(config: &Config) -> String {
         failover,
         limits,
         services,
-        // Workers of other origins do not stand in a file.
+        // The source of a worker has no place in the file.
         origins: _,
     } = config;
     let tables = [
@@ -96,16 +96,17 @@ pub(super) fn render_values(config: &Config) -> String {
     let peers = peers.iter().map(|it| ("[[peer]]", values(it)));
     let services = services.iter().map(|it| ("[[service]]", values(it)));
     let tables = tables.into_iter().chain(peers).chain(services);
+    let tables = tables.filter(|(_, values)| !values.is_empty());
     tables.fold(String::new(), |text, (header, values)| {
         text + header + "\n" + &values
     })
 }
 
-/// The lines of a table; a required key stands there with its default, too.
-pub(super) fn values<T: Section + Default>(section: &T) -> String {
+/// The lines of a table: values that are not the default, and required ones.
+fn values<T: Section + Default>(section: &T) -> String {
     let different = T::default().differences(section);
     let mut lines = String::new();
-    for Described { key, default, .. } in T::describe() {
+    for KeyDescription { key, default, .. } in T::describe() {
         let new = different.iter().find(|it| it.key.name == key.name);
         match new {
             Some(Difference { new, .. }) => _ = writeln!(lines, "{} = {new}", key.name),
@@ -116,8 +117,8 @@ pub(super) fn values<T: Section + Default>(section: &T) -> String {
     lines
 }
 
-fn setting(described: &Described, is_repeated: bool, comment: &str) -> String {
-    let Described { key, default, .. } = described;
+fn setting(described: &KeyDescription, is_repeated: bool, comment: &str) -> String {
+    let KeyDescription { key, default, .. } = described;
     let mut text = "\n".to_owned();
     for line in key.doc {
         text += &format!("#{line}\n");
@@ -132,8 +133,8 @@ fn setting(described: &Described, is_repeated: bool, comment: &str) -> String {
 }
 
 /// Bounds, option and reload class of a key, one sentence each.
-pub(super) fn facts(described: &Described, is_repeated: bool) -> Vec<String> {
-    let Described { key, bounds, .. } = described;
+pub(super) fn facts(described: &KeyDescription, is_repeated: bool) -> Vec<String> {
+    let KeyDescription { key, bounds, .. } = described;
     let option = key.option.map(|option| match option.form {
         _ if is_repeated => format!("Option {}, for all tables.", option.flag),
         OptionForm::Value | OptionForm::Switch => format!("Option {}.", option.flag),

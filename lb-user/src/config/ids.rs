@@ -17,16 +17,16 @@ pub struct PinnedIds {
     pub services: Vec<(ServiceId, Endpoint)>,
     pub backends: Vec<(BackendId, Identity)>,
     /// The backends whose flows continue: they are up or draining.
-    pub flows_go_on: BTreeSet<BackendId>,
+    pub keeps_flows: BTreeSet<BackendId>,
 }
 
 /// What identifies a backend to its flows: if one value differs, it is another backend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Identity {
     pub endpoint: Endpoint,
-    /// Of a worker the service's, of a fallback [`Mode::Nat`].
+    /// The service's mode for a worker, [`Mode::Nat`] for a fallback.
     pub mode: Mode,
-    /// The service's own endpoint; nothing where it is not known any more.
+    /// The service's own endpoint; `None` if the maps no longer have it.
     pub service: Option<Endpoint>,
 }
 
@@ -88,18 +88,18 @@ impl PinnedIds {
 impl Config {
     /// Returns the core's settings, with an id for every service and backend.
     ///
-    /// What is pinned under the same address, protocol and mode keeps its number, and flows with it. A number that is
-    /// pinned for anything else is given away only when no other is left, since flows may still
-    /// refer to it, see [`PinnedIds::reused_by`]. Otherwise services count from 0, backends from 1, in the order of the file, each
-    /// service's fallback after its workers.
+    /// A service or backend that is pinned under the same address, protocol and mode keeps its number, and so its
+    /// flows. Flows may still refer to a number that is pinned for another one: it is assigned only when no other is
+    /// left, see [`PinnedIds::reused_by`]. Otherwise services count from 0 and backends from 1, in the order of the file,
+    /// each service's fallback after its workers.
     pub fn settings(&self, pinned: &PinnedIds) -> CoreSettings {
-        let mut services = Numbers::new(
+        let mut services = IdAllocator::new(
             0..self.limits.services,
             pinned.services.iter().map(|(id, at)| (id.0, *at)),
             self.services.iter().map(super::Service::endpoint),
             PartialEq::eq,
         );
-        let mut backends = Numbers::new(
+        let mut backends = IdAllocator::new(
             1..self.limits.backends,
             pinned.backends.iter().map(|(id, at)| (id.0, *at)),
             self.services.iter().flat_map(|service| {
@@ -114,7 +114,7 @@ impl Config {
             Identity::continues,
         );
         let mut settings = |service: &super::Service| ServiceSettings {
-            id: ServiceId(services.assign()),
+            id: ServiceId(services.allocate()),
             name: service.name.clone(),
             address: service.address,
             protocol: service.protocol,
@@ -127,24 +127,24 @@ impl Config {
             spread: service.spread(),
             passive_checks: service.passive_checks,
             retry_refused: service.retry_refused,
-            backends: service
-                .workers
-                .iter()
-                .map(|worker| BackendSettings {
-                    id: BackendId(backends.assign()),
-                    worker: worker.name.clone(),
-                    address: worker.address,
-                    weight_percent: worker.weight_percent,
-                    source: (self.origin(&service.name, &worker.name)).map(|it| it.source.clone()),
-                    source_state: (self.origin(&service.name, &worker.name))
-                        .and_then(|it| it.state.clone()),
-                    backup: worker.backup,
-                    agent: worker.agent,
-                    max_connections: worker.max_connections,
+            backends: (service.workers.iter())
+                .map(|worker| {
+                    let origin = self.origin(&service.name, &worker.name);
+                    BackendSettings {
+                        id: BackendId(backends.allocate()),
+                        worker: worker.name.clone(),
+                        address: worker.address,
+                        weight_percent: worker.weight_percent,
+                        source: origin.map(|it| it.source.clone()),
+                        source_state: origin.and_then(|it| it.state.clone()),
+                        backup: worker.backup,
+                        agent: worker.agent,
+                        max_connections: worker.max_connections,
+                    }
                 })
                 .collect(),
             fallback: service.fallback.map(|address| FallbackSettings {
-                id: BackendId(backends.assign()),
+                id: BackendId(backends.allocate()),
                 address,
             }),
         };
@@ -158,10 +158,10 @@ impl Config {
     }
 }
 
-/// One number for each that needs one, taken in their order.
-struct Numbers(std::vec::IntoIter<u32>);
+/// The numbers of all services, or of all backends, in the order of the file.
+struct IdAllocator(std::vec::IntoIter<u32>);
 
-impl Numbers {
+impl IdAllocator {
     fn new<T: PartialEq>(
         range: Range<u32>,
         pinned: impl Iterator<Item = (u32, T)>,
@@ -174,8 +174,8 @@ impl Numbers {
         let pinned: BTreeSet<u32> = stale.iter().map(|(number, _)| *number).collect();
         let wanted: Vec<T> = wanted.collect();
         let mut claims = vec![None; wanted.len()];
-        // Two services may share a worker's address: each keeps its own number, then what is left is
-        // claimed in order.
+        // Two services may share a worker's address: each first keeps the number of its own backend, then the others
+        // are assigned in order.
         for exactly in [true, false] {
             for (claim, wanted) in claims
                 .iter_mut()
@@ -186,8 +186,8 @@ impl Numbers {
                     true => wanted == at,
                     false => continues(wanted, at),
                 };
-                let place = stale.iter().position(is_mine);
-                *claim = place.map(|place| stale.remove(place).0);
+                let index = stale.iter().position(is_mine);
+                *claim = index.map(|index| stale.remove(index).0);
             }
         }
         let mut spare = range
@@ -195,13 +195,13 @@ impl Numbers {
             .chain(stale.into_iter().map(|(number, _)| number));
         let numbers: Vec<u32> = claims
             .into_iter()
-            // The configuration's check left room for all.
+            // `rules` has checked that the range has room for all.
             .map(|claim| claim.or_else(|| spare.next()).unwrap_or(0))
             .collect();
         Self(numbers.into_iter())
     }
 
-    fn assign(&mut self) -> u32 {
+    fn allocate(&mut self) -> u32 {
         self.0.next().unwrap_or(0)
     }
 }

@@ -1,20 +1,20 @@
-//! What is declared of a configuration key.
+//! The declaration of a configuration key.
 
-/// The declaration of a key, without its type, kind and default.
+/// A key's declaration without its type, kind and default.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Key {
+pub(super) struct KeyDeclaration {
     pub name: &'static str,
     /// Lines of the example file.
     pub doc: &'static [&'static str],
     pub reload: ReloadClass,
     pub option: Option<CommandLineOption>,
-    /// What the example file has, as TOML, where that is not the default.
+    /// The value in the example file, as TOML, if it is not the default.
     pub example: Option<&'static str>,
-    /// The file must have it; the default only stands in for a missing value until all is validated.
+    /// The file must have it. The default replaces a missing value only until validation ends.
     pub is_required: bool,
 }
 
-/// The option of the command line that goes before the file.
+/// The option of the command line that overrides the file.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct CommandLineOption {
     /// With its dashes.
@@ -39,11 +39,11 @@ pub(super) enum ReloadClass {
     Live,
     /// After a restart of the manager.
     Restart,
-    /// The maps are made with it.
+    /// After `memlb unload`: the maps depend on it.
     Unload,
 }
 
-impl Key {
+impl KeyDeclaration {
     pub const fn new(
         name: &'static str,
         doc: &'static [&'static str],

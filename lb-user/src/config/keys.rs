@@ -1,8 +1,8 @@
 //! Every key of the configuration file, declared once; those of tables within a service are in `nested`.
 //!
 //! A declaration has the field, its type, its default, its kind with the bounds, whether a reload applies it,
-//! its command-line option, and what the example file says. Parsing, defaults, options, the reload comparison
-//! and `memlb.toml` follow from it. Relations between keys are in `rules`.
+//! its command-line option, and its text in the example file. Parsing, defaults, options, the reload comparison
+//! and `memlb.toml` are derived from it. Relations between keys are in `rules`.
 
 #![allow(
     rustdoc::broken_intra_doc_links,
@@ -19,14 +19,14 @@ use lb_core::{
     SpreadSettings, Threshold,
 };
 
-use super::key::{Key, ReloadClass};
+use super::key::{KeyDeclaration, ReloadClass};
 use super::kinds::{
     AbsolutePath, Choice, FilePath, Flag, HostAddress, HostNames, Integer, Interfaces, Kind,
     ListenAddress, MemoryThreshold, Name, NatSources, Optional, PeerAddress, Percent, Ports,
     PressureLimit, ShareLimit, SocketPath, SourceNames, Time,
 };
 use super::nested::{AutoJoin, Joining, NO_ADDRESS, Worker, Workers};
-use super::section::{Described, Difference, Fields, Section, sections};
+use super::section::{Difference, KeyDescription, Section, TableReader, sections};
 use super::values::{Attach, PortRange};
 use crate::heartbeat::Authentication;
 use crate::keys::PEER_KEY;
@@ -34,7 +34,7 @@ use crate::keys::PEER_KEY;
 const DAY: Duration = Duration::from_secs(24 * 3600);
 const MONTH: Duration = Duration::from_secs(30 * 24 * 3600);
 /// The entry that means "none", a worker and a fallback.
-const LEAST_BACKENDS: u32 = 3;
+const MIN_BACKENDS: u32 = 3;
 
 const EXAMPLE_WORKERS: &str = r#"[
     { name = "worker1", address = "192.168.56.103:8081" },
@@ -43,15 +43,15 @@ const EXAMPLE_WORKERS: &str = r#"[
 
 sections! {
     /// Where the manager attaches, listens and writes.
-    pub struct Manager {
+    pub struct ManagerSettings {
         /// The name by which peers know this manager; see [[peer]]. "" means the machine's host name. It differs from
         /// the names of all peers.
         name: Option<String> = None, Optional(Name, ""), Restart;
 
         /// The network interfaces that clients and workers are reached through. Required, here or by
         /// --interface. One is enough where both are on one network; name both where they are on two. memlb
-        /// does not balance clients of an interface that is left out, and its workers are "unreachable"; nothing
-        /// else happens to them. An alternative name (ip link property) is accepted, too.
+        /// does not balance clients of an interface that is left out, and its workers are "unreachable". memlb
+        /// does not change their other traffic. An alternative name (ip link property) is accepted, too.
         interfaces: Vec<String> = Vec::new(), Interfaces, Restart,
             example("[\"eth1\"]"),
             list_option("--interface", "IF",
@@ -73,8 +73,8 @@ sections! {
 
         /// The manager's own addresses from which it connects to workers in mode "nat". Each address gives nat_ports
         /// connections to one worker at a time, so that several multiply what a worker can take; at most 8 of each
-        /// family. They must stand on the interface towards the workers, and workers must reach them. Empty: the
-        /// address that the route to a worker names. With a [[peer]], services of mode "nat" need them: each manager has
+        /// family. The interface towards the workers must have them, and workers must reach them. Empty: the
+        /// source address of the route to each worker. With a [[peer]], services of mode "nat" need them: each manager has
         /// addresses of its own, and its keepalived moves them together with the service addresses.
         nat_sources: Vec<IpAddr> = Vec::new(), NatSources, Restart;
 
@@ -82,7 +82,7 @@ sections! {
         /// manager stops, so that traffic continues and the next manager adopts them. Two managers on one
         /// machine need two directories.
         pin_path: PathBuf = "/sys/fs/bpf/memlb".into(),
-            AbsolutePath("a directory of a BPF file system, as /sys/fs/bpf/memlb"), Unload,
+            AbsolutePath("a directory of a BPF file system, such as /sys/fs/bpf/memlb"), Unload,
             option("--pin-path", "DIR", "Pin maps and links in this directory of a BPF file system");
 
         /// The control socket: `memlb status`, `memlb drain` and the other verbs use it. At most 107 bytes.
@@ -94,14 +94,14 @@ sections! {
         /// applies them again, also after a reboot. Two managers on one machine need two files, each in a
         /// directory of its own. An empty name ("") is refused.
         state_file: PathBuf = "/var/lib/memlb/operator.json".into(),
-            FilePath("a file, as /var/lib/memlb/operator.json"), Restart,
+            FilePath("a file, such as /var/lib/memlb/operator.json"), Restart,
             option("--state-file", "FILE",
                 "Store the operator's orders (drained workers, weights) in this file");
 
-        /// The event log: the manager appends events to this file, one JSON object a line; "" keeps none. At
-        /// 16 MiB, the file is renamed to events.jsonl.1 and replaces the former one.
+        /// The event log: the manager appends events to this file, one JSON object a line; "" disables it. At
+        /// 16 MiB, the file is renamed to events.jsonl.1 and replaces the previous one.
         event_log: Option<PathBuf> = Some("/var/log/memlb/events.jsonl".into()),
-            Optional(AbsolutePath("a file, as /var/log/memlb/events.jsonl, or \"\" for none"), ""), Live,
+            Optional(AbsolutePath("a file, such as /var/log/memlb/events.jsonl, or \"\" for none"), ""), Live,
             option("--event-log", "FILE",
                 "Append events to this file as JSON lines; \"\" disables the log");
 
@@ -115,7 +115,7 @@ sections! {
         /// The TCP address of the HTTP server: the web page, Prometheus' /metrics, /healthz, /readyz and /api/v1.
         /// It is read-only, but everybody who can reach it can read the workers' names, addresses and memory:
         /// keep it on loopback (and use `ssh -L 9998:127.0.0.1:9998 MANAGER`), or open it to your monitoring's
-        /// network only. "" serves nothing. Two managers on one machine need two ports.
+        /// network only. "" disables the server. Two managers on one machine need two ports.
         http_listen: Option<SocketAddr> = Some((Ipv4Addr::LOCALHOST, 9998).into()),
             Optional(ListenAddress, ""), Restart,
             option("--http-listen", "ADDR:PORT",
@@ -129,23 +129,22 @@ sections! {
         http_names: Vec<String> = Vec::new(), HostNames, Restart;
 
         /// This manager's own TCP address, at which its peers connect to it; "" for none. Required with a [[peer]].
-        /// The best is an address on a link of its own between the managers, so that the loss of a client or worker
-        /// network does not separate them. Open the port to the peers only: everything on it is authenticated, but not
-        /// encrypted.
+        /// Best use an address on a separate link between the managers, so that the loss of a client or worker network
+        /// does not separate them. Open the port to the peers only: the traffic is authenticated, but not encrypted.
         peer_listen: Option<SocketAddr> = None, Optional(PeerAddress, ""), Restart;
 
         /// The file that `memlb handover` writes for keepalived's track_file: an integer, 0 while this manager is in
         /// normal operation, and -1 after it handed over. keepalived multiplies it by the weight that its own
         /// configuration gives, and adds that to the priority. Written only where a peer is configured.
         track_file: PathBuf = "/run/memlb/vrrp-weight".into(),
-            FilePath("a file, as /run/memlb/vrrp-weight"), Restart;
+            FilePath("a file, such as /run/memlb/vrrp-weight"), Restart;
     }
 
-    /// A peer: another manager of the same services, which learns this one's connections and passes on its own, so
-    /// that either can carry all of them on. Repeat the table for more of them, at most 7. keepalived or a router decides
-    /// which manager gets packets; docs/high-availability.md has the whole set-up. All managers have equal settings of
-    /// services, workers, policies, failover and heartbeats: `memlb check --shared` prints what is compared. `memlb
-    /// reload` changes peers and reads their keys again; only the first and the last peer need a restart of the manager.
+    /// A peer: another manager of the same services. It learns this manager's connections and sends its own, so that
+    /// either can continue all of them. Repeat the table for more peers, at most 7. keepalived or a router decides which
+    /// manager gets packets; docs/high-availability.md has the whole set-up. All managers need equal settings of services,
+    /// workers, policies, failover and heartbeats: `memlb check --shared` prints what is compared. `memlb reload` changes
+    /// peers and reads their keys again; adding the first peer and removing the last one need a restart of the manager.
     pub struct Peer {
         /// The peer's manager.name. Required; unique.
         name: String = String::new(), Name, Live, required("\"manager2\"");
@@ -156,11 +155,11 @@ sections! {
         /// The file of the key that both managers share; `memlb keygen --peer` makes it. It belongs to root, and no
         /// other user may read it. A worker's key is refused.
         key: PathBuf = PEER_KEY.into(),
-            FilePath("a key file, as /etc/memlb/peer.key"), Live;
+            FilePath("a key file, such as /etc/memlb/peer.key"), Live;
     }
 
     /// Which heartbeats count.
-    pub struct Heartbeats {
+    pub struct HeartbeatSettings {
         /// Whether heartbeats must be signed with a worker's key; `memlb keygen` makes keys. "off": the manager
         /// validates no signature, and any host that reaches heartbeat_listen can steer the balancer; the manager
         /// warns at its start. "permissive", for the transition: unsigned heartbeats still count, and the manager
@@ -172,11 +171,11 @@ sections! {
         /// or two keys for each worker. They belong to root, and no other user may read them. Not read while
         /// authentication is off.
         keys: PathBuf = "/etc/memlb/keys".into(),
-            AbsolutePath("a directory of key files, or a key file, as /etc/memlb/keys"), Live;
+            AbsolutePath("a directory of key files, or a key file, such as /etc/memlb/keys"), Live;
     }
 
     /// When a worker goes down and comes back.
-    pub struct Failover {
+    pub struct FailoverSettings {
         /// The interval at which the agents send; configure the agents with the same --interval. The manager only
         /// compares down_after with it. Shorter: more even decisions, earlier detection possible, more datagrams
         /// (10 a second and worker at 100ms). Longer: memory figures are older, and down_after must grow with it.
@@ -215,14 +214,14 @@ sections! {
         /// The longest of these pauses; at least failing_pause.
         failing_max_pause: Duration = FailingSettings::default().max_pause, Time::above_zero(DAY), Live;
 
-        /// The largest part of a service's workers that may be failing at a time. One of several always may; the last one
-        /// stays unless a fallback or a backup serves instead. Where one does, refusals are not limited. Low: clients
-        /// meet dead servers. High: overload that delays answers takes one worker after the other out, and the rest gets
-        /// still more.
+        /// The largest part of a service's workers that may be failing at a time; of several workers, one always may.
+        /// The last worker is never failing unless a fallback or a backup serves instead; then any number of workers may
+        /// be failing because they refuse. Low: clients reach dead servers. High: overload that delays answers takes one
+        /// worker after the other out, and the rest gets still more.
         max_failing: u32 = FailingSettings::default().max_percent, Percent(1..=100), Live;
 
         /// When at least this part of a service's workers (and two at least) fall silent at the same time while their
-        /// packets to clients still arrive, the fault is likelier the manager's own, as a firewall rule for
+        /// packets to clients still arrive, the fault is probably the manager's own, such as a firewall rule for
         /// heartbeat_listen: those workers stay up, with a warning, until their handshakes fail. The same part of all
         /// workers counts, too. A worker that falls silent alone is down after down_after in any case. "0%": never. Low:
         /// agents that were stopped on purpose look like such a fault. High: a few agents that still reach the
@@ -238,7 +237,7 @@ sections! {
 
         /// The maximum number of backends: every worker of every service, a fallback for each service, and one
         /// entry that means "none". A few hundred bytes each.
-        backends: u32 = DEFAULT_BACKENDS, Integer(LEAST_BACKENDS..=1 << 16), Unload;
+        backends: u32 = DEFAULT_BACKENDS, Integer(MIN_BACKENDS..=1 << 16), Unload;
 
         /// The maximum number of connections in the flow table. When all entries are in use, the least recently
         /// used one is evicted; if it was still open, the connection is reset. Too low: that happens. Too high:
@@ -275,8 +274,8 @@ sections! {
         /// clients cannot connect. Too long: a flood of them makes genuine clients try again.
         half_open_idle: Duration = Duration::from_secs(30), Time::above_zero(MONTH), Restart;
 
-        /// Most connections, half open or open, of one client address through all services; of IPv6, its first 64
-        /// bits. A further one is refused and counted as client_limit. 0: no limit. Low: proxies and networks
+        /// The maximum number of connections, half open or open, of one client address to all services together; of IPv6,
+        /// its first 64 bits count. A further one is refused and counted as client_limit. 0: no limit. Low: proxies and networks
         /// behind NAT are refused, and so is a client whose address an attacker forges. High: one client can use
         /// most ports of nat_ports.
         per_client: u32 = 0, Integer(0..=1 << 24), Restart;

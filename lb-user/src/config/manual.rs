@@ -1,9 +1,9 @@
-//! The manual page of the configuration file, `memlb.toml(5)`, as the declaration of the keys has it.
+//! The manual page of the configuration file, `memlb.toml(5)`, generated from the declarations of the keys.
 
 use std::fmt::Write;
 
 use super::example::{HEADER, facts, tables};
-use super::section::Described;
+use super::section::KeyDescription;
 
 /// Returns the page in roff.
 pub fn render() -> String {
@@ -28,8 +28,8 @@ pub fn render() -> String {
     page
 }
 
-fn key(described: &Described, is_repeated: bool) -> String {
-    let Described { key, default, .. } = described;
+fn key(described: &KeyDescription, is_repeated: bool) -> String {
+    let KeyDescription { key, default, .. } = described;
     let mut text = format!(".TP\n.B {}\n", escape(key.name));
     text += &paragraphs(key.doc);
     let facts = facts(described, is_repeated).join(" ");
@@ -45,7 +45,7 @@ fn key(described: &Described, is_repeated: bool) -> String {
     text
 }
 
-/// Lines of a doc comment; an indented line starts on a line of its own.
+/// Lines of a doc comment in roff; an indented line begins a new line.
 fn paragraphs(lines: &[&str]) -> String {
     let mut text = String::new();
     for line in lines {
@@ -62,7 +62,7 @@ fn paragraphs(lines: &[&str]) -> String {
     text
 }
 
-/// Text in which roff finds no command.
+/// Escapes what roff would interpret.
 fn escape(text: &str) -> String {
     let text = text.replace('\\', "\\(rs").replace('-', "\\-");
     match text.starts_with(['.', '\'']) {

@@ -1,7 +1,7 @@
 //! The configuration: from a TOML file and the command line to validated settings.
 //!
 //! `keys` declares every key once. `document` has the values as written, `section` reads them, `kinds` parses
-//! and bounds them, and `rules` checks the relations between them.
+//! them and checks their bounds, and `rules` checks the relations between them.
 
 mod changes;
 mod digest;
@@ -42,7 +42,7 @@ pub use changes::Changes;
 pub use digest::ConfigDigest;
 pub use error::{ConfigError, Origin, Problem, ProblemKind};
 pub use ids::{Identity, PinnedIds, identities};
-pub use keys::{Failover, Heartbeats, Limits, Manager, Peer, Service};
+pub use keys::{FailoverSettings, HeartbeatSettings, Limits, ManagerSettings, Peer, Service};
 pub use nested::{AutoJoin, Worker};
 pub use origin::{JOINED, WorkerOrigin, check_source};
 pub use overrides::Overrides;
@@ -56,12 +56,12 @@ use validator::Validator;
 ///
 /// # Errors
 ///
-/// Says what is wrong with it, and what to write.
+/// Says what is wrong, and what to write.
 pub fn worker_address(text: &str) -> Result<SocketAddr, String> {
     values::host_address(text).map_err(|bad| format!("{}; {}", bad.what, bad.remedy))
 }
 
-/// Parses a threshold as the file has it.
+/// Parses a threshold in the form of the file: `auto`, `64MiB` or `10%`.
 pub fn threshold(text: &str) -> Option<Threshold> {
     values::threshold(text).ok()
 }
@@ -76,18 +76,18 @@ const REPEATED: [&str; 2] = [PEER, SERVICE];
 /// A validated configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
-    pub manager: Manager,
+    pub manager: ManagerSettings,
     /// The other managers of the same services.
     pub peers: Vec<Peer>,
-    pub heartbeats: Heartbeats,
-    pub failover: Failover,
+    pub heartbeats: HeartbeatSettings,
+    pub failover: FailoverSettings,
     pub limits: Limits,
     pub services: Vec<Service>,
-    /// Where the workers come from that the file does not name, by service and worker.
+    /// The sources of the workers that the file does not name, by service and worker.
     pub origins: BTreeMap<(String, String), WorkerOrigin>,
 }
 
-impl Failover {
+impl FailoverSettings {
     /// The settings of passive ejection.
     pub fn failing(&self) -> FailingSettings {
         FailingSettings {
@@ -100,12 +100,12 @@ impl Failover {
     }
 }
 
-impl Manager {
+impl ManagerSettings {
     /// Returns the name by which peers know this manager.
     ///
     /// # Errors
     ///
-    /// Says why the host name, which stands in for a missing `manager.name`, is not one.
+    /// Without `manager.name`: the host name cannot be read, or is not a valid name.
     pub fn own_name(&self) -> anyhow::Result<String> {
         if let Some(name) = &self.name {
             return Ok(name.clone());
@@ -139,7 +139,7 @@ impl Service {
     }
 
     /// Returns a warning of the settings that have no effect under the service's policy.
-    fn idle_settings(&self) -> Option<String> {
+    fn unused_settings(&self) -> Option<String> {
         if self.policy == Policy::Memory {
             return None;
         }
@@ -171,7 +171,7 @@ impl AutoJoin {
 }
 
 impl Worker {
-    /// Returns a worker that joins by itself, with nothing said about it.
+    /// Returns a worker that joins by itself, with the default settings.
     pub fn joining(name: String, address: SocketAddr) -> Self {
         Self {
             name,
@@ -197,17 +197,17 @@ impl Config {
         service.workers.push(worker);
     }
 
-    /// The workers of all services; one that serves several is there several times.
+    /// The workers of all services; a worker of several services appears once for each.
     pub fn workers(&self) -> impl Iterator<Item = &Worker> {
         self.services.iter().flat_map(|service| &service.workers)
     }
 
-    /// Where a worker comes from; nothing if the file names it.
+    /// The source of a worker; `None` if the file names it.
     pub fn origin(&self, service: &str, worker: &str) -> Option<&WorkerOrigin> {
         self.origins.get(&(service.to_owned(), worker.to_owned()))
     }
 
-    /// Returns the documented example, the three-node lab: what runs when no file is given.
+    /// Returns the documented example, the three-node lab, which a manager without a file uses.
     pub fn example_text() -> &'static str {
         static TEXT: LazyLock<String> = LazyLock::new(example::render);
         &TEXT
@@ -223,10 +223,9 @@ impl Config {
         example::render_values(self)
     }
 
-    /// Reads and validates a configuration file. The command line's settings go before the file's.
+    /// Reads and validates a configuration file. Settings of the command line override the file's.
     ///
-    /// `kernel_ports` is the kernel's `net.ipv4.ip_local_port_range`; without it, nothing is
-    /// compared with that range.
+    /// `kernel_ports` is the kernel's `net.ipv4.ip_local_port_range`; `None` skips the comparison with it.
     ///
     /// # Errors
     ///
@@ -296,11 +295,11 @@ impl Config {
         )
     }
 
-    /// Returns what is allowed but probably not meant, as sentences for the log.
+    /// Returns settings that are valid but probably not intended, as sentences for the log.
     pub fn warnings(&self) -> Vec<String> {
         let mut warnings = Vec::new();
-        let old_interval = Duration::from_secs(5);
-        if self.manager.legacy_heartbeats && self.failover.down_after < old_interval * 3 {
+        let legacy_interval = Duration::from_secs(5);
+        if self.manager.legacy_heartbeats && self.failover.down_after < legacy_interval * 3 {
             warnings.push(format!(
                 "legacy_heartbeats is on, and 2018 workers send every 5 s; with down_after = {} \
                  they count as down between any two heartbeats. Set heartbeat_interval = \"5s\" and \
@@ -314,13 +313,13 @@ impl Config {
             ));
         }
         for service in &self.services {
-            warnings.extend(service.idle_settings());
+            warnings.extend(service.unused_settings());
         }
         warnings
     }
 }
 
-/// Whether the file has a table of that name in a list of tables.
+/// Whether a list of tables has a table of that name.
 fn has_table(values: &RawTable<'_>, list: &str, name: &str) -> bool {
     let tables = values.get(list).and_then(|it| it.list().ok());
     tables.unwrap_or_default().iter().any(|table| {
@@ -330,14 +329,13 @@ fn has_table(values: &RawTable<'_>, list: &str, name: &str) -> bool {
     })
 }
 
-/// Reads a list of tables, absent ones too.
+/// Reads a list of tables; an absent one is empty.
 fn read_repeated<'a, T: Section>(
     validator: &mut Validator<'a>,
     name: &'static str,
     given: Option<RawValue<'a>>,
 ) -> Vec<T> {
-    let origin = given.map_or(validator.absent(), |given| given.source.origin());
-    validator.note(name, origin);
+    validator.record_given(name, given);
     let Some(given) = given else {
         return Vec::new();
     };
@@ -345,7 +343,7 @@ fn read_repeated<'a, T: Section>(
         validator.reject(
             name,
             ProblemKind::WrongType,
-            format!("each {name} has a table of its own, with two brackets on either side"),
+            format!("each {name} needs a table with double brackets"),
             format!("[[{name}]]"),
             REWRITE,
         );

@@ -10,13 +10,13 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use ipnet::IpNet;
 
 use super::error::ProblemKind;
-use super::key::{Key, ReloadClass};
+use super::key::{KeyDeclaration, ReloadClass};
 use super::kinds::{Flag, HostAddress, Input, Integer, Kind, Networks, Percent, WorkerName, list};
 use super::section::{
-    Described, Difference, Fields, REWRITE, Section, read_table, read_tables, sections,
+    Difference, KeyDescription, REWRITE, Section, TableReader, read_table, read_tables, sections,
 };
 
-/// Stands in for an address that is missing.
+/// The value of a required address that is missing.
 pub(super) const NO_ADDRESS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
 
 sections! {
@@ -28,30 +28,30 @@ sections! {
         /// The address of its server.
         address: SocketAddr = NO_ADDRESS, HostAddress, Live, required("\"192.168.56.103:8081\"");
 
-        /// Its share compared with other workers that are as good.
+        /// Its share compared with equally good workers.
         weight_percent as "weight": u32 = 100, Percent(1..=1_000), Live;
 
         /// Whether it takes connections only while no other worker can serve.
         backup: bool = false, Flag, Live;
 
-        /// Whether heartbeats are expected; in all services that name this worker if in one.
+        /// Whether heartbeats are expected. If any service expects them, all services with this worker do.
         agent: bool = true, Flag, Live;
 
-        /// The most open connections that it may have; 0: no limit.
+        /// The maximum number of its open connections; 0: no limit.
         max_connections: u32 = 0, Integer(0..=1 << 24), Live;
     }
 
-    /// The agents that become workers by starting: those with a key, in these networks.
+    /// The agents that become workers when they start: those with a key, in these networks.
     pub struct AutoJoin {
         /// The networks that their heartbeats may come from.
         networks: Vec<IpNet> = Vec::new(), Networks, Live;
 
         /// The port of their servers; the address is the one that their heartbeats come from.
-        port: u16 = 8081, Port, Live, required("8081");
+        port: u16 = 8081, Integer(1..=65_535), Live, required("8081");
     }
 }
 
-/// The agents that may join; none where no network is named.
+/// The agents that may join; an empty list of networks means none.
 pub(super) struct Joining;
 
 impl Kind for Joining {
@@ -61,7 +61,7 @@ impl Kind for Joining {
         if input.given.table().is_err() {
             input.reject(
                 ProblemKind::WrongType,
-                "it is networks and a port, in braces",
+                "this must be a table of networks and a port, in braces",
                 "auto_join = { networks = [\"192.168.56.0/24\"], port = 8081 }",
                 REWRITE,
             );
@@ -77,22 +77,6 @@ impl Kind for Joining {
     }
 }
 
-/// A port, or 0 where none is named.
-pub(super) struct Port;
-
-impl Kind for Port {
-    type Value = u16;
-
-    fn read(&self, input: &mut Input<'_, '_>) -> Option<u16> {
-        let number = Integer(1..=65_535).read(input)?;
-        u16::try_from(number).ok()
-    }
-
-    fn show(&self, value: &u16) -> String {
-        value.to_string()
-    }
-}
-
 /// The workers of a service.
 pub(super) struct Workers;
 
@@ -104,7 +88,7 @@ impl Kind for Workers {
         if workers.is_none() {
             input.reject(
                 ProblemKind::WrongType,
-                "a worker is a name with an address",
+                "each worker must be a table with a name and an address",
                 "workers = [{ name = \"worker1\", address = \"192.168.56.103:8081\" }]",
                 REWRITE,
             );

@@ -1,4 +1,4 @@
-//! The options of the command line, as the keys declare them.
+//! The options of the command line that the keys declare.
 
 use std::ffi::OsString;
 
@@ -9,7 +9,7 @@ use super::example::tables;
 use super::key::{CommandLineOption, OptionForm};
 use super::overrides::Overrides;
 
-/// The keys that have an option, as `table.key` with the key's name.
+/// The keys that have an option: as `table.key`, the key's name, and the option.
 fn options() -> impl Iterator<Item = (String, &'static str, CommandLineOption)> {
     tables().into_iter().flat_map(|table| {
         let name = table.name;

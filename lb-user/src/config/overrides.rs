@@ -1,4 +1,4 @@
-//! Settings of the command line, which go before those of the file.
+//! Settings of the command line, which override those of the file.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -21,7 +21,7 @@ pub(super) struct Assignment<'a> {
     pub set: &'a str,
     pub table: &'a str,
     pub key: &'a str,
-    /// TOML, or else text, so that a shell's quotes need no second pair.
+    /// TOML, or else a string, so that a string needs no quotes within those of the shell.
     pub value: DeValue<'a>,
 }
 
@@ -60,11 +60,11 @@ impl Overrides {
         self.options.get(key).map(Vec::as_slice)
     }
 
-    /// Parses `--set`. `is_table` says whether there is a table of that name.
+    /// Parses the values of `--set`. `is_table` tests whether the file has a table of that name.
     ///
     /// # Errors
     ///
-    /// Names the first that has no table, key or value.
+    /// Names the first assignment that has no table, key or value.
     pub(super) fn assignments(
         &self,
         is_table: impl Fn(&str) -> bool,

@@ -1,4 +1,4 @@
-//! Relations between keys: what one value means for another.
+//! Relations between keys.
 
 mod peers;
 
@@ -10,13 +10,13 @@ use lb_core::{Endpoint, Mode, Protocol};
 use super::error::{Origin, ProblemKind};
 use super::validator::Validator;
 use super::values::{self, PortRange, show_duration};
-use super::{Config, Service};
+use super::{Config, SERVICE, Service};
 use crate::heartbeat::Authentication;
 
-/// Below it, only privileged programs may listen.
+/// Ports below it are privileged.
 const FIRST_UNPRIVILEGED_PORT: u16 = 1024;
 
-/// Checks every relation. Values that have a problem of their own are left out.
+/// Checks every relation between values that have no problem of their own.
 pub(super) fn check(
     validator: &mut Validator<'_>,
     config: &Config,
@@ -34,34 +34,34 @@ pub(super) fn check(
             path: format!("service.{number}"),
             service,
         };
-        service.joining(validator, config);
+        service.auto_join(validator, config);
         service.workers(validator, config);
         service.fallback(validator, config);
-        service.not_the_managers(validator, config);
+        service.not_at_listeners(validator, config);
     }
-    distinct_endpoints(validator, config);
+    unshared_endpoints(validator, config);
 }
 
 fn manager(validator: &mut Validator<'_>, config: &Config) {
     let (http, peers) = (config.manager.http_listen, config.manager.peer_listen);
     if let (Some(http), Some(peers)) = (http, peers)
         && listens_at(http, peers)
-        && validator.are_good(&["manager.peer_listen"])
+        && validator.are_valid(&["manager.peer_listen"])
     {
         validator.reject(
             "manager.peer_listen",
             ProblemKind::ManagersOwnAddress,
-            format!("{peers} is where the manager itself serves HTTP (http_listen = \"{http}\")"),
+            format!("at {peers}, the manager itself serves HTTP (http_listen = \"{http}\")"),
             "an address and port at which the manager does not listen",
             "choose another port for one of the two",
         );
     }
     let key = "manager.interfaces";
-    if config.manager.interfaces.is_empty() && validator.are_good(&[key]) {
+    if config.manager.interfaces.is_empty() && validator.are_valid(&[key]) {
         validator.reject(
             key,
             ProblemKind::NoInterface,
-            "no interface is named",
+            "no interface is configured",
             "the interfaces through which clients and workers are reached, as in [\"eth1\"]",
             "add interfaces = [\"eth1\"] to [manager], or start with --interface eth1; \
              `ip -br link` lists the interfaces",
@@ -79,7 +79,7 @@ fn manager(validator: &mut Validator<'_>, config: &Config) {
     }
 }
 
-/// Two lost datagrams in a row must not count as a failure, and pauses grow.
+/// Two lost datagrams in a row must not count as a failure. The first pause is not longer than the longest one.
 fn failover(validator: &mut Validator<'_>, config: &Config) {
     let (interval, down_after) = (
         config.failover.heartbeat_interval,
@@ -87,7 +87,7 @@ fn failover(validator: &mut Validator<'_>, config: &Config) {
     );
     let least = interval.saturating_mul(3);
     let keys = ["failover.heartbeat_interval", "failover.down_after"];
-    if down_after < least && validator.are_good(&keys) {
+    if down_after < least && validator.are_valid(&keys) {
         validator.reject(
             "failover.down_after",
             ProblemKind::DownAfterTooShort,
@@ -105,7 +105,7 @@ fn failover(validator: &mut Validator<'_>, config: &Config) {
         config.failover.failing_max_pause,
     );
     let keys = ["failover.failing_pause", "failover.failing_max_pause"];
-    if longest < first && validator.are_good(&keys) {
+    if longest < first && validator.are_valid(&keys) {
         validator.reject(
             "failover.failing_max_pause",
             ProblemKind::FailingPausesReversed,
@@ -163,7 +163,7 @@ fn nat_ports(validator: &mut Validator<'_>, config: &Config, kernel_ports: Optio
     );
 }
 
-/// An unfinished connection must not outlive a working one.
+/// An unfinished connection must not outlive an established one.
 fn idle_times(validator: &mut Validator<'_>, config: &Config) {
     let limits = &config.limits;
     for (key, time) in [
@@ -171,7 +171,7 @@ fn idle_times(validator: &mut Validator<'_>, config: &Config) {
         ("limits.half_open_idle", limits.half_open_idle),
     ] {
         let most = limits.established_idle;
-        if time > most && validator.are_good(&[key, "limits.established_idle"]) {
+        if time > most && validator.are_valid(&[key, "limits.established_idle"]) {
             validator.reject(
                 key,
                 ProblemKind::IdleTimesReversed,
@@ -182,7 +182,7 @@ fn idle_times(validator: &mut Validator<'_>, config: &Config) {
                 ),
                 format!("at most {}", show_duration(most)),
                 "lower it, or raise established_idle: an unfinished connection must not outlive \
-                 a working one",
+                 an established one",
             );
         }
     }
@@ -191,13 +191,13 @@ fn idle_times(validator: &mut Validator<'_>, config: &Config) {
 /// The maps have room for every service and backend.
 fn counts(validator: &mut Validator<'_>, config: &Config) {
     let services = &config.services;
-    if services.is_empty() && validator.are_good(&["service"]) {
+    if services.is_empty() && validator.are_valid(&["service"]) {
         validator.reject(
             "service",
             ProblemKind::NoService,
             "no service is configured",
             "at least one [[service]] table",
-            "copy the one of `memlb check --example`, and write your addresses into it",
+            "copy that of `memlb check --example`, and replace its addresses by yours",
         );
     }
     let most = config.limits.services;
@@ -229,31 +229,41 @@ fn counts(validator: &mut Validator<'_>, config: &Config) {
 }
 
 fn distinct_services(validator: &mut Validator<'_>, config: &Config) {
-    let services = || config.services.iter().enumerate();
-    let names = services().map(|(number, it)| (format!("service.{number}.name"), it.name.clone()));
+    let (services, owner) = (&config.services, "a service");
     let kind = ProblemKind::DuplicateServiceName;
-    distinct(validator, names.collect(), kind, "a service");
-    let endpoint = |(number, it): (usize, &Service)| {
-        (
-            format!("service.{number}.address"),
-            it.endpoint().to_string(),
-        )
-    };
-    let endpoints = services().map(endpoint).collect();
+    distinct(
+        validator,
+        (SERVICE, "name"),
+        services,
+        |it| it.name.clone(),
+        kind,
+        owner,
+    );
     let kind = ProblemKind::DuplicateServiceAddress;
-    distinct(validator, endpoints, kind, "a service");
+    let endpoint = |it: &Service| it.endpoint().to_string();
+    distinct(
+        validator,
+        (SERVICE, "address"),
+        services,
+        endpoint,
+        kind,
+        owner,
+    );
 }
 
-/// Rejects a value that an earlier path has, too.
-fn distinct(
+/// Rejects a value of `key` that an earlier table of the list at `path` also has.
+fn distinct<T>(
     validator: &mut Validator<'_>,
-    values: Vec<(String, String)>,
+    (path, key): (&str, &str),
+    tables: &[T],
+    value: impl Fn(&T) -> String,
     kind: ProblemKind,
-    whose: &str,
+    owner: &str,
 ) {
     let mut seen: BTreeMap<String, String> = BTreeMap::new();
-    for (path, value) in values {
-        if !validator.are_good(&[&path]) {
+    for (number, table) in tables.iter().enumerate() {
+        let (path, value) = (format!("{path}.{number}.{key}"), value(table));
+        if !validator.are_valid(&[&path]) {
             continue;
         }
         let Some(first) = seen.get(&value) else {
@@ -267,7 +277,7 @@ fn distinct(
         validator.reject(
             &path,
             kind,
-            format!("{value:?} already belongs to {whose}{line}"),
+            format!("{value:?} already belongs to {owner}{line}"),
             "each one different",
             "correct or remove one of the two",
         );
@@ -285,18 +295,12 @@ impl ServiceRules<'_> {
         format!("{}.{name}", self.path)
     }
 
-    /// The paths of the workers' values of a key, with the workers' addresses.
-    fn workers_with<'a>(&'a self, key: &'a str) -> impl Iterator<Item = (String, SocketAddr)> + 'a {
-        let workers = self.service.workers.iter().enumerate();
-        workers.map(move |(number, it)| (self.key(&format!("workers.{number}.{key}")), it.address))
-    }
-
-    fn joining(&self, validator: &mut Validator<'_>, config: &Config) {
+    fn auto_join(&self, validator: &mut Validator<'_>, config: &Config) {
         let Some(auto_join) = &self.service.auto_join else {
             return;
         };
         let key = self.key("auto_join");
-        if config.heartbeats.authentication == Authentication::Off && validator.are_good(&[&key]) {
+        if config.heartbeats.authentication == Authentication::Off && validator.are_valid(&[&key]) {
             validator.reject(
                 &key,
                 ProblemKind::AutoJoinUnauthenticated,
@@ -306,7 +310,7 @@ impl ServiceRules<'_> {
             );
         }
         let address = self.service.address.ip();
-        if !validator.are_good(&[&self.key("address")]) {
+        if !validator.are_valid(&[&self.key("address")]) {
             return;
         }
         for network in &auto_join.networks {
@@ -332,7 +336,7 @@ impl ServiceRules<'_> {
             && service.auto_join.is_none()
             && service.worker_sources.is_empty();
         let keys = [&key, &self.key("auto_join"), &self.key("worker_sources")];
-        if is_empty && validator.are_good(&keys.map(String::as_str)) {
+        if is_empty && validator.are_valid(&keys.map(String::as_str)) {
             validator.reject(
                 &key,
                 ProblemKind::NoWorker,
@@ -341,25 +345,28 @@ impl ServiceRules<'_> {
                 "name at least one worker",
             );
         }
-        let names = service.workers.iter().map(|it| it.name.clone());
-        let names = self
-            .workers_with("name")
-            .map(|it| it.0)
-            .zip(names)
-            .collect();
-        let whose = "a worker of this service";
-        distinct(validator, names, ProblemKind::DuplicateWorkerName, whose);
-        let addresses = self.workers_with("address");
-        let addresses = addresses.map(|(path, it)| (path, it.to_string())).collect();
+        let (workers, owner) = (&service.workers, "a worker of this service");
+        let kind = ProblemKind::DuplicateWorkerName;
         distinct(
             validator,
-            addresses,
-            ProblemKind::DuplicateBackendAddress,
-            whose,
+            (key.as_str(), "name"),
+            workers,
+            |it| it.name.clone(),
+            kind,
+            owner,
+        );
+        let kind = ProblemKind::DuplicateBackendAddress;
+        distinct(
+            validator,
+            (key.as_str(), "address"),
+            workers,
+            |it| it.address.to_string(),
+            kind,
+            owner,
         );
         for (number, worker) in service.workers.iter().enumerate() {
             let path = self.key(&format!("workers.{number}.agent"));
-            if !worker.agent && service.mode == Mode::Dsr && validator.are_good(&[&path]) {
+            if !worker.agent && service.mode == Mode::Dsr && validator.are_valid(&[&path]) {
                 validator.reject(
                     &path,
                     ProblemKind::DsrNeedsAgent,
@@ -369,9 +376,10 @@ impl ServiceRules<'_> {
                 );
             }
         }
-        for (path, worker) in self.workers_with("address") {
-            self.family(validator, &path, worker);
-            self.elsewhere(validator, &path, worker, config);
+        for (number, worker) in workers.iter().enumerate() {
+            let path = self.key(&format!("workers.{number}.address"));
+            self.family(validator, &path, worker.address);
+            self.not_on_manager(validator, &path, worker.address, config);
         }
     }
 
@@ -379,7 +387,7 @@ impl ServiceRules<'_> {
     fn family(&self, validator: &mut Validator<'_>, path: &str, worker: SocketAddr) {
         let (ip, service) = (worker.ip(), self.service.address.ip());
         let is_same = ip.is_ipv4() == service.is_ipv4();
-        if is_same || !validator.are_good(&[path, &self.key("address")]) {
+        if is_same || !validator.are_valid(&[path, &self.key("address")]) {
             return;
         }
         let (is, needed) = (values::family(ip), values::family(service));
@@ -395,8 +403,8 @@ impl ServiceRules<'_> {
         );
     }
 
-    /// Packets to a worker leave the manager, whose own addresses hence cannot be a worker's.
-    fn elsewhere(
+    /// Packets to a worker must leave the manager, so a worker cannot have one of its addresses.
+    fn not_on_manager(
         &self,
         validator: &mut Validator<'_>,
         path: &str,
@@ -405,7 +413,7 @@ impl ServiceRules<'_> {
     ) {
         let ip = worker.ip();
         let mut services = config.services.iter();
-        if services.any(|it| it.address.ip() == ip) && validator.are_good(&[path]) {
+        if services.any(|it| it.address.ip() == ip) && validator.are_valid(&[path]) {
             validator.reject(
                 path,
                 ProblemKind::WorkerOnManager,
@@ -416,13 +424,13 @@ impl ServiceRules<'_> {
         }
     }
 
-    /// The manager's own server takes over by a change of port alone.
+    /// memlb translates only the port of packets to the fallback.
     fn fallback(&self, validator: &mut Validator<'_>, config: &Config) {
         let key = self.key("fallback");
         let Some(fallback) = self.service.fallback else {
             return;
         };
-        if !validator.are_good(&[&key, &self.key("address")]) {
+        if !validator.are_valid(&[&key, &self.key("address")]) {
             return;
         }
         let service = self.service.address;
@@ -435,8 +443,8 @@ impl ServiceRules<'_> {
                 &key,
                 ProblemKind::FallbackIsService,
                 format!("{fallback} is itself a service's address"),
-                "the port at which the manager's own server really listens",
-                "give that server another port, as 8080, and write it here",
+                "the port at which the manager's own server listens",
+                "give that server another port, such as 8080, and write it here",
             );
         } else if fallback.ip() != service.ip() {
             validator.reject(
@@ -456,8 +464,8 @@ impl ServiceRules<'_> {
         }
     }
 
-    /// Where the manager itself listens, no service is: its heartbeats would go to the workers.
-    fn not_the_managers(&self, validator: &mut Validator<'_>, config: &Config) {
+    /// A service cannot have an address at which the manager listens: it would take the manager's own packets.
+    fn not_at_listeners(&self, validator: &mut Validator<'_>, config: &Config) {
         let manager = &config.manager;
         let (own, what, setting) = match self.service.protocol {
             Protocol::Udp => (
@@ -476,7 +484,7 @@ impl ServiceRules<'_> {
             let Some(address) = address.filter(|it| listens_at(own, *it)) else {
                 continue;
             };
-            if !validator.are_good(&[&key]) {
+            if !validator.are_valid(&[&key]) {
                 continue;
             }
             let wildcard = match own.ip().is_unspecified() {
@@ -487,27 +495,27 @@ impl ServiceRules<'_> {
                 &key,
                 ProblemKind::ManagersOwnAddress,
                 format!(
-                    "{address} is where the manager itself {what} ({setting} = \"{own}\"{wildcard})"
+                    "at {address}, the manager itself {what} ({setting} = \"{own}\"{wildcard})"
                 ),
                 "an address and port at which the manager does not listen",
                 format!(
-                    "choose another port here, or set {setting} to another port, or to one other \
-                     address of the manager"
+                    "choose another port here, or set {setting} to another port or another address of \
+                     the manager"
                 ),
             );
         }
     }
 }
 
-/// Whether a socket bound to `own` receives what is sent to `address`; `[::]` receives IPv4, too.
+/// Whether a socket that is bound to `own` receives packets to `address`; `[::]` also receives IPv4.
 fn listens_at(own: SocketAddr, address: SocketAddr) -> bool {
     let is_any = own.ip().is_unspecified() && (own.is_ipv6() || address.is_ipv4());
     address.port() == own.port() && (is_any || address.ip() == own.ip())
 }
 
-/// The manager distinguishes the services of one endpoint by its own ports. Where the client's are kept, an
-/// answer that passes the manager does not say which service it belongs to.
-fn distinct_endpoints(validator: &mut Validator<'_>, config: &Config) {
+/// In mode "nat", the manager's source port tells which service an answer of a shared endpoint belongs to. Mode
+/// "routed" keeps the client's port, so its endpoints cannot be shared.
+fn unshared_endpoints(validator: &mut Validator<'_>, config: &Config) {
     let mut seen: BTreeMap<(Protocol, SocketAddr), (Mode, &str)> = BTreeMap::new();
     for (number, service) in config.services.iter().enumerate() {
         if service.mode == Mode::Nat {
@@ -515,7 +523,7 @@ fn distinct_endpoints(validator: &mut Validator<'_>, config: &Config) {
         }
         for (worker, it) in service.workers.iter().enumerate() {
             let path = format!("service.{number}.workers.{worker}.address");
-            if !validator.are_good(&[&path]) {
+            if !validator.are_valid(&[&path]) {
                 continue;
             }
             let of_this = (service.mode, service.name.as_str());
@@ -527,11 +535,11 @@ fn distinct_endpoints(validator: &mut Validator<'_>, config: &Config) {
                     &path,
                     ProblemKind::SharedEndpoint,
                     format!(
-                        "{} already serves service {other}, and mode \"routed\" could not distinguish the two",
+                        "{} already serves service {other}, and mode \"routed\" cannot distinguish the two",
                         it.address
                     ),
-                    "a port of the worker's for each service of mode \"routed\"",
-                    "let the worker's server listen on another port, too, and write it here; or set mode = \
+                    "another port of the worker for each service of mode \"routed\"",
+                    "let the worker's server also listen on another port, and write that port here; or set mode = \
                      \"nat\" for one of the services",
                 );
             }

@@ -3,19 +3,20 @@
 use std::collections::BTreeSet;
 
 use super::REPEATED;
-use super::document::{RawTable, RawValue, Source};
+use super::document::{RawTable, RawValue, ValueSource};
 use super::error::{Origin, ProblemKind};
-use super::key::Key;
+use super::key::KeyDeclaration;
 use super::kinds::{Input, Kind};
-use super::validator::{Validator, public};
+use super::validator::{Validator, display_path};
 
-/// The remedy for a table or a list that was written as something else.
-pub(super) const REWRITE: &str = "write it so; `memlb check --example` prints a whole file";
+/// The remedy for a value that is not the expected table or list.
+pub(super) const REWRITE: &str =
+    "write it in the expected form; `memlb check --example` prints a whole file";
 
 /// A key with its default as TOML, and its bounds as a sentence.
 #[derive(Debug)]
-pub(super) struct Described {
-    pub key: Key,
+pub(super) struct KeyDescription {
+    pub key: KeyDeclaration,
     pub default: String,
     pub bounds: Option<String>,
 }
@@ -23,7 +24,7 @@ pub(super) struct Described {
 /// A key whose value changed, with both values as the file would have them.
 #[derive(Debug)]
 pub(super) struct Difference {
-    pub key: Key,
+    pub key: KeyDeclaration,
     pub old: String,
     pub new: String,
 }
@@ -32,19 +33,18 @@ pub(super) struct Difference {
 pub(super) trait Section: Sized {
     const ABOUT: &'static [&'static str];
 
-    fn read(fields: &mut Fields<'_, '_>) -> Self;
-    fn describe() -> Vec<Described>;
+    fn read(fields: &mut TableReader<'_, '_>) -> Self;
+    fn describe() -> Vec<KeyDescription>;
     fn differences(&self, new: &Self) -> Vec<Difference>;
 }
 
-/// Reads a table, absent ones too: the command line may set their keys.
+/// Reads a table, also one that the file lacks: the command line may set its keys.
 pub(super) fn read_table<'a, T: Section>(
     validator: &mut Validator<'a>,
     path: &str,
     given: Option<RawValue<'a>>,
 ) -> T {
-    let origin = given.map_or(validator.absent(), |given| given.source.origin());
-    validator.note(path, origin.clone());
+    let origin = validator.record_given(path, given);
     let mut values = match given.map(RawValue::table) {
         Some(Ok(values)) => values,
         None => RawTable::new(),
@@ -52,17 +52,17 @@ pub(super) fn read_table<'a, T: Section>(
             validator.reject(
                 path,
                 ProblemKind::WrongType,
-                "it is one table, with one bracket on either side",
+                "this must be one table, with single brackets",
                 format!("[{path}]"),
                 REWRITE,
             );
             RawTable::new()
         }
     };
-    assign(validator, path, &mut values);
+    apply_assignments(validator, path, &mut values);
     let names: Vec<&'static str> = T::describe().iter().map(|it| it.key.name).collect();
     let misspelt = validator.report_unknown(path, &values, &names);
-    T::read(&mut Fields {
+    T::read(&mut TableReader {
         path,
         values,
         origin,
@@ -85,20 +85,20 @@ pub(super) fn read_tables<'a, T: Section>(
     Some(tables.into_iter().enumerate().map(table).collect())
 }
 
-/// Lays the values of `--set` over those of the file.
-fn assign<'a>(validator: &Validator<'a>, path: &str, values: &mut RawTable<'a>) {
+/// Replaces values of the file by those of `--set`.
+fn apply_assignments<'a>(validator: &Validator<'a>, path: &str, values: &mut RawTable<'a>) {
     let name = values.get("name").and_then(|name| name.text().ok());
     let table = match (path.split_once('.'), name) {
         (Some((list, number)), Some(name)) if !number.contains('.') => format!("{list}.{name}"),
         _ => path.to_owned(),
     };
     for it in validator.assignments.iter().filter(|it| it.table == table) {
-        values.insert(it.key, RawValue::toml(&it.value, Source::Set(it.set)));
+        values.insert(it.key, RawValue::toml(&it.value, ValueSource::Set(it.set)));
     }
 }
 
-/// The keys of one table, while they are read.
-pub(super) struct Fields<'v, 'a> {
+/// Reads the keys of one table.
+pub(super) struct TableReader<'v, 'a> {
     path: &'v str,
     values: RawTable<'a>,
     origin: Origin,
@@ -106,19 +106,19 @@ pub(super) struct Fields<'v, 'a> {
     validator: &'v mut Validator<'a>,
 }
 
-impl<'a> Fields<'_, 'a> {
-    /// Reads the value of a key: the command line's, or else the file's, or else the default.
-    pub fn read<K: Kind>(&mut self, key: Key, kind: &K, default: K::Value) -> K::Value {
+impl<'a> TableReader<'_, 'a> {
+    /// Reads the value of a key from the command line, else from the file, else returns the default.
+    pub fn read<K: Kind>(&mut self, key: KeyDeclaration, kind: &K, default: K::Value) -> K::Value {
         let path = format!("{}.{}", self.path, key.name);
         let option = key.option.and_then(|option| {
-            let values = self.validator.overrides.values(&public(&path))?;
+            let values = self.validator.overrides.values(&display_path(&path))?;
             Some(RawValue::option(values, option.flag))
         });
         let Some(given) = option.or_else(|| self.values.get(key.name).copied()) else {
             self.absent(key, &path);
             return default;
         };
-        self.validator.note(&path, given.source.origin());
+        self.validator.record_origin(&path, given.source.origin());
         let value = kind.read(&mut Input {
             given,
             path: &path,
@@ -130,20 +130,20 @@ impl<'a> Fields<'_, 'a> {
         })
     }
 
-    fn absent(&mut self, key: Key, path: &str) {
-        // Of a table that may be repeated, the line says which one it is.
+    fn absent(&mut self, key: KeyDeclaration, path: &str) {
+        // The line identifies a table that may be repeated.
         let is_repeated = REPEATED.iter().any(|list| self.path.starts_with(list));
         let origin = match is_repeated || key.is_required {
             true => self.origin.clone(),
-            false => self.validator.absent(),
+            false => self.validator.absent_origin(),
         };
-        self.validator.note(path, origin);
+        self.validator.record_origin(path, origin);
         if !key.is_required {
             return;
         }
         if self.misspelt.contains(key.name) {
-            // The unknown key was reported.
-            self.validator.forget(path);
+            // `report_unknown` has reported the misspelt key.
+            self.validator.remove(path);
             return;
         }
         self.validator.reject(
@@ -158,7 +158,7 @@ impl<'a> Fields<'_, 'a> {
 
 /// Declares tables. A key is declared as
 /// `field: Type = default, kind, ReloadClass, attribute(…)…;` with `field as "name"` where its name in the file
-/// differs. The kind parses, bounds and shows its value; the attributes are the methods of [`Key`]. The doc
+/// differs. The kind parses, bounds and shows its value; the attributes are the methods of [`KeyDeclaration`]. The doc
 /// comment is what the example file says.
 macro_rules! sections {
     ($(
@@ -186,7 +186,7 @@ macro_rules! sections {
         impl Section for $Section {
             const ABOUT: &'static [&'static str] = &[$($about),+];
 
-            fn read(fields: &mut Fields<'_, '_>) -> Self {
+            fn read(fields: &mut TableReader<'_, '_>) -> Self {
                 Self {
                     $($field: fields.read(
                         sections!(@key $field $(as $name)?, [$($doc),+], $reload $(, $attribute($($argument),+))*),
@@ -196,8 +196,8 @@ macro_rules! sections {
                 }
             }
 
-            fn describe() -> Vec<Described> {
-                vec![$(Described {
+            fn describe() -> Vec<KeyDescription> {
+                vec![$(KeyDescription {
                     key: sections!(@key $field $(as $name)?, [$($doc),+], $reload $(, $attribute($($argument),+))*),
                     default: $kind.show(&$default),
                     bounds: $kind.bounds(),
@@ -218,10 +218,10 @@ macro_rules! sections {
         }
     )+};
     (@key $field:ident, [$($doc:literal),+], $reload:ident $(, $attribute:ident($($argument:expr),+))*) => {
-        const { Key::new(stringify!($field), &[$($doc),+], ReloadClass::$reload)$(.$attribute($($argument),+))* }
+        const { KeyDeclaration::new(stringify!($field), &[$($doc),+], ReloadClass::$reload)$(.$attribute($($argument),+))* }
     };
     (@key $field:ident as $name:literal, [$($doc:literal),+], $reload:ident $(, $attribute:ident($($argument:expr),+))*) => {
-        const { Key::new($name, &[$($doc),+], ReloadClass::$reload)$(.$attribute($($argument),+))* }
+        const { KeyDeclaration::new($name, &[$($doc),+], ReloadClass::$reload)$(.$attribute($($argument),+))* }
     };
 }
 pub(super) use sections;

@@ -40,13 +40,13 @@ fn worker(name: &str, address: &str) -> Worker {
 
 fn lab() -> Config {
     Config {
-        manager: Manager {
+        manager: ManagerSettings {
             interfaces: vec!["eth1".to_owned()],
-            ..Manager::default()
+            ..ManagerSettings::default()
         },
         peers: Vec::new(),
-        heartbeats: Heartbeats::default(),
-        failover: Failover::default(),
+        heartbeats: HeartbeatSettings::default(),
+        failover: FailoverSettings::default(),
         limits: Limits::default(),
         services: vec![Service {
             name: "web".to_owned(),
@@ -480,7 +480,7 @@ fn advice_is_what_was_meant_or_what_there_is() {
         ),
         (r#"authentication = "on""#, "write one that is known"),
         (r#"protocol = "sctp""#, "write one that is known"),
-        (r#"reserve = "95%""#, "write one that is in this range"),
+        (r#"reserve = "95%""#, "write a percentage in this range"),
         (r#"reserve = "50""#, r#"write "50%""#),
     ] {
         let found = problems(&example_with(setting)).remove(0);
@@ -628,7 +628,7 @@ fn the_command_line_goes_before_the_file() {
         .option("service.threshold", "10%");
     let config = Config::example(&overrides, Some(KERNEL)).expect("a good configuration");
     let mut expected = lab();
-    expected.manager = Manager {
+    expected.manager = ManagerSettings {
         interfaces: vec!["lan0".to_owned(), "lan1".to_owned()],
         attach: Attach::Xdp,
         heartbeat_listen: "10.0.0.1:9000".parse().expect("an address"),
@@ -638,7 +638,7 @@ fn the_command_line_goes_before_the_file() {
         event_log: None,
         legacy_heartbeats: true,
         http_listen: None,
-        ..Manager::default()
+        ..ManagerSettings::default()
     };
     expected.failover.down_after = Duration::from_secs(20);
     expected.services[0].threshold = Threshold::Percent(10);
@@ -905,7 +905,7 @@ fn services_that_show_their_clients_share_no_endpoint_with_a_routed_one() {
         assert_eq!(found[0].kind, Kind::SharedEndpoint);
         assert_eq!(
             found[0].what,
-            "192.168.57.3:8081 already serves service web, and mode \"routed\" could not distinguish the two"
+            "192.168.57.3:8081 already serves service web, and mode \"routed\" cannot distinguish the two"
         );
         parse(&pair(one, other, 8082)).expect("two ports");
     }

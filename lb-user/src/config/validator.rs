@@ -1,32 +1,32 @@
-//! Records where each value was written, and collects what is wrong.
+//! Records where each value was written, and collects the problems.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::document::RawTable;
+use super::document::{RawTable, RawValue};
 use super::error::{BadValue, ConfigError, Origin, Problem, ProblemKind};
 use super::overrides::{Assignment, Overrides};
 use super::retired;
 use super::words::nearest;
 
-/// Everything that is known of a configuration while it is validated.
+/// The origins and problems of the values of a configuration while it is validated.
 ///
 /// A path names a value: `failover.down_after`, or `service.0.workers.1.name`.
 pub(super) struct Validator<'a> {
     file: &'a str,
     pub overrides: &'a Overrides,
     pub assignments: &'a [Assignment<'a>],
-    entries: BTreeMap<String, Entry>,
+    records: BTreeMap<String, ValueRecord>,
     problems: Vec<Problem>,
     syntax: Vec<Problem>,
 }
 
-struct Entry {
+struct ValueRecord {
     origin: Origin,
-    is_good: bool,
+    is_valid: bool,
 }
 
 impl<'a> Validator<'a> {
-    /// `syntax` has the places of the file that are not TOML.
+    /// `syntax` has a problem for each line of the file that is not TOML.
     pub fn new(
         file: &'a str,
         overrides: &'a Overrides,
@@ -37,7 +37,7 @@ impl<'a> Validator<'a> {
             file,
             overrides,
             assignments,
-            entries: BTreeMap::new(),
+            records: BTreeMap::new(),
             problems: Vec::new(),
             syntax,
         }
@@ -45,19 +45,15 @@ impl<'a> Validator<'a> {
 
     pub fn finish<T>(self, config: T) -> Result<T, ConfigError> {
         let mut problems = self.syntax;
-        match problems.is_empty() {
-            true => problems = self.problems,
-            // What is missing, or stands in a line that is not TOML, may follow from that line alone.
-            false => {
-                let lines: Vec<Origin> = problems.iter().map(|it| it.origin.clone()).collect();
-                let others = self.problems.into_iter();
-                problems.extend(others.filter(|it| {
-                    matches!(it.origin, Origin::Line { .. })
-                        && !it.kind.may_follow_from_syntax()
-                        && !lines.contains(&it.origin)
-                }));
-            }
-        }
+        let lines: Vec<Origin> = problems.iter().map(|it| it.origin.clone()).collect();
+        // A line that is not TOML can be the only cause of a problem in that line, or of a missing value.
+        let is_independent = |it: &Problem| {
+            matches!(it.origin, Origin::Line { .. })
+                && !it.kind.may_follow_from_syntax()
+                && !lines.contains(&it.origin)
+        };
+        let others = self.problems.into_iter();
+        problems.extend(others.filter(|it| lines.is_empty() || is_independent(it)));
         match problems.is_empty() {
             true => Ok(config),
             false => Err(ConfigError { problems }),
@@ -77,10 +73,10 @@ impl<'a> Validator<'a> {
                 "" => (*key).to_owned(),
                 table => format!("{table}.{key}"),
             };
-            self.note(&path, given.source.origin());
+            self.record_origin(&path, given.source.origin());
             let near = nearest(key, names);
             misspelt.extend(near);
-            let remedy = match (retired::key(&public(&path)), near) {
+            let remedy = match (retired::key(&display_path(&path)), near) {
                 (Some(instead), _) => instead.to_owned(),
                 (None, Some(near)) => format!("did you mean {near:?}?"),
                 (None, None) => "remove it, or move it to the table it belongs to".to_owned(),
@@ -116,49 +112,55 @@ impl<'a> Validator<'a> {
         expected: impl Into<String>,
         remedy: impl Into<String>,
     ) {
-        let absent = self.absent();
-        let entry = self.entries.entry(path.to_owned());
-        let entry = entry.or_insert(Entry {
+        let absent = self.absent_origin();
+        let record = self.records.entry(path.to_owned());
+        let record = record.or_insert(ValueRecord {
             origin: absent,
-            is_good: false,
+            is_valid: false,
         });
-        entry.is_good = false;
+        record.is_valid = false;
         self.problems.push(Problem {
             kind,
-            origin: entry.origin.clone(),
-            key: public(path),
+            origin: record.origin.clone(),
+            key: display_path(path),
             what: what.into(),
             expected: expected.into(),
             remedy: remedy.into(),
         });
     }
 
-    /// Whether the values have had no problem so far: one mistake is reported once.
-    pub fn are_good(&self, paths: &[&str]) -> bool {
-        let mut entries = paths.iter().map(|path| self.entries.get(*path));
-        entries.all(|entry| entry.is_some_and(|it| it.is_good))
+    /// Whether none of the values has a problem so far, so that one mistake is reported once.
+    pub fn are_valid(&self, paths: &[&str]) -> bool {
+        let mut records = paths.iter().map(|path| self.records.get(*path));
+        records.all(|record| record.is_some_and(|it| it.is_valid))
     }
 
     pub fn origin(&self, path: &str) -> Option<&Origin> {
-        self.entries.get(path).map(|entry| &entry.origin)
+        self.records.get(path).map(|record| &record.origin)
     }
 
     /// Records where the value at `path` was written.
-    pub fn note(&mut self, path: &str, origin: Origin) {
-        match self.entries.get_mut(path) {
-            Some(entry) => entry.origin = origin,
+    pub fn record_origin(&mut self, path: &str, origin: Origin) {
+        match self.records.get_mut(path) {
+            Some(record) => record.origin = origin,
             None => {
-                let is_good = true;
-                self.entries
-                    .insert(path.to_owned(), Entry { origin, is_good });
+                let is_valid = true;
+                self.records
+                    .insert(path.to_owned(), ValueRecord { origin, is_valid });
             }
         }
     }
 
-    pub fn absent(&self) -> Origin {
-        Origin::File {
-            file: self.file.to_owned(),
-        }
+    /// Records and returns the origin of a value that the file may lack.
+    pub fn record_given(&mut self, path: &str, given: Option<RawValue<'_>>) -> Origin {
+        let origin = given.map_or(self.absent_origin(), |given| given.source.origin());
+        self.record_origin(path, origin.clone());
+        origin
+    }
+
+    /// The origin of a value that the file does not give.
+    pub fn absent_origin(&self) -> Origin {
+        Origin::file(self.file, None)
     }
 
     /// Names the default in the remedy of a value that was out of bounds.
@@ -173,14 +175,14 @@ impl<'a> Validator<'a> {
         }
     }
 
-    /// Keeps a value out of further checks.
-    pub fn forget(&mut self, path: &str) {
-        self.entries.remove(path);
+    /// Excludes a value from further checks.
+    pub fn remove(&mut self, path: &str) {
+        self.records.remove(path);
     }
 }
 
-/// A path as a person knows it, without numbers.
-pub(super) fn public(path: &str) -> String {
+/// A path without the numbers of list entries, for messages.
+pub(super) fn display_path(path: &str) -> String {
     let parts = path.split('.').filter(|it| it.parse::<usize>().is_err());
     parts.collect::<Vec<_>>().join(".")
 }

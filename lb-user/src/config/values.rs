@@ -55,13 +55,13 @@ pub(super) fn duration(text: &str) -> Result<Duration, BadValue> {
         what: format!("{text:?} is not a duration: {error}"),
         expected: "a number with a unit: ms, s, m, h".into(),
         remedy: match text.trim().parse::<u64>() {
-            Ok(number) => format!("write \"{number}ms\" or \"{number}s\", whichever is meant"),
+            Ok(number) => format!("write \"{number}ms\" or \"{number}s\""),
             Err(_) => "write for instance \"1500ms\" or \"1h 30m\"".to_owned(),
         },
     })
 }
 
-/// Writes a duration as it would stand in the file.
+/// Formats a duration as the file has it.
 pub(super) fn show_duration(duration: Duration) -> String {
     if duration.subsec_nanos() == 0 {
         return humantime::format_duration(duration).to_string();
@@ -72,7 +72,7 @@ pub(super) fn show_duration(duration: Duration) -> String {
     }
 }
 
-/// Parses a size such as `64MiB`; nothing if it is none.
+/// Parses a size such as `64MiB`.
 pub fn size(text: &str) -> Option<u64> {
     match threshold(text) {
         Ok(Threshold::Bytes(bytes)) => Some(bytes),
@@ -82,7 +82,7 @@ pub fn size(text: &str) -> Option<u64> {
 
 /// Parses a threshold: `auto`, a size, or a percentage.
 pub(super) fn threshold(text: &str) -> Result<Threshold, BadValue> {
-    const MOST_PERCENT: u32 = 1000;
+    const MAX_PERCENT: u32 = 1000;
     let bad = |what: String, remedy: &str| BadValue {
         kind: ProblemKind::BadThreshold,
         what,
@@ -95,7 +95,7 @@ pub(super) fn threshold(text: &str) -> Result<Threshold, BadValue> {
     }
     if let Some(number) = trimmed.strip_suffix('%') {
         return match number.trim_end().parse() {
-            Ok(percent) if percent <= MOST_PERCENT => Ok(Threshold::Percent(percent)),
+            Ok(percent) if percent <= MAX_PERCENT => Ok(Threshold::Percent(percent)),
             Ok(_) | Err(_) => Err(bad(
                 format!("{text:?} is not a percentage"),
                 "write a whole number from 0 to 1000 before the %",
@@ -120,22 +120,19 @@ pub(super) fn threshold(text: &str) -> Result<Threshold, BadValue> {
         "tib" => 40,
         _ => {
             return Err(bad(
-                format!("{text:?} has a unit that is not understood"),
+                format!("{text:?} has an unknown unit"),
                 "use B, KiB, MiB, GiB or TiB (1 MiB is 1,048,576 bytes)",
             ));
         }
     };
     let bytes = number.checked_mul(1 << shift);
-    bytes.map(Threshold::Bytes).ok_or_else(|| {
-        bad(
-            format!("{text:?} is more memory than 64 bits can count"),
-            "write a smaller size",
-        )
-    })
+    bytes
+        .map(Threshold::Bytes)
+        .ok_or_else(|| bad(format!("{text:?} exceeds 64 bits"), "write a smaller size"))
 }
 
 /// Parses a whole percentage such as `10%`, within `range`.
-pub(super) fn percent(text: &str, range: RangeInclusive<u32>) -> Result<u32, BadValue> {
+pub(super) fn percent(text: &str, range: &RangeInclusive<u32>) -> Result<u32, BadValue> {
     let (text, least, most) = (text.trim(), range.start(), range.end());
     let number = |text: &str| text.trim_end().parse::<u32>().ok();
     let with_sign = text.strip_suffix('%').and_then(number);
@@ -143,15 +140,19 @@ pub(super) fn percent(text: &str, range: RangeInclusive<u32>) -> Result<u32, Bad
         return Ok(percent);
     }
     let (what, remedy) = match (with_sign, number(text)) {
-        (Some(_), _) => ("out of range", "write one that is in this range".to_owned()),
-        (_, Some(bare)) if range.contains(&bare) => ("no percentage", format!("write \"{bare}%\"")),
-        _ => ("no percentage", "write for instance \"50%\"".to_owned()),
+        (Some(_), _) => (
+            "out of range",
+            "write a percentage in this range".to_owned(),
+        ),
+        (_, Some(bare)) if range.contains(&bare) => {
+            ("not a percentage", format!("write \"{bare}%\""))
+        }
+        _ => ("not a percentage", "write for instance \"50%\"".to_owned()),
     };
     Err(BadValue {
         kind: ProblemKind::BadPercent,
         what: format!("{text:?} is {what}"),
-        expected: format!("a whole number with a % behind it, from \"{least}%\" to \"{most}%\"")
-            .into(),
+        expected: format!("a whole number followed by %, from \"{least}%\" to \"{most}%\"").into(),
         remedy,
     })
 }
@@ -161,7 +162,7 @@ pub(super) fn max_share(text: &str) -> Result<MaxShare, BadValue> {
     if text.trim() == "auto" {
         return Ok(MaxShare::Auto);
     }
-    percent(text, 1..=100)
+    percent(text, &(1..=100))
         .map(MaxShare::Percent)
         .map_err(|bad| BadValue {
             expected: "\"auto\", or a percentage from \"1%\" to \"100%\"".into(),
@@ -200,7 +201,7 @@ pub(super) fn address(text: &str) -> Result<SocketAddr, BadValue> {
     match text.parse::<SocketAddr>() {
         Ok(address) if address.port() == 0 => bad(
             format!("{text:?} has port 0"),
-            "write the port that is really used".to_owned(),
+            "write the port that the server listens on".to_owned(),
         ),
         Ok(address) if address.ip().to_canonical() != address.ip() => bad(
             format!("{text:?} is an IPv4 address written as an IPv6 one"),
@@ -266,7 +267,8 @@ pub(super) fn peer_address(text: &str) -> Result<SocketAddr, BadValue> {
         true => Err(BadValue {
             kind: ProblemKind::BadAddress,
             what: format!("{ip} is not the address of one machine"),
-            expected: "one address of that manager, best on a link of the managers' own".into(),
+            expected: "one address of that manager, best on a separate link between the managers"
+                .into(),
             remedy: "write an address that `ip address` shows there, as in \"10.0.9.1:9997\""
                 .to_owned(),
         }),

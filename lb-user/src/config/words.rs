@@ -1,9 +1,9 @@
-//! Words that a person may have meant.
+//! Suggestions for misspelt words.
 
-/// Returns the known word that was most probably meant.
+/// Returns the known word that is most similar, if one is similar enough.
 pub fn nearest<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
     let word = plain(word);
-    // An abbreviation, as least_conn.
+    // An abbreviation, such as least_conn.
     let mut longer = known.iter().filter(|it| plain(it).starts_with(&word));
     if let (Some(only), None) = (longer.next(), longer.next())
         && word.len() >= 3

@@ -60,7 +60,7 @@ pub fn read(pin_path: &Path) -> Result<Adoption> {
         let identity = identity(&backend, &adoption.pinned.services);
         adoption.pinned.backends.push((BackendId(id), identity));
         if matches!(backend.state, state::UP | state::DRAINING) {
-            adoption.pinned.flows_go_on.insert(BackendId(id));
+            adoption.pinned.keeps_flows.insert(BackendId(id));
         }
         if backend.mode == mode::LOCAL {
             continue;

@@ -87,7 +87,7 @@ pub(super) fn replace_backends(
         .map(|it| (it.address.ip(), it.route.clone()))
         .collect();
     for (id, new) in &mut backends {
-        new.keeps_flows = numbers.flows_go_on.contains(id);
+        new.keeps_flows = numbers.keeps_flows.contains(id);
         // The route to a worker is the same for each of its services.
         if !new.is_fallback
             && let Some(route) = routes.get(&new.address.ip())

@@ -185,7 +185,7 @@ impl World {
                 .keys()
                 .map(|it| (id(it), self.identities[&id(it)]))
                 .collect(),
-            flows_go_on: self
+            keeps_flows: self
                 .entries
                 .iter()
                 .filter(|(_, entry)| goes_on(entry))

@@ -56,7 +56,7 @@ impl Facts {
     }
 }
 
-pub async fn gather(manager: &config::Manager) -> Facts {
+pub async fn gather(manager: &config::ManagerSettings) -> Facts {
     let (answer, pid) = ask(&manager.control_socket).await;
     let (managers, elsewhere): (Vec<_>, Vec<_>) = processes::of_verb("manager")
         .into_iter()

@@ -1,15 +1,15 @@
-//! What is imported, as a `memlb.toml` that says of each line where it comes from.
+//! Writes a `memlb.toml` in which each line names the imported line.
 
 use std::fmt::Write;
 use std::net::SocketAddr;
 
 use lb_core::{Mode, Protocol};
 
-use super::service::{Check, Import, Origin, Server, Service};
+use super::service::{Import, ImportedService, Server, ServerCheck, SourceLine};
 use crate::addresses::Addresses;
 
-/// memlb's weights are between 1 % and 1000 %.
-const LEAST_WEIGHT: u32 = 1;
+/// memlb's weights are from 1 % to 1000 %.
+const MIN_WEIGHT: u32 = 1;
 
 /// Writes the configuration; `source` names the file that was read.
 pub fn write(
@@ -40,7 +40,7 @@ pub fn write(
     text
 }
 
-/// Returns what has no equal, one text each.
+/// Returns the notes, one text each.
 pub fn notes(import: &Import) -> Vec<String> {
     let notes = import.notes.iter();
     notes
@@ -55,7 +55,7 @@ pub fn notes(import: &Import) -> Vec<String> {
         .collect()
 }
 
-/// Returns the command of each worker's agent.
+/// Returns the command of the agent of each worker.
 pub fn agents(import: &Import) -> Vec<String> {
     let mut commands: Vec<String> = Vec::new();
     let mut seen: Vec<&str> = Vec::new();
@@ -71,7 +71,8 @@ pub fn agents(import: &Import) -> Vec<String> {
 }
 
 fn agent(import: &Import, server: &Server) -> String {
-    let of_worker = |service: &&Service| service.servers.iter().any(|it| it.name == server.name);
+    let of_worker =
+        |service: &&ImportedService| service.servers.iter().any(|it| it.name == server.name);
     let mut services = import.services.iter().filter(of_worker);
     let manager = services.clone().find_map(|it| it.ip);
     let manager = manager.map_or_else(|| "MANAGER".to_owned(), |ip| ip.to_string());
@@ -92,7 +93,7 @@ fn agent(import: &Import, server: &Server) -> String {
     command
 }
 
-fn check_options(check: &Check, server: SocketAddr) -> String {
+fn check_options(check: &ServerCheck, server: SocketAddr) -> String {
     let at = SocketAddr::new(server.ip(), check.port.unwrap_or(server.port()));
     let mut options = match &check.path {
         Some(path) => format!(" --check 'http://{at}{path}'"),
@@ -135,7 +136,7 @@ fn interfaces(import: &Import, machine: &Addresses, interface: Option<&str>) -> 
     )
 }
 
-fn of_service(service: &Service) -> String {
+fn of_service(service: &ImportedService) -> String {
     let mut text = format!("\n[[service]]\nname = \"{}\"\n", service.name);
     setting(
         &mut text,
@@ -215,24 +216,24 @@ fn setting(text: &mut String, key: &str, value: &str, comment: &str) {
     _ = writeln!(text, "{key} = \"{value}\"  # {comment}");
 }
 
-/// The largest weight is 100 %.
+/// Scales weights so that the largest is 100 %.
 fn percent(weight: u32, most: u32) -> u32 {
     let share = (u64::from(weight) * 100).div_ceil(u64::from(most.max(1)));
-    u32::try_from(share).unwrap_or(100).clamp(LEAST_WEIGHT, 100)
+    u32::try_from(share).unwrap_or(100).clamp(MIN_WEIGHT, 100)
 }
 
-fn listen(service: &Service) -> String {
+fn listen(service: &ImportedService) -> String {
     match service.ip {
         Some(ip) => SocketAddr::new(ip, service.port).to_string(),
         None => format!("ADDRESS:{}", service.port),
     }
 }
 
-fn comment(origin: &Origin) -> String {
+fn comment(origin: &SourceLine) -> String {
     format!("{}: {}", origin.location, one_line(&origin.text))
 }
 
-/// Comments and messages have one line and no control characters.
+/// Makes a text fit for a comment or message: one line of at most 120 characters, without control characters.
 fn one_line(text: &str) -> String {
     let clean: String = text
         .chars()

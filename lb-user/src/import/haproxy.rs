@@ -6,14 +6,17 @@ use lb_core::{Mode, Protocol};
 
 use super::{
     ImportError, directory_of, name_in,
-    service::{Balance, Check, Import, Origin, Server, Service, address, advice, host_and_port},
+    service::{
+        Balance, Import, ImportedService, Server, ServerCheck, SourceLine, address, advice,
+        host_and_port,
+    },
     statement::{Location, Statement, words},
 };
 
 const SECTIONS: &str = "global defaults frontend backend listen peers resolvers userlist mailers cache program \
     http-errors ring log-forward fcgi-app";
 
-/// Lines without an equal, by the beginning of the line, and what to do about them. The first match counts.
+/// Lines without an equal, by the beginning of the line, with the advice. The first match counts.
 const NO_EQUAL: &str = "\
 use_backend: memlb does not route by request: the backend of default_backend gets all of them
 use-server: memlb does not route by request
@@ -31,6 +34,15 @@ const TLS: &str = "memlb does not terminate TLS: the workers must, or HAProxy ke
 const PROXY: &str =
     "memlb sends no PROXY header; in modes \"routed\" and \"dsr\" workers see the client's address";
 
+/// Parameters of `server` without an equal, with the advice.
+const PARAMETERS_WITHOUT_EQUAL: &str = "\
+ssl: memlb passes bytes on: clients' own TLS reaches the worker
+send-proxy: memlb sends no PROXY header; in modes \"routed\" and \"dsr\" workers see the client's address
+send-proxy-v2: memlb sends no PROXY header; in modes \"routed\" and \"dsr\" workers see the client's address
+agent-check: memlb agent reports memory and health by itself
+cookie: memlb reads no cookies; policy \"source_hash\" keeps clients of one address with one worker
+slowstart: the service's ramp_up does this for all workers";
+
 /// Parameters of `server` that have a value.
 const WITH_VALUE: &str = "addr agent-addr agent-inter agent-port agent-send alpn ca-file check-alpn check-proto check-sni ciphers \
     cookie crt downinter error-limit fall fastinter id init-addr inter log-proto maxconn maxqueue minconn \
@@ -45,7 +57,7 @@ const WITH_VALUE: &str = "addr agent-addr agent-inter agent-port agent-send alpn
 pub fn import(text: &str, path: &Path) -> Result<Import, ImportError> {
     let sections = sections(text, path)?;
     let mut import = Import::default();
-    let backends: BTreeMap<&str, &Section> = sections
+    let backends: BTreeMap<&str, &HaproxySection> = sections
         .iter()
         .filter(|it| matches!(it.kind(), "backend" | "listen"))
         .map(|it| (it.header.argument(0), it))
@@ -68,7 +80,7 @@ pub fn import(text: &str, path: &Path) -> Result<Import, ImportError> {
                     continue;
                 };
                 let servers = backend.servers(port, &mut import);
-                import.services.push(Service {
+                import.services.push(ImportedService {
                     name: section.header.argument(0).to_owned(),
                     ip,
                     port,
@@ -85,16 +97,16 @@ pub fn import(text: &str, path: &Path) -> Result<Import, ImportError> {
     Ok(import)
 }
 
-/// A section, with the lines of the `defaults` before it.
-struct Section {
+/// A section, with the lines of the last `defaults` before it.
+struct HaproxySection {
     header: Statement,
     lines: Vec<Statement>,
     defaults: Arc<[Statement]>,
 }
 
-fn sections(text: &str, path: &Path) -> Result<Vec<Section>, ImportError> {
+fn sections(text: &str, path: &Path) -> Result<Vec<HaproxySection>, ImportError> {
     let file = name_in(&directory_of(path), path);
-    let mut sections: Vec<Section> = Vec::new();
+    let mut sections: Vec<HaproxySection> = Vec::new();
     for (index, line) in text.lines().enumerate() {
         let location = Location {
             file: Arc::clone(&file),
@@ -111,7 +123,7 @@ fn sections(text: &str, path: &Path) -> Result<Vec<Section>, ImportError> {
         };
         if is_among(SECTIONS, statement.name()) {
             let defaults = sections.iter().rfind(|it| it.kind() == "defaults");
-            sections.push(Section {
+            sections.push(HaproxySection {
                 defaults: defaults
                     .map_or_else(|| Arc::from([]), |it| Arc::from(it.lines.as_slice())),
                 header: statement,
@@ -124,7 +136,7 @@ fn sections(text: &str, path: &Path) -> Result<Vec<Section>, ImportError> {
     Ok(sections)
 }
 
-impl Section {
+impl HaproxySection {
     fn kind(&self) -> &str {
         self.header.name()
     }
@@ -137,12 +149,7 @@ impl Section {
     /// Returns the last line that begins with these words, or that of the defaults.
     fn setting(&self, beginning: &[&str]) -> Option<&Statement> {
         let begins = |it: &&Statement| {
-            it.words
-                .iter()
-                .zip(beginning)
-                .filter(|(a, b)| a == b)
-                .count()
-                == beginning.len()
+            it.words.len() >= beginning.len() && it.words.iter().zip(beginning).all(|(a, b)| a == b)
         };
         self.lines
             .iter()
@@ -159,7 +166,7 @@ impl Section {
         }
     }
 
-    /// Returns the section whose servers serve this one.
+    /// Returns the section that has the servers of this one.
     fn backend<'a>(
         &'a self,
         backends: &BTreeMap<&str, &'a Self>,
@@ -168,7 +175,7 @@ impl Section {
         let unconditional = self.own("use_backend").find(|it| it.arguments().len() == 1);
         let Some(chosen) = unconditional.or_else(|| self.setting(&["default_backend"])) else {
             if self.own("server").next().is_none() {
-                return import.leave_out(
+                return import.skip(
                     &self.header,
                     "this section has neither default_backend nor servers; it is left out",
                 );
@@ -226,7 +233,7 @@ impl Section {
     }
 
     /// Returns the HTTP check that `option httpchk` and `http-check` describe.
-    fn http_check(&self) -> Option<Check> {
+    fn http_check(&self) -> Option<ServerCheck> {
         let option = self.setting(&["option", "httpchk"])?;
         let path = option
             .arguments()
@@ -236,10 +243,10 @@ impl Section {
         let sent = self.setting(&["http-check", "send"]);
         let sent = sent.and_then(|it| value_of(it.arguments(), "uri"));
         let status = self.setting(&["http-check", "expect", "status"]);
-        Some(Check {
+        Some(ServerCheck {
             path: Some(sent.or(path.cloned()).unwrap_or_else(|| "/".to_owned())),
             status: status.map(|it| it.argument(2).to_owned()),
-            ..Check::default()
+            ..ServerCheck::default()
         })
     }
 }
@@ -274,7 +281,7 @@ impl<'a> Parameters<'a> {
         self.0.iter().rfind(|it| it.0 == name).map(|it| it.1)
     }
 
-    /// Whether the flag is set, and no later `no-` takes it back.
+    /// Whether the flag is set, and not reset by a later `no-`.
     fn flag(&self, name: &str) -> bool {
         let flags = self.0.iter().map(|it| it.0);
         let mut flags = flags.filter(|it| it.strip_prefix("no-").unwrap_or(it) == name);
@@ -285,66 +292,33 @@ impl<'a> Parameters<'a> {
 fn server(
     line: &Statement,
     defaults: &[String],
-    http: Option<&Check>,
+    http: Option<&ServerCheck>,
     port: u16,
     import: &mut Import,
 ) -> Option<Server> {
     let own = line.arguments().get(2..).unwrap_or_default();
     let parameters = Parameters::new(defaults.iter().chain(own));
     if parameters.flag("disabled") {
-        return import.leave_out(
+        return import.skip(
             line,
             "left out, because it is disabled: add it, and drain it (memlb maintenance)",
         );
     }
-    for (name, advice) in [
-        (
-            "ssl",
-            "memlb passes bytes on: clients' own TLS reaches the worker",
-        ),
-        ("send-proxy", PROXY),
-        ("send-proxy-v2", PROXY),
-        (
-            "agent-check",
-            "memlb agent reports memory and health by itself",
-        ),
-    ] {
+    let without_equal = PARAMETERS_WITHOUT_EQUAL.lines();
+    for (name, advice) in without_equal.filter_map(|row| row.split_once(": ")) {
         if parameters.flag(name) {
-            import.note(line, advice);
-        }
-    }
-    for (name, advice) in [
-        (
-            "cookie",
-            "memlb reads no cookies; policy \"source_hash\" keeps clients of one address with one worker",
-        ),
-        (
-            "slowstart",
-            "the service's ramp_up does this for all workers",
-        ),
-    ] {
-        if parameters.value(name).is_some() {
             import.note(line, advice);
         }
     }
     let (host, own_port) = host_and_port(strip_family(line.argument(1)));
     if host.starts_with('/') || host.contains('@') {
-        return import.leave_out(
+        return import.skip(
             line,
             "a worker is another machine, not a UNIX socket; left out",
         );
     }
-    let weight = parameters
-        .value("weight")
-        .and_then(|it| it.parse().ok())
-        .unwrap_or(1);
-    if weight == 0 {
-        import.note(
-            line,
-            "weight 0 means drained: memlb drain keeps new connections away",
-        );
-    }
-    let check = parameters.flag("check").then(|| Check {
+    let weight = import.weight(line, parameters.value("weight").unwrap_or("1"));
+    let check = parameters.flag("check").then(|| ServerCheck {
         port: parameters.value("port").and_then(|it| it.parse().ok()),
         interval: parameters.value("inter").map(duration),
         failures: parameters.value("fall").and_then(|it| it.parse().ok()),
@@ -362,13 +336,13 @@ fn server(
             backup: parameters.flag("backup"),
             agent: true,
             max_connections,
-            origin: Origin::from(line),
+            origin: SourceLine::from(line),
         }),
-        Err(why) => import.leave_out(line, why),
+        Err(why) => import.skip(line, why),
     }
 }
 
-/// HAProxy counts milliseconds where no unit is given; its units are memlb's.
+/// Converts a duration: without a unit, HAProxy means milliseconds; its units are also memlb's.
 fn duration(text: &str) -> String {
     match text.bytes().all(|it| it.is_ascii_digit()) {
         true => format!("{text}ms"),
@@ -394,17 +368,10 @@ fn bind_address(one: &str, bind: &Statement, import: &mut Import) -> Option<(Opt
     }
     let (host, port) = one.rsplit_once(':').unwrap_or((one, ""));
     let Ok(port) = port.parse::<u16>() else {
-        return import.leave_out(
+        return import.skip(
             bind,
             "memlb serves single ports of IP addresses; this one is left out",
         );
     };
-    match strip_family(host) {
-        "" | "*" | "0.0.0.0" => Some((None, port)),
-        "::" | "[::]" => import.leave_out(bind, "a service has one address: for IPv6 add a service with the IPv6 address of the manager"),
-        host => match address(host, port) {
-            Ok(address) => Some((Some(address.ip()), port)),
-            Err(why) => import.leave_out(bind, why),
-        },
-    }
+    Some((import.listen_ip(bind, strip_family(host))?, port))
 }

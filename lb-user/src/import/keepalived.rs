@@ -9,7 +9,7 @@ use lb_core::{Mode, Protocol};
 
 use super::{
     ImportError, directory_of, name_in,
-    service::{Balance, Check, Import, Origin, Server, Service},
+    service::{Balance, Import, ImportedService, Server, ServerCheck, SourceLine},
     statement::{Statement, Terminator, parse},
 };
 
@@ -99,7 +99,7 @@ fn service(
     port: u16,
     listen: &Statement,
     import: &mut Import,
-) -> Option<Service> {
+) -> Option<ImportedService> {
     let value = |names: &[&str]| {
         let mut lines = statement
             .block
@@ -119,7 +119,7 @@ fn service(
         Some("TCP") => Protocol::Tcp,
         Some("UDP") => Protocol::Udp,
         Some(_) => {
-            return import.leave_out(
+            return import.skip(
                 statement,
                 "memlb balances TCP and UDP; this server is left out",
             );
@@ -147,12 +147,12 @@ fn service(
         };
         import.note(line, advice);
     }
-    let mut service = Service {
+    let mut service = ImportedService {
         name: value(&["virtualhost"])
             .map_or_else(|| format!("{ip}-{port}"), |it| it.argument(0).to_owned()),
         ip: Some(ip),
         port,
-        listen: Origin::from(listen),
+        listen: SourceLine::from(listen),
         protocol,
         mode,
         balance: balance(
@@ -165,7 +165,7 @@ fn service(
         fallback: None,
     };
     if let Some(sorry) = value(&["sorry_server"]) {
-        service.fallback = ip_and_port(sorry.arguments()).map(|it| (it, Origin::from(sorry)));
+        service.fallback = ip_and_port(sorry.arguments()).map(|it| (it, SourceLine::from(sorry)));
     }
     let interval = value(&["delay_loop"]).map(|it| seconds(it.argument(0)));
     for real in statement.children("real_server") {
@@ -211,7 +211,7 @@ fn balance(
 
 fn server(real: &Statement, interval: Option<&str>, import: &mut Import) -> Option<Server> {
     let Some(at) = ip_and_port(real.arguments()) else {
-        return import.leave_out(
+        return import.skip(
             real,
             "expected an address and a port that is not 0; this server is left out",
         );
@@ -220,7 +220,7 @@ fn server(real: &Statement, interval: Option<&str>, import: &mut Import) -> Opti
     let mut check = None;
     for line in &real.block {
         match line.name() {
-            "weight" => weight = line.argument(0).parse().unwrap_or(1),
+            "weight" => weight = import.weight(line, line.argument(0)),
             "HTTP_GET" | "TCP_CHECK" => check = Some(of_checker(line, interval)),
             "uthreshold" => max_connections = import.max_connections(line, line.argument(0)),
             "lthreshold" => import.note(line, "a full worker takes connections again as soon as one has ended"),
@@ -233,12 +233,6 @@ fn server(real: &Statement, interval: Option<&str>, import: &mut Import) -> Opti
             _ => {}
         }
     }
-    if weight == 0 {
-        import.note(
-            real,
-            "weight 0 means drained: memlb drain keeps new connections away",
-        );
-    }
     Some(Server {
         name: at.ip().to_string(),
         address: at,
@@ -247,11 +241,11 @@ fn server(real: &Statement, interval: Option<&str>, import: &mut Import) -> Opti
         backup: false,
         agent: true,
         max_connections,
-        origin: Origin::from(real),
+        origin: SourceLine::from(real),
     })
 }
 
-fn of_checker(line: &Statement, interval: Option<&str>) -> Check {
+fn of_checker(line: &Statement, interval: Option<&str>) -> ServerCheck {
     let text = |name: &str| line.child(name).map(|it| it.argument(0));
     let url = line.child("url");
     let of_url = |name: &str| {
@@ -259,7 +253,7 @@ fn of_checker(line: &Statement, interval: Option<&str>) -> Check {
             .map(|it| it.argument(0).to_owned())
     };
     let retries = text("retry").or_else(|| text("nb_get_retry"));
-    Check {
+    ServerCheck {
         path: (line.name() == "HTTP_GET").then(|| of_url("path").unwrap_or_else(|| "/".to_owned())),
         port: text("connect_port").and_then(|it| it.parse().ok()),
         status: of_url("status_code"),
@@ -273,7 +267,7 @@ fn of_checker(line: &Statement, interval: Option<&str>) -> Check {
     }
 }
 
-/// keepalived counts seconds, with decimals.
+/// Converts keepalived's seconds, which may have decimals.
 fn seconds(text: &str) -> String {
     match text.parse::<f64>() {
         Ok(seconds) if seconds.is_finite() && seconds >= 0.0 => {

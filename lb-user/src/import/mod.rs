@@ -1,7 +1,7 @@
 //! `memlb import`: the configuration of nginx, HAProxy or keepalived, as a `memlb.toml`.
 //!
-//! The three formats share words, quotes and comments (`statement`). Each becomes `service::Import`, from which
-//! `document` writes the file. No existing parser keeps the lines of all three, which every comment and note names.
+//! The three formats share words, quotes and comments (`statement`). Each is converted to a `service::Import`, from which
+//! `document` writes the file. Every comment and note names its line; no existing parser keeps the lines of all three.
 
 mod document;
 mod haproxy;
@@ -33,7 +33,7 @@ pub enum Format {
     Keepalived,
 }
 
-/// Why nothing was imported.
+/// Why the import failed.
 #[derive(Debug, Error)]
 pub enum ImportError {
     #[error("read {}: {error}", .path.display())]
@@ -45,18 +45,18 @@ pub enum ImportError {
     #[error("{0}: more than {1} files are included; a file probably includes itself")]
     TooManyIncludes(Location, usize),
     #[error(
-        "{}: found neither upstream or server (nginx), nor frontend or listen (HAProxy), nor virtual_server \
-         (keepalived); --from says which program the file is for", .0.display()
+        "{}: no upstream or server (nginx), frontend or listen (HAProxy), or virtual_server (keepalived) found; \
+         name the program with --from", .0.display()
     )]
     UnknownFormat(PathBuf),
     #[error("{}: no service can be imported:\n  {}", .path.display(), .notes.join("\n  "))]
     NoService { path: PathBuf, notes: Vec<String> },
 }
 
-/// What the command line chooses.
+/// The options of the command line.
 #[derive(Debug, Clone, Default)]
 pub struct Options {
-    /// By default, the content decides.
+    /// `None`: the content decides.
     pub format: Option<Format>,
     /// The address of services that listen at every address.
     pub address: Option<IpAddr>,
@@ -64,13 +64,13 @@ pub struct Options {
     pub interface: Option<String>,
 }
 
-/// The result.
+/// The result of an import.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Imported {
     /// The text of a `memlb.toml`.
     pub toml: String,
     pub services: usize,
-    /// What has no equal in memlb.
+    /// The lines without an equal in memlb, and what to do about them.
     pub notes: Vec<String>,
     /// The commands to run on the workers.
     pub agents: Vec<String>,
@@ -80,7 +80,7 @@ pub struct Imported {
 ///
 /// # Errors
 ///
-/// When the file cannot be read or parsed, or contains no service that memlb can have.
+/// When the file cannot be read or parsed, or has no service that memlb supports.
 pub fn import(
     path: &Path,
     options: &Options,
@@ -89,7 +89,7 @@ pub fn import(
     let text = read(path)?;
     let format = options
         .format
-        .or_else(|| recognize(&text))
+        .or_else(|| detect_format(&text))
         .ok_or_else(|| ImportError::UnknownFormat(path.to_owned()))?;
     let mut import = match format {
         Format::Nginx => nginx::import(&text, path)?,
@@ -113,8 +113,8 @@ pub fn import(
     })
 }
 
-/// Returns the program that has a line beginning with one of these words.
-fn recognize(text: &str) -> Option<Format> {
+/// Detects the program by the first words of the lines.
+fn detect_format(text: &str) -> Option<Format> {
     let begins_with = |words: &[&str]| {
         let mut first_words = text
             .lines()
@@ -136,7 +136,7 @@ fn recognize(text: &str) -> Option<Format> {
     }
 }
 
-/// Returns the name of a file in messages: relative to the directory of the main file.
+/// Returns the name of a file in messages, relative to the directory of the main file.
 fn name_in(directory: &Path, path: &Path) -> Arc<str> {
     let name = path.strip_prefix(directory).unwrap_or(path);
     Arc::from(name.display().to_string())
@@ -146,7 +146,7 @@ fn directory_of(path: &Path) -> PathBuf {
     path.parent().map(Path::to_owned).unwrap_or_default()
 }
 
-/// Returns the files of a path in the order of their names; its last part may have one `*`.
+/// Returns the files that match a path, sorted by name; the last part of the path may have one `*`.
 pub(crate) fn matching(path: &Path) -> Vec<PathBuf> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let Some((first, last)) = name.split_once('*') else {

@@ -7,14 +7,16 @@ use lb_core::{Mode, Protocol};
 
 use super::{
     ImportError, directory_of, matching, name_in,
-    service::{Balance, Import, Origin, Server, Service, address, advice, host_and_port},
+    service::{
+        Balance, Import, ImportedService, Server, SourceLine, address, advice, host_and_port,
+    },
     statement::{Statement, Terminator, parse},
 };
 
-/// nginx itself has no limit; a file that includes itself must end.
+/// A limit for a file that includes itself; nginx has none.
 const MAX_INCLUDES: usize = 200;
 
-/// Directives without an equal, by the beginning of their names, and what to do about them. The first match counts.
+/// Directives without an equal, by the beginning of their names, with the advice. The first match counts.
 const NO_EQUAL: &str = "\
 ssl_: memlb does not terminate TLS: the workers must, or nginx keeps this service
 proxy_ssl: memlb passes bytes on: the client's own TLS reaches the worker
@@ -82,7 +84,7 @@ impl Includes {
         self.replace(statements, import)
     }
 
-    /// Puts the statements of included files in the place of `include`.
+    /// Replaces each `include` by the statements of the included files.
     fn replace(
         &mut self,
         statements: Vec<Statement>,
@@ -123,7 +125,7 @@ impl Includes {
     }
 }
 
-/// `http` or `stream`: upstreams are known by name within it.
+/// `http` or `stream`; the names of upstreams are valid within it.
 struct Context<'a> {
     context: &'a Statement,
     is_stream: bool,
@@ -136,7 +138,7 @@ impl<'a> Context<'a> {
 
     fn services(&self, import: &mut Import) {
         report(&self.context.block, import);
-        // The default server of an address comes first: it gets what no other one is for.
+        // The default server of an address comes first: nginx uses it for requests that match no other one.
         let mut servers: Vec<&Statement> = self.context.children("server").collect();
         servers.sort_by_key(|it| !it.children("listen").any(is_default));
         for server in servers {
@@ -144,10 +146,7 @@ impl<'a> Context<'a> {
             if let Some(pass) = self.proxy_pass(server, import) {
                 self.server(server, pass, import);
             } else {
-                import.note(
-                    server,
-                    "this server passes nothing to an upstream; it is left out",
-                );
+                import.note(server, "this server has no proxy_pass; it is left out");
             }
         }
     }
@@ -217,7 +216,7 @@ impl<'a> Context<'a> {
             None => {
                 let default_port = if scheme == "https" { 443 } else { 80 };
                 let servers = server_at(host, default_port, &[], pass, import);
-                (host, servers.into_iter().collect(), in_turn())
+                (host, servers.into_iter().collect(), default_balance())
             }
         };
         if let Some(names) = server
@@ -238,7 +237,7 @@ impl<'a> Context<'a> {
             let Some((ip, port)) = listen_address(listen, import) else {
                 continue;
             };
-            import.services.push(Service {
+            import.services.push(ImportedService {
                 name: name.to_owned(),
                 ip,
                 port,
@@ -289,22 +288,14 @@ fn listen_address(
         None if given.contains("unix:")
             || given.rsplit(':').next().is_some_and(|it| it.contains('-')) =>
         {
-            return import.leave_out(
+            return import.skip(
                 listen,
                 "memlb serves single ports of IP addresses; this one is left out",
             );
         }
         None => 80,
     };
-    let ip = match host {
-        "*" | "0.0.0.0" | "" => None,
-        "[::]" => return import.leave_out(listen, "a service has one address: for IPv6 add a service with the IPv6 address of the manager"),
-        host => match address(host, port) {
-            Ok(address) => Some(address.ip()),
-            Err(why) => return import.leave_out(listen, why),
-        },
-    };
-    Some((ip, port))
+    Some((import.listen_ip(listen, host)?, port))
 }
 
 fn servers(upstream: &Statement, import: &mut Import) -> Vec<Server> {
@@ -327,7 +318,7 @@ fn server_at(
         match name {
             "weight" => weight = value.parse().unwrap_or(1),
             "down" => {
-                return import.leave_out(
+                return import.skip(
                     statement,
                     "left out, because it is down: add it, and drain it (memlb drain)",
                 );
@@ -346,7 +337,7 @@ fn server_at(
     }
     let (host, port) = host_and_port(given);
     if host.starts_with("unix:") {
-        return import.leave_out(
+        return import.skip(
             statement,
             "a worker is another machine, not a UNIX socket; left out",
         );
@@ -360,13 +351,13 @@ fn server_at(
             backup,
             agent: true,
             max_connections,
-            origin: Origin::from(statement),
+            origin: SourceLine::from(statement),
         }),
-        Err(why) => import.leave_out(statement, why),
+        Err(why) => import.skip(statement, why),
     }
 }
 
-fn in_turn() -> Balance {
+fn default_balance() -> Balance {
     Balance {
         policy: "round_robin",
         reason: "nginx takes one server after the other".to_owned(),
@@ -380,7 +371,7 @@ fn balance(upstream: &Statement, import: &mut Import) -> Balance {
         .iter()
         .find(|it| methods.contains(&it.name()))
     else {
-        return in_turn();
+        return default_balance();
     };
     let by_client = ["$remote_addr", "$binary_remote_addr"].contains(&method.argument(0));
     let policy = match method.name() {

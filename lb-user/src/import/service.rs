@@ -1,4 +1,4 @@
-//! What the three formats have in common: services, their servers, and what has no equal in memlb.
+//! The services, servers and notes that an imported configuration becomes, whatever its format.
 
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 
@@ -10,15 +10,15 @@ use crate::addresses::Addresses;
 /// The greatest value of `max_connections`.
 const MAX_CONNECTIONS: u32 = 1 << 24;
 
-/// What a line of the other configuration becomes, with the line itself.
+/// A line of the imported configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Origin {
+pub struct SourceLine {
     pub location: Location,
     /// The words of the line.
     pub text: String,
 }
 
-impl From<&Statement> for Origin {
+impl From<&Statement> for SourceLine {
     fn from(statement: &Statement) -> Self {
         Self {
             location: statement.location.clone(),
@@ -27,26 +27,26 @@ impl From<&Statement> for Origin {
     }
 }
 
-/// What memlb does not do, and what to do instead.
+/// A line that memlb has no equal for, and what to do instead.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Note {
-    pub origin: Origin,
+    pub origin: SourceLine,
     pub advice: String,
 }
 
-/// A policy of memlb, and why it is the nearest one.
+/// The most similar policy of memlb, and the reason for it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Balance {
     pub policy: &'static str,
     pub reason: String,
 }
 
-/// How the agent of a server has to check it.
+/// The check of a server by its agent.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Check {
-    /// The path of an HTTP request; nothing for a TCP connection.
+pub struct ServerCheck {
+    /// The path of an HTTP request; `None` for a TCP connection.
     pub path: Option<String>,
-    /// The port, where it is not the server's own.
+    /// The port, if it is not the server's own.
     pub port: Option<u16>,
     /// The option `--expect-status`.
     pub status: Option<String>,
@@ -64,41 +64,41 @@ pub struct Server {
     pub address: SocketAddr,
     /// Relative to the other servers of the service.
     pub weight: u32,
-    pub check: Option<Check>,
-    /// It takes connections only while no other server can.
+    pub check: Option<ServerCheck>,
+    /// Whether it takes connections only while no other server can.
     pub backup: bool,
-    /// Whether an agent is to run beside it.
+    /// Whether an agent runs on its machine.
     pub agent: bool,
-    /// Most open connections; 0: no limit.
+    /// The maximum number of open connections; 0: no limit.
     pub max_connections: u32,
-    pub origin: Origin,
+    pub origin: SourceLine,
 }
 
 /// One address that clients use, and the servers behind it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Service {
+pub struct ImportedService {
     pub name: String,
-    /// Nothing: every address of the machine.
+    /// `None` means every address of the machine.
     pub ip: Option<IpAddr>,
     pub port: u16,
-    pub listen: Origin,
+    pub listen: SourceLine,
     pub protocol: Protocol,
     pub mode: Mode,
     pub balance: Balance,
     pub servers: Vec<Server>,
     /// The server of last resort.
-    pub fallback: Option<(SocketAddr, Origin)>,
+    pub fallback: Option<(SocketAddr, SourceLine)>,
 }
 
-/// Everything that was read.
+/// The imported configuration.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Import {
-    pub services: Vec<Service>,
+    pub services: Vec<ImportedService>,
     pub notes: Vec<Note>,
 }
 
 impl Import {
-    pub fn note(&mut self, origin: impl Into<Origin>, advice: impl Into<String>) {
+    pub fn note(&mut self, origin: impl Into<SourceLine>, advice: impl Into<String>) {
         let note = Note {
             origin: origin.into(),
             advice: advice.into(),
@@ -108,17 +108,17 @@ impl Import {
         }
     }
 
-    /// Notes why the line is left out.
-    pub fn leave_out<T>(
+    /// Notes why the line is not imported.
+    pub fn skip<T>(
         &mut self,
-        origin: impl Into<Origin>,
+        origin: impl Into<SourceLine>,
         advice: impl Into<String>,
     ) -> Option<T> {
         self.note(origin, advice);
         None
     }
 
-    /// Returns the most connections of a server, and notes what becomes of further ones.
+    /// Parses the maximum number of connections of a server, and notes the outcome of further ones.
     pub fn max_connections(&mut self, line: &Statement, given: &str) -> u32 {
         match given.parse() {
             Ok(0) => 0,
@@ -135,15 +135,40 @@ impl Import {
             _ => {
                 self.note(
                     line,
-                    format!("{given} is no limit that max_connections takes; left out"),
+                    format!("{given} is not a valid max_connections; left out"),
                 );
                 0
             }
         }
     }
 
-    /// Fills in what the files leave open: the address behind "every address", names that are taken, and servers
-    /// that memlb cannot have as workers.
+    /// Parses the weight of a server, and notes that 0 means drained.
+    pub fn weight(&mut self, line: &Statement, given: &str) -> u32 {
+        let weight = given.parse().unwrap_or(1);
+        if weight == 0 {
+            let advice = "weight 0 means drained: memlb drain keeps new connections away";
+            self.note(line, advice);
+        }
+        weight
+    }
+
+    /// Parses the address that a service listens at; the inner `None` means every address. Notes why it cannot be one.
+    pub fn listen_ip(&mut self, line: &Statement, host: &str) -> Option<Option<IpAddr>> {
+        match host {
+            "" | "*" | "0.0.0.0" => Some(None),
+            "::" | "[::]" => self.skip(
+                line,
+                "a service has one address: for IPv6 add a service with the IPv6 address of the manager",
+            ),
+            host => match address(host, 0) {
+                Ok(address) => Some(Some(address.ip())),
+                Err(why) => self.skip(line, why),
+            },
+        }
+    }
+
+    /// Replaces "every address" by an address, makes names unique, and removes servers that cannot be workers and services
+    /// without workers.
     pub fn resolve(&mut self, machine: &Addresses, address: Option<IpAddr>) {
         let own = address.or_else(|| first_address(machine));
         for mut service in std::mem::take(&mut self.services) {
@@ -155,7 +180,7 @@ impl Import {
                 continue;
             };
             service.ip = Some(ip);
-            self.sort_servers(&mut service, ip, machine);
+            self.select_workers(&mut service, ip, machine);
             if service.servers.is_empty() {
                 self.note(
                     service.listen,
@@ -184,8 +209,8 @@ impl Import {
             .sort_by(|a, b| a.origin.location.cmp(&b.origin.location));
     }
 
-    /// Takes out the servers that cannot be workers of a service at `ip`.
-    fn sort_servers(&mut self, service: &mut Service, ip: IpAddr, machine: &Addresses) {
+    /// Removes the servers that cannot be workers of a service at `ip`; one on this machine becomes the fallback.
+    fn select_workers(&mut self, service: &mut ImportedService, ip: IpAddr, machine: &Addresses) {
         for server in std::mem::take(&mut service.servers) {
             let at = server.address.ip();
             if at.is_loopback() || at == ip || machine.interface_of(at).is_some() {
@@ -208,7 +233,7 @@ impl Import {
                 .iter()
                 .any(|it| it.address == server.address)
             {
-                self.note(server.origin, "the same server once more; left out");
+                self.note(server.origin, "this server is named twice; left out");
             } else {
                 let name = self.worker_name(&server, service);
                 service.servers.push(Server { name, ..server });
@@ -226,10 +251,10 @@ impl Import {
     /// A server of last resort on another machine is a backup without an agent.
     fn add_sorry_server(
         &mut self,
-        service: &mut Service,
+        service: &mut ImportedService,
         ip: IpAddr,
         address: SocketAddr,
-        origin: Origin,
+        origin: SourceLine,
     ) {
         if service.mode == Mode::Dsr {
             self.note(
@@ -261,8 +286,8 @@ impl Import {
         service.servers.push(Server { name, ..server });
     }
 
-    /// Returns a name that is this machine's alone: that of an earlier service, if there is one.
-    fn worker_name(&self, server: &Server, service: &Service) -> String {
+    /// Returns the worker's name: the one that its address has in an earlier service, else a new one.
+    fn worker_name(&self, server: &Server, service: &ImportedService) -> String {
         let ip = server.address.ip();
         let is_here = |name: &str| service.servers.iter().any(|it| it.name == name);
         let known = self.services.iter().flat_map(|it| &it.servers);
@@ -296,7 +321,7 @@ fn first_address(machine: &Addresses) -> Option<IpAddr> {
     first.or_else(|| usable.next())
 }
 
-/// Returns `name` as memlb allows it, with the port or a number behind it where it is taken.
+/// Returns `name` in the form that memlb allows. If it is taken, adds the port or a number.
 fn unused(name: &str, port: u16, is_taken: impl Fn(&str) -> bool) -> String {
     let name = valid_name(name);
     let with_port = format!("{name}-{port}");
@@ -308,7 +333,7 @@ fn unused(name: &str, port: u16, is_taken: impl Fn(&str) -> bool) -> String {
         .unwrap_or_default()
 }
 
-/// Replaces what memlb's names may not contain: they have 1 to 64 ASCII letters, digits and `. _ -`.
+/// Replaces the characters that memlb's names cannot have. They have 1 to 64 ASCII letters, digits and `. _ -`.
 fn valid_name(name: &str) -> String {
     // Room for the port and a number.
     let short = name.chars().take(50);
@@ -325,14 +350,14 @@ fn valid_name(name: &str) -> String {
     }
 }
 
-/// Looks up the advice in a table whose rows are names, separated by commas, and the advice after a colon.
+/// Looks up the advice in a table. A row has names, separated by commas, and after a colon the advice.
 pub fn advice(table: &'static str, is_it: impl Fn(&str) -> bool) -> Option<&'static str> {
     let rows = table.lines().filter_map(|row| row.split_once(": "));
     let mut found = rows.filter(|(names, _)| names.split(',').any(|name| is_it(name.trim())));
     found.next().map(|(_, advice)| advice)
 }
 
-/// Returns the address of `host`, which may be a name, and the first one if it has several.
+/// Returns the first address of `host`, which may be a name.
 ///
 /// # Errors
 ///
@@ -351,7 +376,7 @@ pub fn address(host: &str, port: u16) -> Result<SocketAddr, String> {
     first.ok_or_else(|| format!("{host} has no address here: add the worker by hand"))
 }
 
-/// Splits `HOST:PORT`, `[IPv6]:PORT`, `:PORT` or `HOST`; the port is nothing where it is not a number.
+/// Splits `HOST:PORT`, `[IPv6]:PORT`, `:PORT` or `HOST`; the port is `None` if it is not a number.
 pub fn host_and_port(text: &str) -> (&str, Option<u16>) {
     if let Some((host, port)) = text.rsplit_once(':')
         && (!host.contains(':') || host.ends_with(']'))

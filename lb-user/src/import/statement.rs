@@ -27,7 +27,7 @@ pub enum Terminator {
     Newline,
 }
 
-/// One statement: at least one word, and the statements between its braces.
+/// A statement: at least one word, and the statements between its braces.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Statement {
     pub location: Location,
@@ -36,7 +36,7 @@ pub struct Statement {
 }
 
 impl Statement {
-    /// Returns the first word, which says what the statement sets.
+    /// Returns the first word, the name of the directive.
     pub fn name(&self) -> &str {
         self.words.first().map_or("", String::as_str)
     }
@@ -68,7 +68,7 @@ impl fmt::Display for Statement {
     }
 }
 
-/// What makes a file unreadable.
+/// Why a file cannot be parsed.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum SyntaxError {
     #[error("{0}: the quote {1} is not closed")]
@@ -86,7 +86,7 @@ pub enum SyntaxError {
 /// No configuration nests deeper; nginx and keepalived use six levels at most.
 const MAX_DEPTH: usize = 32;
 
-/// One piece of text.
+/// A lexical token.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Token {
     Word(String),
@@ -269,7 +269,7 @@ impl<'a> Lexer<'a> {
         Ok(word)
     }
 
-    /// Reads up to the closing quote, over lines where need be.
+    /// Reads up to the closing quote, which may be on another line.
     fn quoted(&mut self, quote: char, word: &mut String) -> Result<(), SyntaxError> {
         let opened_at = self.location.clone();
         while let Some(next) = self.rest.next() {

@@ -150,9 +150,9 @@ fn reports_what_is_wrong_with_a_file() {
             .unwrap_err()
             .to_string()
     };
-    assert!(error("a = 1\n").contains("--from says which program"));
+    assert!(error("a = 1\n").contains("name the program with --from"));
     assert!(error("http {\n").contains("a.conf:1: `{` is not closed"));
-    assert!(error("server { listen 80; root /srv; }").contains("passes nothing to an upstream"));
+    assert!(error("server { listen 80; root /srv; }").contains("has no proxy_pass"));
     assert!(error("frontend a\n bind :80\n default_backend b\n").contains("no such backend"));
     let missing = import(
         Path::new("/nowhere/a.conf"),

@@ -25,7 +25,7 @@ pub fn compare(scenario: &Scenario, contenders: &[Contender], intervals: &[Durat
     compare_with(scenario, contenders, intervals, |_, _, _| {})
 }
 
-/// The same; calls `progress` before each simulation, with the number of those that are done.
+/// Like [`compare`], and calls `progress` before each simulation, with the number of finished ones.
 pub fn compare_with(
     scenario: &Scenario,
     contenders: &[Contender],

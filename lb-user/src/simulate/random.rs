@@ -1,4 +1,4 @@
-//! Random numbers from a seed: the same in every run.
+//! Random numbers, the same for a seed in every run.
 
 use std::time::Duration;
 

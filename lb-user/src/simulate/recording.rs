@@ -1,4 +1,4 @@
-//! The workers' own use of memory, from the heartbeats of an event log.
+//! Reads the workers' own use of memory from the heartbeats of an event log.
 
 use std::collections::BTreeMap;
 use std::io::BufRead;
@@ -15,10 +15,10 @@ pub struct Recording {
     pub duration: Duration,
 }
 
-/// A line of the event log; others have other fields.
+/// A line of the event log.
 #[derive(Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
-enum Line {
+enum LoggedEvent {
     Heartbeat {
         time: String,
         worker: String,
@@ -40,7 +40,7 @@ impl Recording {
     ///
     /// # Errors
     ///
-    /// Names the line that is no event, or says that no heartbeat has a worker's memory.
+    /// Names the line that is not an event, or says that no heartbeat has a worker's memory.
     pub fn read(log: impl BufRead) -> Result<Self> {
         let mut heard: BTreeMap<String, RecordedHeartbeat> = BTreeMap::new();
         for (number, line) in (1..).zip(log.lines()) {
@@ -49,8 +49,8 @@ impl Recording {
                 continue;
             }
             let event = serde_json::from_str(&line)
-                .with_context(|| format!("line {number} is no event: {line}"))?;
-            let Line::Heartbeat {
+                .with_context(|| format!("line {number} is not an event: {line}"))?;
+            let LoggedEvent::Heartbeat {
                 time,
                 worker,
                 memory_available_bytes,
@@ -60,7 +60,7 @@ impl Recording {
                 continue;
             };
             let time = humantime::parse_rfc3339(&time)
-                .with_context(|| format!("line {number}: {time:?} is no time"))?;
+                .with_context(|| format!("line {number}: {time:?} is not a time"))?;
             let worker = heard.entry(worker).or_default();
             worker.total_bytes = worker.total_bytes.max(total);
             let used = total.saturating_sub(memory_available_bytes);
@@ -69,13 +69,13 @@ impl Recording {
         let times = || heard.values().flat_map(|it| it.steps.iter().map(|it| it.0));
         let (Some(first), Some(last)) = (times().min(), times().max()) else {
             anyhow::bail!(
-                "no heartbeat with a worker's total memory is in the event log: expected lines \
+                "the event log has no heartbeat with a worker's total memory: expected lines \
                  with \"event\":\"heartbeat\""
             );
         };
         let since = |time: SystemTime| time.duration_since(first).unwrap_or_default();
         let duration = since(last);
-        ensure!(!duration.is_zero(), "all heartbeats are of one moment");
+        ensure!(!duration.is_zero(), "all heartbeats have the same time");
         let worker = |(name, mut heard): (String, RecordedHeartbeat)| {
             heard.steps.sort();
             let steps = heard.steps.into_iter();
@@ -121,13 +121,13 @@ mod tests {
 
     #[test]
     fn reports_what_is_wrong_with_a_log() {
-        for (log, said) in [
+        for (log, expected) in [
             ("", "no heartbeat"),
-            ("hello", "line 1 is no event"),
+            ("hello", "line 1 is not an event"),
             (r#"{"event":"manager_stopped"}"#, "no heartbeat"),
         ] {
             let error = Recording::read(log.as_bytes()).unwrap_err();
-            assert!(format!("{error:#}").contains(said), "{error:#}");
+            assert!(format!("{error:#}").contains(expected), "{error:#}");
         }
     }
 }

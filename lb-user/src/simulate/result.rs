@@ -1,4 +1,4 @@
-//! The figures of each policy, as a table and as JSON.
+//! The results of each policy, as a table and as JSON.
 
 use std::fmt;
 use std::time::Duration;
@@ -18,12 +18,12 @@ pub struct Results {
 pub struct Outcome {
     pub policy: &'static str,
     pub report_interval_ms: u64,
-    /// The fullest that any worker's memory was, in percent.
+    /// The maximum use of any worker's memory, in percent.
     pub peak_percent: f64,
     /// Use of the fullest worker over average use, averaged over time: 1 is even.
     pub imbalance: f64,
     pub accepted: u64,
-    /// Connections that found no memory on their worker.
+    /// Connections for which their worker had no memory.
     pub rejected: u64,
 }
 
@@ -38,16 +38,16 @@ pub struct Meter {
 }
 
 impl Meter {
-    /// Notes how full a worker is, 0 to 1.
-    pub fn fills(&mut self, fill: f64) {
+    /// Records the use of a worker's memory, 0 to 1.
+    pub fn record_fill(&mut self, fill: f64) {
         self.peak = self.peak.max(fill);
     }
 
-    /// Notes how full all workers are at one time.
+    /// Records the use of all workers' memory at one time, 0 to 1.
     pub fn sample(&mut self, fills: &[f64]) {
         let fullest = fills.iter().copied().fold(0.0, f64::max);
         let mean = fills.iter().sum::<f64>() / fills.len() as f64;
-        self.fills(fullest);
+        self.record_fill(fullest);
         if mean > 0.0 {
             self.ratios += fullest / mean;
             self.samples += 1.0;

@@ -1,4 +1,4 @@
-//! What is simulated: workers, clients, and the network between workers and manager.
+//! The simulated workers and clients, and the network between workers and manager.
 
 use std::fmt;
 use std::time::Duration;
@@ -7,7 +7,7 @@ use lb_core::{
     Bytes, DEFAULT_HOLD, MaxShare, MemorySettings, Policy, SpreadSettings, Threshold, counted,
 };
 
-/// Everything but the policy and the interval between reports.
+/// A scenario without the policy and the interval between reports.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Scenario {
     pub workers: Vec<WorkerModel>,
@@ -38,7 +38,7 @@ pub struct WorkerModel {
 #[derive(Debug, Clone, PartialEq)]
 pub enum BackgroundLoad {
     Constant(u64),
-    /// From each time on so many bytes.
+    /// The number of bytes from each time on.
     Recorded(Vec<(Duration, u64)>),
 }
 
@@ -54,7 +54,7 @@ impl BackgroundLoad {
     }
 }
 
-/// What chooses the worker for a connection.
+/// The choice of a worker for a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Contender {
     Policy(Policy),
@@ -70,7 +70,7 @@ impl Contender {
         }
     }
 
-    /// All there are.
+    /// Every policy and the baseline.
     pub fn all() -> Vec<Self> {
         let policies = Policy::ALL.iter().copied().map(Self::Policy);
         policies.chain([Self::Random]).collect()
@@ -78,7 +78,7 @@ impl Contender {
 }
 
 impl Default for Scenario {
-    /// Six workers like those of the laboratory, a bit more than half full.
+    /// Six workers like those of the laboratory, with a bit more than half of their memory in use.
     fn default() -> Self {
         Self {
             workers: WorkerModel::of_sizes(&[700 << 20; 6], 100 << 20),

@@ -15,7 +15,7 @@ use super::random::Random;
 use super::result::{Meter, Outcome};
 use super::scenario::{Contender, Scenario, WorkerModel};
 use super::tables::MapTables;
-use crate::config::Failover;
+use crate::config::FailoverSettings;
 
 /// How often the workers' memory is sampled for the figures.
 const SAMPLE_INTERVAL: Duration = Duration::from_millis(50);
@@ -23,7 +23,7 @@ const SAMPLE_INTERVAL: Duration = Duration::from_millis(50);
 /// The number of client addresses.
 const CLIENTS: u32 = 1_000;
 
-/// What happens next. Of events at the same time, the one planned first comes first.
+/// An event of the simulation. Of events at the same time, the one that was scheduled first is first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum SimEvent {
     Arrival,
@@ -51,13 +51,14 @@ struct Simulation<'a> {
     start: Instant,
     now: Duration,
     queue: BinaryHeap<Reverse<(Duration, u64, SimEvent)>>,
-    planned: u64,
-    /// Clients, network and kernel have random numbers of their own, so that none changes the others.
+    scheduled: u64,
+    /// Clients, network and kernel have separate random numbers, so that none changes the others.
     clients: Random,
     network: Random,
     /// Memory of the open connections of each worker.
-    taken: Vec<u64>,
-    numbers: BTreeMap<usize, u64>,
+    connection_bytes: Vec<u64>,
+    /// The sequence number of the last report of each worker.
+    sequence_numbers: BTreeMap<usize, u64>,
     meter: Meter,
 }
 
@@ -73,11 +74,11 @@ pub fn simulate(scenario: &Scenario, contender: Contender, interval: Duration) -
         start,
         now: Duration::ZERO,
         queue: BinaryHeap::new(),
-        planned: 0,
+        scheduled: 0,
         clients: Random::new(scenario.seed),
         network: Random::new(scenario.seed ^ 0x6e65_7477_6f72_6b00),
-        taken: vec![0; scenario.workers.len()],
-        numbers: BTreeMap::new(),
+        connection_bytes: vec![0; scenario.workers.len()],
+        sequence_numbers: BTreeMap::new(),
         meter: Meter::default(),
     };
     simulation.begin();
@@ -85,13 +86,13 @@ pub fn simulate(scenario: &Scenario, contender: Contender, interval: Duration) -
     simulation.meter.outcome(contender, interval)
 }
 
-/// How many heartbeat intervals fit into `down_after` by default.
+/// The number of heartbeat intervals in `down_after` by default.
 fn default_intervals() -> u32 {
-    let Failover {
+    let FailoverSettings {
         heartbeat_interval,
         down_after,
         ..
-    } = Failover::default();
+    } = FailoverSettings::default();
     u32::try_from(down_after.as_millis() / heartbeat_interval.as_millis().max(1)).unwrap_or(1)
 }
 
@@ -113,11 +114,11 @@ fn settings(scenario: &Scenario, contender: Contender, interval: Duration) -> Co
     let fallback = BackendId(u32::try_from(backends.len()).unwrap_or(u32::MAX - 1) + 1);
     let policy = match contender {
         Contender::Policy(policy) => policy,
-        // Not asked, but memory is reported all the same.
+        // Unused: the simulation itself draws the worker.
         Contender::Random => Policy::LeastConnections,
     };
     CoreSettings {
-        // As many intervals as by default.
+        // The same number of intervals as by default.
         down_after: interval * default_intervals(),
         up_after: 1,
         failing: FailingSettings::default(),
@@ -148,10 +149,10 @@ impl Simulation<'_> {
         for worker in 0..self.scenario.workers.len() {
             self.receive(worker, 0, self.available(worker));
             let phase = self.network.up_to(self.interval);
-            self.plan(phase, SimEvent::Send { worker });
+            self.schedule(phase, SimEvent::Send { worker });
         }
-        self.plan(Duration::ZERO, SimEvent::Arrival);
-        self.plan(SAMPLE_INTERVAL, SimEvent::Sample);
+        self.schedule(Duration::ZERO, SimEvent::Arrival);
+        self.schedule(SAMPLE_INTERVAL, SimEvent::Sample);
     }
 
     fn run(&mut self) {
@@ -178,7 +179,7 @@ impl Simulation<'_> {
         match event {
             SimEvent::Arrival => self.arrive(),
             SimEvent::Departure { worker, bytes } => {
-                self.taken[worker] -= bytes;
+                self.connection_bytes[worker] -= bytes;
                 self.tables.closed(id(worker));
             }
             SimEvent::Send { worker } => self.send(worker),
@@ -188,18 +189,15 @@ impl Simulation<'_> {
                 available_bytes,
             } => self.receive(worker, number, available_bytes),
             SimEvent::Sample => {
-                let workers = self.scenario.workers.iter();
-                let fill = |(worker, model): (usize, &WorkerModel)| {
-                    self.used(worker) as f64 / model.total_bytes as f64
-                };
-                let fills: Vec<f64> = workers.enumerate().map(fill).collect();
+                let workers = 0..self.scenario.workers.len();
+                let fills: Vec<f64> = workers.map(|it| self.fill(it)).collect();
                 self.meter.sample(&fills);
-                self.plan(SAMPLE_INTERVAL, SimEvent::Sample);
+                self.schedule(SAMPLE_INTERVAL, SimEvent::Sample);
             }
         }
     }
 
-    /// Opens a connection. Its random numbers do not depend on the worker.
+    /// Opens a connection. The random numbers do not depend on the chosen worker.
     fn arrive(&mut self) {
         let next = Duration::from_secs_f64(1.0 / self.scenario.arrivals_per_second);
         let (next, stay) = (
@@ -208,7 +206,7 @@ impl Simulation<'_> {
         );
         let bytes = self.clients.amount(self.scenario.connection_bytes);
         let client = Ipv4Addr::from(0x0a01_0000 + self.clients.word() % CLIENTS).octets();
-        self.plan(next, SimEvent::Arrival);
+        self.schedule(next, SimEvent::Arrival);
         let workers = self.scenario.workers.len();
         let worker = match self.contender {
             Contender::Random => Some(self.tables.random() as usize % workers),
@@ -218,23 +216,21 @@ impl Simulation<'_> {
                 .map(|backend| backend.0 as usize - 1)
                 .filter(|worker| *worker < workers),
         };
-        // A connection that finds no memory is rejected.
+        // The worker rejects a connection for which it has no memory.
         match worker.filter(|worker| bytes <= self.available(*worker)) {
             Some(worker) => {
                 self.meter.accepted += 1;
-                self.taken[worker] += bytes;
+                self.connection_bytes[worker] += bytes;
                 self.tables.opened(id(worker));
-                self.plan(stay, SimEvent::Departure { worker, bytes });
-                let fill =
-                    self.used(worker) as f64 / self.scenario.workers[worker].total_bytes as f64;
-                self.meter.fills(fill);
+                self.schedule(stay, SimEvent::Departure { worker, bytes });
+                self.meter.record_fill(self.fill(worker));
             }
             None => self.meter.rejected += 1,
         }
     }
 
     fn send(&mut self, worker: usize) {
-        let number = self.numbers.entry(worker).or_default();
+        let number = self.sequence_numbers.entry(worker).or_default();
         *number += 1;
         let number = *number;
         let available_bytes = self.available(worker);
@@ -245,9 +241,9 @@ impl Simulation<'_> {
                 number,
                 available_bytes,
             };
-            self.plan(delay, receive);
+            self.schedule(delay, receive);
         }
-        self.plan(self.interval, SimEvent::Send { worker });
+        self.schedule(self.interval, SimEvent::Send { worker });
     }
 
     fn receive(&mut self, worker: usize, number: u64, available_bytes: u64) {
@@ -271,7 +267,7 @@ impl Simulation<'_> {
             translates: Vec::new(),
             interval: Some(self.interval),
         };
-        // A report that comes after the next one is refused.
+        // The core refuses a report that arrives after a later one.
         _ = self.core.handle_heartbeat(&report, self.instant());
         self.wake();
     }
@@ -293,9 +289,9 @@ impl Simulation<'_> {
         while self.core.poll_event().is_some() {}
     }
 
-    fn plan(&mut self, after: Duration, event: SimEvent) {
-        self.planned += 1;
-        let entry = (self.now + after, self.planned, event);
+    fn schedule(&mut self, after: Duration, event: SimEvent) {
+        self.scheduled += 1;
+        let entry = (self.now + after, self.scheduled, event);
         self.queue.push(Reverse(entry));
     }
 
@@ -305,7 +301,12 @@ impl Simulation<'_> {
 
     fn used(&self, worker: usize) -> u64 {
         let background = self.scenario.workers[worker].background.at(self.now);
-        background + self.taken[worker]
+        background + self.connection_bytes[worker]
+    }
+
+    /// The part of a worker's memory that is in use, 0 to 1.
+    fn fill(&self, worker: usize) -> f64 {
+        self.used(worker) as f64 / self.scenario.workers[worker].total_bytes as f64
     }
 
     fn available(&self, worker: usize) -> u64 {

@@ -1,5 +1,4 @@
-//! The picture: for each policy, the fullest worker's peak memory and the refused connections over the interval
-//! between reports.
+//! Draws the fullest worker's peak memory and the refused connections of each policy over the interval between reports.
 
 use std::fmt::Write;
 use std::time::Duration;
@@ -9,15 +8,15 @@ use super::result::{Outcome, Results};
 const WIDTH: f64 = 800.0;
 const LEFT: f64 = 76.0;
 const RIGHT: f64 = 620.0;
-/// Of one panel.
+/// The height of one panel.
 const HEIGHT: f64 = 220.0;
-/// Between two panels, for the title of the lower one.
+/// The space between two panels, for the title of the lower one.
 const BETWEEN: f64 = 44.0;
-/// Of a line of the caption.
+/// The height of a line of the caption.
 const LINE: f64 = 16.0;
-/// Least distance of two labels.
+/// The minimum distance of two labels.
 const LABEL: f64 = 14.0;
-/// Most characters in a line of the caption.
+/// The maximum number of characters in a line of the caption.
 const CAPTION: usize = 118;
 
 /// Colours that people with any colour vision can tell apart (Okabe and Ito).
@@ -25,7 +24,7 @@ const COLOURS: [&str; 7] = [
     "#d55e00", "#0072b2", "#009e73", "#b8478f", "#b87700", "#3a8fc0", "#707070",
 ];
 
-/// Dashes and markers tell the lines apart without colours.
+/// Dashes and markers distinguish the lines without colours.
 const DASHES: [&str; 7] = ["", "8 3", "3 3", "10 3 3 3", "14 4", "1 4", "6 2 1 2 1 2"];
 
 /// A figure of the outcomes, and its axis.

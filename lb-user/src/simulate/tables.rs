@@ -1,5 +1,5 @@
-//! The maps from which the packet programs choose a backend, in memory. The choice itself is the programs'
-//! own, [`lb_common::steer::choose`].
+//! In-memory versions of the maps from which the packet programs choose a backend. The programs' own code chooses:
+//! [`lb_common::steer::choose`].
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -38,7 +38,7 @@ impl MapTables {
         }
     }
 
-    /// Writes as the datapath does. Nothing happens between two writes, so one generation of slots is
+    /// Applies an update like the datapath. Nothing reads the maps between two updates, so one generation of slots is
     /// enough.
     pub fn apply(&mut self, update: MapUpdate) {
         match update {

@@ -2,7 +2,7 @@
 
 mod lists;
 
-use std::fmt::Debug;
+use std::fmt::{Debug, Display};
 use std::marker::PhantomData;
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
@@ -21,9 +21,9 @@ use crate::heartbeat::{Authentication, check_name};
 pub(super) use lists::{HostNames, Interfaces, NatSources, Networks, SourceNames};
 
 /// `sun_path` of `struct sockaddr_un`, less its final NUL.
-const LONGEST_SOCKET_PATH: usize = 107;
+const MAX_SOCKET_PATH: usize = 107;
 
-/// A value as written, and where its problems go.
+/// A value as written, with the validator that records its problems.
 pub(super) struct Input<'v, 'a> {
     pub given: RawValue<'a>,
     pub path: &'v str,
@@ -72,9 +72,10 @@ pub(super) fn list<T: ToString>(items: &[T]) -> String {
     format!("[{}]", items.join(", "))
 }
 
-/// Implements [`Kind`] for a kind that has one value or one problem.
+/// Implements [`Kind`] for kinds whose parser returns a value or one problem.
 macro_rules! simple_kind {
-    ($($kind:ty: $value:ty, |$this:ident, $given:ident| $parse:expr, |$shown:ident| $show:expr;)+) => {$(
+    ($($kind:ty: $value:ty, |$this:ident, $given:ident| $parse:expr, |$shown:ident| $show:expr
+        $(, |$bounded:ident| $bounds:expr)?;)+) => {$(
         impl Kind for $kind {
             type Value = $value;
 
@@ -86,13 +87,18 @@ macro_rules! simple_kind {
             fn show(&self, $shown: &$value) -> String {
                 $show
             }
+
+            $(fn bounds(&self) -> Option<String> {
+                let $bounded = self;
+                Some($bounds)
+            })?
         }
     )+};
 }
 
 /// `true` or `false`.
 pub(super) struct Flag;
-/// The manager's own UDP address.
+/// An address at which the manager listens.
 pub(super) struct ListenAddress;
 /// An address at which a manager listens for its peers.
 pub(super) struct PeerAddress;
@@ -100,16 +106,22 @@ pub(super) struct PeerAddress;
 pub(super) struct HostAddress;
 /// A name of a service, a worker or a manager.
 pub(super) struct Name;
-/// A worker's name: none that stands for a fallback.
+/// A worker's name: not one of those that mean the fallback.
 pub(super) struct WorkerName;
-/// An absolute path, with an example of one.
+/// An absolute path; the text is what an error expects.
 pub(super) struct AbsolutePath(pub &'static str);
-/// An absolute path of a file, with an example of one.
+/// An absolute path of a file; the text is what an error expects.
 pub(super) struct FilePath(pub &'static str);
 pub(super) struct SocketPath;
 pub(super) struct Ports;
 pub(super) struct MemoryThreshold;
 pub(super) struct ShareLimit;
+/// A percentage within bounds.
+pub(super) struct Percent(pub RangeInclusive<u32>);
+/// The memory pressure from which a worker gets no connection.
+pub(super) struct PressureLimit;
+
+const PRESSURE_LIMITS: RangeInclusive<u32> = 1..=100;
 
 simple_kind! {
     Flag: bool, |_this, given| given.boolean(), |value| value.to_string();
@@ -124,6 +136,14 @@ simple_kind! {
     Ports: PortRange, |_this, given| values::port_range(&given.text()?), |value| quoted(value.to_string());
     MemoryThreshold: Threshold, |_this, given| values::threshold(&given.scalar()?), |value| quoted(show_threshold(*value));
     ShareLimit: MaxShare, |_this, given| values::max_share(&given.scalar()?), |value| quoted(value.to_string());
+    Percent: u32, |this, given| values::percent(&given.scalar()?, &this.0), |value| format!("\"{value}%\""),
+        |this| percent_bounds(&this.0);
+    PressureLimit: Pressure, |_this, given| values::percent(&given.scalar()?, &PRESSURE_LIMITS).map(Pressure::percent),
+        |value| format!("\"{}%\"", value.0 / 100), |_this| percent_bounds(&PRESSURE_LIMITS);
+}
+
+fn percent_bounds(range: &RangeInclusive<u32>) -> String {
+    format!("From \"{}%\" to \"{}%\".", range.start(), range.end())
 }
 
 fn name(given: RawValue<'_>) -> Result<String, BadValue> {
@@ -133,7 +153,7 @@ fn name(given: RawValue<'_>) -> Result<String, BadValue> {
         Err(problem) => Err(BadValue {
             kind: ProblemKind::BadName,
             what: problem.to_string(),
-            expected: "1 to 64 ASCII letters, digits and . _ -, the first of them no dot".into(),
+            expected: "1 to 64 ASCII letters, digits and . _ -, not beginning with a dot".into(),
             remedy: "choose another name".to_owned(),
         }),
     }
@@ -145,14 +165,14 @@ fn worker_name(given: RawValue<'_>) -> Result<String, BadValue> {
         false => Ok(name),
         true => Err(BadValue {
             kind: ProblemKind::BadName,
-            what: format!("{name:?} stands for a service's fallback"),
+            what: format!("{name:?} is reserved: it means a service's fallback"),
             expected: "another name".into(),
             remedy: "rename the worker, here and in its agent's --name".to_owned(),
         }),
     }
 }
 
-/// Refuses a path that would depend on where the manager is started.
+/// Refuses a relative path: it would depend on the manager's working directory.
 fn absolute(path: PathBuf, expected: &'static str) -> Result<PathBuf, BadValue> {
     match path.is_absolute() {
         true => Ok(path),
@@ -179,18 +199,18 @@ fn file(path: PathBuf, expected: &'static str) -> Result<PathBuf, BadValue> {
 
 fn socket(path: PathBuf) -> Result<PathBuf, BadValue> {
     let bytes = path.as_os_str().len();
-    match (1..=LONGEST_SOCKET_PATH).contains(&bytes) {
-        true => absolute(path, "a socket, as /run/memlb/manager.sock"),
+    match (1..=MAX_SOCKET_PATH).contains(&bytes) {
+        true => absolute(path, "a socket, such as /run/memlb/manager.sock"),
         false => Err(BadValue {
             kind: ProblemKind::BadPath,
             what: format!("a path of {bytes} bytes cannot name a socket"),
-            expected: format!("1 to {LONGEST_SOCKET_PATH} bytes").into(),
-            remedy: "choose a shorter path, as /run/memlb/manager.sock".to_owned(),
+            expected: format!("1 to {MAX_SOCKET_PATH} bytes").into(),
+            remedy: "choose a shorter path, such as /run/memlb/manager.sock".to_owned(),
         }),
     }
 }
 
-/// Returns a threshold as [`values::threshold`] parses it, without rounding.
+/// Returns a threshold in the form that [`values::threshold`] parses, without rounding.
 fn show_threshold(threshold: Threshold) -> String {
     let Threshold::Bytes(bytes) = threshold else {
         return threshold.to_string();
@@ -203,7 +223,7 @@ fn show_threshold(threshold: Threshold) -> String {
     }
 }
 
-/// A value of a kind, or the text that stands for none.
+/// A value of a kind, or `None`, for which the file has this text.
 pub(super) struct Optional<K>(pub K, pub &'static str);
 
 impl<K: Kind> Kind for Optional<K> {
@@ -225,25 +245,25 @@ impl<K: Kind> Kind for Optional<K> {
 }
 
 /// A whole number within bounds.
-pub(super) struct Integer(pub RangeInclusive<u32>);
+pub(super) struct Integer<T>(pub RangeInclusive<T>);
 
-impl Kind for Integer {
-    type Value = u32;
+impl<T: Copy + PartialOrd + Display + TryFrom<i64>> Kind for Integer<T> {
+    type Value = T;
 
-    fn read(&self, input: &mut Input<'_, '_>) -> Option<u32> {
+    fn read(&self, input: &mut Input<'_, '_>) -> Option<T> {
         let number = input.check(input.given.integer())?;
-        let value = u32::try_from(number).ok();
+        let value = T::try_from(number).ok();
         let value = value.filter(|number| self.0.contains(number));
         let (least, most) = (self.0.start(), self.0.end());
         input.check(value.ok_or_else(|| BadValue {
             kind: ProblemKind::OutOfRange,
             what: format!("{number} is out of range"),
             expected: format!("from {least} to {most}").into(),
-            remedy: "write one that is in this range".to_owned(),
+            remedy: "write a number in this range".to_owned(),
         }))
     }
 
-    fn show(&self, value: &u32) -> String {
+    fn show(&self, value: &T) -> String {
         value.to_string()
     }
 
@@ -252,23 +272,23 @@ impl Kind for Integer {
     }
 }
 
-/// A duration up to a longest one; zero is one only where it is allowed.
+/// A duration up to a maximum; zero only if `may_be_zero`.
 pub(super) struct Time {
-    longest: Duration,
+    max: Duration,
     may_be_zero: bool,
 }
 
 impl Time {
-    pub const fn above_zero(longest: Duration) -> Self {
+    pub const fn above_zero(max: Duration) -> Self {
         Self {
-            longest,
+            max,
             may_be_zero: false,
         }
     }
 
-    pub const fn or_zero(longest: Duration) -> Self {
+    pub const fn or_zero(max: Duration) -> Self {
         Self {
-            longest,
+            max,
             may_be_zero: true,
         }
     }
@@ -280,17 +300,17 @@ impl Kind for Time {
     fn read(&self, input: &mut Input<'_, '_>) -> Option<Duration> {
         let text = input.check(input.given.scalar())?;
         let time = input.check(values::duration(&text))?;
-        let longest = show_duration(self.longest);
+        let max = show_duration(self.max);
         let (kind, what, expected) = match time {
             Duration::ZERO if !self.may_be_zero => (
                 ProblemKind::ZeroInterval,
                 "the time is zero".to_owned(),
-                format!("more than 0, at most {longest}"),
+                format!("more than 0, at most {max}"),
             ),
-            time if time > self.longest => (
+            time if time > self.max => (
                 ProblemKind::OutOfRange,
                 format!("{} is too long", show_duration(time)),
-                format!("at most {longest}"),
+                format!("at most {max}"),
             ),
             time => return Some(time),
         };
@@ -307,60 +327,15 @@ impl Kind for Time {
             true => "From \"0s\"",
             false => "Above \"0s\"",
         };
-        let longest = show_duration(self.longest);
-        Some(format!("{least}, up to \"{longest}\"."))
-    }
-}
-
-/// A percentage within bounds.
-pub(super) struct Percent(pub RangeInclusive<u32>);
-
-impl Kind for Percent {
-    type Value = u32;
-
-    fn read(&self, input: &mut Input<'_, '_>) -> Option<u32> {
-        let text = input.check(input.given.scalar())?;
-        input.check(values::percent(&text, self.0.clone()))
-    }
-
-    fn show(&self, value: &u32) -> String {
-        format!("\"{value}%\"")
-    }
-
-    fn bounds(&self) -> Option<String> {
-        let (least, most) = (self.0.start(), self.0.end());
-        Some(format!("From \"{least}%\" to \"{most}%\"."))
-    }
-}
-
-/// The memory pressure from which a worker gets no connection.
-pub(super) struct PressureLimit;
-
-impl PressureLimit {
-    const PERCENT: Percent = Percent(1..=100);
-}
-
-impl Kind for PressureLimit {
-    type Value = Pressure;
-
-    fn read(&self, input: &mut Input<'_, '_>) -> Option<Pressure> {
-        let percent = Self::PERCENT.read(input)?;
-        Some(Pressure::percent(percent))
-    }
-
-    fn show(&self, value: &Pressure) -> String {
-        format!("\"{}%\"", value.0 / 100)
-    }
-
-    fn bounds(&self) -> Option<String> {
-        Self::PERCENT.bounds()
+        let max = show_duration(self.max);
+        Some(format!("{least}, up to \"{max}\"."))
     }
 }
 
 /// A type whose values have names.
 pub(super) trait Named: Copy + PartialEq + Debug + 'static {
     const ALL: &'static [Self];
-    /// Names that are known, but not supported yet.
+    /// Names of values that no version supports yet.
     const PLANNED: &'static [&'static str] = &[];
     fn name(self) -> &'static str;
 }
@@ -386,7 +361,7 @@ named! {
     Mode;
 }
 
-/// One of the names of a type's values.
+/// A value of a type whose values have names.
 pub(super) struct Choice<T>(PhantomData<T>);
 
 impl<T> Choice<T> {

@@ -2,12 +2,12 @@
 
 use lb_core::Mode;
 
-use super::super::error::ProblemKind;
-use super::super::validator::Validator;
-use super::super::{Config, PEER};
 use super::distinct;
+use crate::config::error::ProblemKind;
+use crate::config::validator::Validator;
+use crate::config::{Config, PEER};
 
-/// More managers than that would send each connection to too many others.
+/// The maximum number of peers: a manager sends each of its connections to all of them.
 const MAX_PEERS: usize = 7;
 
 pub(super) fn check(validator: &mut Validator<'_>, config: &Config) {
@@ -19,7 +19,7 @@ pub(super) fn check(validator: &mut Validator<'_>, config: &Config) {
     nat_sources(validator, config);
     for (number, peer) in config.peers.iter().enumerate() {
         let name = format!("{PEER}.{number}.name");
-        if config.manager.name.as_ref() == Some(&peer.name) && validator.are_good(&[&name]) {
+        if config.manager.name.as_ref() == Some(&peer.name) && validator.are_valid(&[&name]) {
             validator.reject(
                 &name,
                 ProblemKind::PeerIsThisManager,
@@ -29,7 +29,7 @@ pub(super) fn check(validator: &mut Validator<'_>, config: &Config) {
             );
         }
         let address = format!("{PEER}.{number}.address");
-        if config.manager.peer_listen == Some(peer.address) && validator.are_good(&[&address]) {
+        if config.manager.peer_listen == Some(peer.address) && validator.are_valid(&[&address]) {
             validator.reject(
                 &address,
                 ProblemKind::PeerIsThisManager,
@@ -43,13 +43,13 @@ pub(super) fn check(validator: &mut Validator<'_>, config: &Config) {
 
 fn listen(validator: &mut Validator<'_>, config: &Config) {
     let key = "manager.peer_listen";
-    if config.manager.peer_listen.is_none() && validator.are_good(&[key]) {
+    if config.manager.peer_listen.is_none() && validator.are_valid(&[key]) {
         validator.reject(
             key,
             ProblemKind::PeerWithoutListen,
-            "a peer is configured, but no address at which it reaches this manager",
+            "a peer is configured, but no address at which it can reach this manager",
             "this machine's address on the link to the peers, as in \"10.0.9.1:9997\"",
-            "add peer_listen to [manager]; it is what the peers' files have as this manager's address",
+            "add peer_listen to [manager]; the peers' files have it as this manager's address",
         );
     }
     let Some(listen) = config.manager.peer_listen else {
@@ -58,11 +58,11 @@ fn listen(validator: &mut Validator<'_>, config: &Config) {
     let mut services = config.services.iter().map(|it| it.address.ip());
     let moves =
         services.any(|it| it == listen.ip()) || config.manager.nat_sources.contains(&listen.ip());
-    if moves && validator.are_good(&[key]) {
+    if moves && validator.are_valid(&[key]) {
         validator.reject(
             key,
             ProblemKind::PeerListenMoves,
-            format!("{} moves to the peer when that takes over", listen.ip()),
+            format!("{} moves to the peer when the peer takes over", listen.ip()),
             "an address that this machine always has, as in \"10.0.9.1:9997\"",
             "write this machine's own address on the link to the peers",
         );
@@ -70,16 +70,24 @@ fn listen(validator: &mut Validator<'_>, config: &Config) {
 }
 
 fn distinct_peers(validator: &mut Validator<'_>, config: &Config) {
-    let peers = || config.peers.iter().enumerate();
-    let names = peers().map(|(number, it)| (format!("{PEER}.{number}.name"), it.name.clone()));
-    let kind = ProblemKind::DuplicatePeer;
-    distinct(validator, names.collect(), kind, "a peer");
-    let addresses = peers().map(|(number, it)| {
-        let path = format!("{PEER}.{number}.address");
-        (path, it.address.to_string())
-    });
-    distinct(validator, addresses.collect(), kind, "a peer");
-    let count = config.peers.len();
+    let (peers, kind, owner) = (&config.peers, ProblemKind::DuplicatePeer, "a peer");
+    distinct(
+        validator,
+        (PEER, "name"),
+        peers,
+        |it| it.name.clone(),
+        kind,
+        owner,
+    );
+    distinct(
+        validator,
+        (PEER, "address"),
+        peers,
+        |it| it.address.to_string(),
+        kind,
+        owner,
+    );
+    let count = peers.len();
     if count > MAX_PEERS {
         validator.reject(
             &format!("{PEER}.{MAX_PEERS}"),
@@ -91,7 +99,7 @@ fn distinct_peers(validator: &mut Validator<'_>, config: &Config) {
     }
 }
 
-/// Replies to the route's own address would be lost with this machine.
+/// In mode "nat", a peer can continue connections only if their source address moves to it.
 fn nat_sources(validator: &mut Validator<'_>, config: &Config) {
     let key = "manager.nat_sources";
     for (family, is_v4) in [("IPv4", true), ("IPv6", false)] {
@@ -101,13 +109,13 @@ fn nat_sources(validator: &mut Validator<'_>, config: &Config) {
             it.mode == Mode::Nat
                 && it.address.is_ipv4() == is_v4
                 && !it.address.ip().is_unspecified()
-                && validator.are_good(&[&path])
+                && validator.are_valid(&[&path])
         });
         let mut sources = config.manager.nat_sources.iter();
         let Some((_, service)) = in_nat.filter(|_| !sources.any(|it| it.is_ipv4() == is_v4)) else {
             continue;
         };
-        if !validator.are_good(&[key]) {
+        if !validator.are_valid(&[key]) {
             return;
         }
         validator.reject(
