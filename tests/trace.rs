@@ -138,7 +138,7 @@ fn ends_with_who_reads_it_or_lapses_with_the_manager() {
     cluster.kill_manager().unwrap();
     assert_eq!(trace.wait(SOON).unwrap().code(), Some(1));
     assert!(
-        trace.log().contains("the manager has gone"),
+        trace.log().contains("the manager closed the connection"),
         "{}",
         trace.log()
     );

@@ -302,7 +302,7 @@ fn without_a_manager_status_reads_the_pins() {
     assert_eq!(shown.status.code(), Some(1), "{shown:?}");
     let text = String::from_utf8(shown.stdout).unwrap();
     for words in [
-        "no manager: this is read from the maps in ",
+        "no manager answers: this is the content of the maps in ",
         "service 192.168.56.101:80/tcp",
         "selected: 192.168.56.103:8081",
     ] {

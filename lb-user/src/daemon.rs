@@ -1,36 +1,25 @@
-//! Starts the manager, the control socket and the HTTP server, connects signals, and stops all of them.
+//! Starts and stops the manager, the control socket and the HTTP server, and handles signals.
 
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
-use tokio::{
-    signal::unix::{Signal, SignalKind, signal},
-    task::JoinHandle,
-};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::{info, warn};
 
 use crate::{
+    abort_on_drop::AbortOnDrop,
     config::Config,
     control, http,
     manager::{self, ManagerHandle, ReadConfig},
     systemd,
 };
 
-/// A task that ends when this is dropped.
-struct Task(JoinHandle<()>);
-
-impl Drop for Task {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
-}
-
 /// Runs a manager until SIGTERM or SIGINT. `config_file` is the file that `config` comes from, and
 /// `read_config` reads it again for a reload.
 ///
 /// # Errors
 ///
-/// Says what cannot be opened, loaded or attached; nothing new stays attached then.
+/// Says what cannot be opened, loaded or attached. After an error, no new program stays attached.
 pub async fn run(
     config: Config,
     config_file: Option<PathBuf>,
@@ -61,8 +50,8 @@ pub async fn run(
         }
         None => None,
     };
-    let _reload = Task(tokio::spawn(reload_on_hangup(hangup, handle.clone())));
-    let _control = Task(tokio::spawn(control.serve(handle)));
+    let _reload = AbortOnDrop(tokio::spawn(reload_on_hangup(hangup, handle.clone())));
+    let _control = AbortOnDrop(tokio::spawn(control.serve(handle)));
     systemd::ready();
     manager
         .run(async {

@@ -1,4 +1,4 @@
-//! Which events an operator asks for.
+//! The filter of events that an operator requests.
 
 use std::collections::BTreeSet;
 
@@ -17,13 +17,13 @@ const WORKER_FIELDS: [&str; 7] = ["worker", "from", "to", "one", "other", "most"
 pub struct EventFilter {
     /// Events that name this worker.
     pub worker: Option<String>,
-    /// Events of this service, and those of its workers that are of no other service.
+    /// Events of this service, and events of its workers that name no service.
     pub service: Option<String>,
     /// Events of this severity or a higher one.
     pub severity: Option<Severity>,
 }
 
-/// A filter with the workers of its service.
+/// A filter, with the names of the workers of its service.
 #[derive(Debug, Default)]
 pub struct EventSelector {
     filter: EventFilter,

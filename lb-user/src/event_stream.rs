@@ -1,6 +1,6 @@
-//! The stream of events: the last ones in memory, and new ones as they come.
+//! The stream of events: the last ones from memory, then new ones as they happen.
 //!
-//! To publish never waits: a listener that is too slow loses the oldest events and learns how many.
+//! Publishing never blocks. A listener that is too slow loses the oldest events, and receives their number.
 
 use std::{
     collections::VecDeque,
@@ -15,33 +15,33 @@ use serde_json::{Map, Value};
 use tokio::sync::broadcast;
 use tracing::warn;
 
-/// How many events are kept for later listeners.
+/// The number of events that are kept for later listeners.
 pub const CAPACITY: usize = 256;
 
-/// How many events a listener may be behind before it loses some.
+/// The number of events that a listener may lag behind before it loses some.
 const BACKLOG: usize = 64;
 
 /// An event with its text.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct EventRecord {
-    /// Grows from event to event, also over restarts of the manager.
+    /// Increases with each event, also over restarts of the manager.
     pub id: u64,
     /// By the manager's clock, RFC 3339.
     pub time: String,
     pub severity: Severity,
     /// One sentence.
     pub message: String,
-    /// The kind in `event`, and the figures that belong to it, as in the event log.
+    /// The kind in `event`, and the fields of the kind, as in the event log.
     #[serde(flatten)]
     pub event: Map<String, Value>,
 }
 
 /// Clones share the events.
 #[derive(Debug, Clone)]
-pub struct EventStream(Arc<Shared>);
+pub struct EventStream(Arc<SharedEvents>);
 
 #[derive(Debug)]
-struct Shared {
+struct SharedEvents {
     recent: Mutex<Recent>,
     sender: broadcast::Sender<Arc<EventRecord>>,
 }
@@ -56,7 +56,7 @@ struct Recent {
 /// The events for one listener: past ones, then new ones.
 #[derive(Debug)]
 pub struct Subscription {
-    /// How many events after the requested one are no longer kept.
+    /// The number of events after the requested one that are no longer kept.
     pub lost: u64,
     pub past: Vec<Arc<EventRecord>>,
     pub live: broadcast::Receiver<Arc<EventRecord>>,
@@ -64,11 +64,10 @@ pub struct Subscription {
 
 impl Default for EventStream {
     fn default() -> Self {
-        // Milliseconds since 1970 exceed every id of an earlier manager, unless it had a thousand events a
-        // second.
+        // The milliseconds since 1970 exceed every id of an earlier manager, unless it had a thousand events a second.
         let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
         let first_id = since_1970.map_or(1, |time| u64::try_from(time.as_millis()).unwrap_or(1));
-        Self(Arc::new(Shared {
+        Self(Arc::new(SharedEvents {
             recent: Mutex::new(Recent {
                 first_id,
                 next_id: first_id,
@@ -85,7 +84,7 @@ impl EventStream {
         let (severity, message) = (event.severity(), event.to_string());
         let event = match serde_json::to_value(event) {
             Ok(Value::Object(fields)) => fields,
-            Ok(other) => return warn!("an event is no JSON object: {other}"),
+            Ok(other) => return warn!("an event is not a JSON object: {other}"),
             Err(error) => return warn!("encode an event: {error}"),
         };
         let mut recent = self.recent();
@@ -101,7 +100,7 @@ impl EventStream {
             recent.entries.pop_front();
         }
         recent.entries.push_back(entry.clone());
-        // Still under the lock, so that no listener gets an entry twice or never. It fails only without
+        // Sent under the lock, so that a new listener gets each entry exactly once. Sending fails only without
         // listeners.
         _ = self.0.sender.send(entry);
     }

@@ -11,7 +11,7 @@ use crate::{
     history::{Decision, History},
     membership::AbsentWorker,
     peer::PeerStatus,
-    status::{Backend, Status, WorkerSource, failures},
+    status::{ServiceStatus, Status, WorkerSource, failures},
 };
 
 /// The most connections that are explained.
@@ -144,7 +144,7 @@ impl Explanation {
 }
 
 /// What clients got from a service's workers instead of a service, by worker.
-pub fn failures_of(service: &ServiceSnapshot<Backend>) -> BTreeMap<String, String> {
+pub fn failures_of(service: &ServiceStatus) -> BTreeMap<String, String> {
     let backends = service.backends.iter();
     let failing = backends.filter_map(|it| Some((it.seen.name.clone(), failures(&it.traffic)?)));
     failing.collect()

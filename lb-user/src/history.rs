@@ -1,4 +1,4 @@
-//! The last decisions, each with the state at that time, for `memlb explain`.
+//! The last decisions, each with the service's state at its time, for `memlb explain`.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -10,10 +10,10 @@ use std::{
 use lb_core::ServiceSnapshot;
 use serde::{Deserialize, Serialize};
 
-/// How many decisions are kept for each service.
+/// The number of decisions that are kept for each service.
 const CAPACITY: usize = 64;
 
-/// How many backends of a service are kept with a decision.
+/// The number of backends of a service that are kept with a decision.
 const MAX_BACKENDS: usize = 32;
 
 /// One decision of a service.
@@ -54,7 +54,8 @@ impl History {
     }
 
     /// Returns the decision of a service that was in force when a connection to `worker` began, at a time in
-    /// `begun_ms`, if it is still kept. If several were in force in that time, the last that selects the worker.
+    /// `begun_ms`; `None` if it is no longer kept. If several decisions were in force then, returns the last one that
+    /// selects the worker.
     pub fn at(
         &self,
         service: &str,

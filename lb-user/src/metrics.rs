@@ -11,8 +11,7 @@ use serde_json::Value;
 
 use crate::config::Config;
 
-/// Rules by which a service leaves a worker. They are 0 from the start, so that the first one is an
-/// increase.
+/// Rules by which a service leaves a worker. Their counters exist from the start, so that the first change is an increase.
 const LEAVING_RULES: [&str; 3] = ["failover", "no_worker_up", "more_memory"];
 const STATES: [Health; 6] = [
     Health::Up,
@@ -30,7 +29,7 @@ const LAG_SECONDS: [f64; 10] = [
     0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0,
 ];
 
-/// Counters since the manager's start. Copies share their figures.
+/// Counters since the manager's start. Clones share them.
 #[derive(Debug, Clone)]
 pub struct Metrics {
     registry: Registry,
@@ -41,15 +40,15 @@ pub struct Metrics {
     lag: Histogram,
     map_write_failures: IntCounter,
     programs_restored: IntCounterVec,
-    asked: IntCounterVec,
+    lookups: IntCounterVec,
 }
 
 impl Metrics {
-    /// Starts at zero for everything that is configured.
+    /// Creates counters of 0 for the configured interfaces, services and workers.
     ///
     /// # Errors
     ///
-    /// Never for the metrics named here.
+    /// A metric is not valid; never for those of this function.
     pub fn new(config: &Config) -> prometheus::Result<Self> {
         let registry = Registry::new();
         let counters = |name: &str, help: &str, labels: &[&str]| {
@@ -99,7 +98,7 @@ impl Metrics {
                 "How often programs were attached again after another program had detached them.",
                 &["interface"],
             )?,
-            asked: counters(
+            lookups: counters(
                 "memlb_asked_connections_total",
                 "Unknown connections of services of mode dsr about which agents were asked, by what became of them.",
                 &["outcome"],
@@ -107,7 +106,7 @@ impl Metrics {
             map_write_failures,
             registry: registry.clone(),
         };
-        metrics.asked(0, 0, 0);
+        metrics.count_lookups(0, 0, 0);
         for interface in &config.manager.interfaces {
             metrics
                 .programs_restored
@@ -147,7 +146,7 @@ impl Metrics {
                 self.count_state(worker, Health::Maintenance);
             }
             Event::WorkerFailing { worker, .. } => self.count_state(worker, Health::Failing),
-            // After a pause the silence was expected, and not detected late.
+            // The silence of a paused worker was expected: it is not a time of detection.
             Event::WorkerDown {
                 worker,
                 was: Health::Paused,
@@ -168,22 +167,24 @@ impl Metrics {
     }
 
     /// Records how late the loop served a deadline.
-    pub fn lag(&self, lag: Duration) {
+    pub fn observe_lag(&self, lag: Duration) {
         self.lag.observe(lag.as_secs_f64());
     }
 
-    /// Counts connections that a worker has, that no worker has, and that were too many to ask about.
-    pub fn asked(&self, found: u64, not_found: u64, limited: u64) {
+    /// Adds to the numbers of connections that an agent knew, that no agent knew, and that exceeded the limit of queries.
+    pub fn count_lookups(&self, found: u64, not_found: u64, limited: u64) {
         for (outcome, connections) in [
             ("found", found),
             ("not_found", not_found),
             ("limited", limited),
         ] {
-            self.asked.with_label_values(&[outcome]).inc_by(connections);
+            self.lookups
+                .with_label_values(&[outcome])
+                .inc_by(connections);
         }
     }
 
-    pub fn map_write_failed(&self) {
+    pub fn count_map_write_failure(&self) {
         self.map_write_failures.inc();
     }
 

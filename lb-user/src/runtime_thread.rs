@@ -1,4 +1,4 @@
-//! A thread with an asynchronous runtime of its own.
+//! A thread that runs a tokio runtime of its own.
 
 use std::thread::{self, JoinHandle};
 
@@ -6,10 +6,10 @@ use anyhow::{Context, Result};
 use tokio::sync::oneshot;
 use tracing::error;
 
-/// The running thread; it ends when this is dropped.
+/// A running thread. Dropping it ends the thread.
 #[derive(Debug)]
 pub struct RuntimeThread {
-    /// What it does, for messages.
+    /// The thread's purpose, for messages.
     what: &'static str,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
@@ -35,12 +35,12 @@ impl RuntimeThread {
         let run = move || {
             runtime.block_on(async {
                 tokio::select! {
-                    // The sender is dropped, and never sends.
+                    // Dropping the sender ends the wait; it never sends.
                     _ = stopped => {}
                     () = work() => {}
                 }
             });
-            // Does not wait for a blocking task, such as one that reads a map.
+            // Does not wait for blocking tasks, such as one that reads a map.
             runtime.shutdown_background();
         };
         let thread = thread::Builder::new().name(name.to_owned()).spawn(run);

@@ -1,6 +1,11 @@
-//! What views of the manager show: the core's view joined with the datapath's counters.
+//! The status of a manager: the core's snapshot with the datapath's counters.
 
-use std::{collections::BTreeMap, fmt, path::PathBuf};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    path::PathBuf,
+    time::{Duration, SystemTime},
+};
 
 use lb_common::verdict::Verdict;
 use lb_core::{Audited, BackendSnapshot, MANAGER, ServiceSnapshot};
@@ -19,19 +24,18 @@ use crate::{
 pub struct Status {
     pub version: String,
     pub uptime_ms: u64,
-    /// The configuration file that the manager was started with; nothing where that is the built-in
-    /// example.
+    /// The configuration file that the manager was started with; `None` for the built-in example.
     pub config_file: Option<PathBuf>,
-    pub interfaces: Vec<Interface>,
-    pub services: Vec<ServiceSnapshot<Backend>>,
-    /// The services of which the kernel's map selects something else than the manager.
+    pub interfaces: Vec<InterfaceStatus>,
+    pub services: Vec<ServiceStatus>,
+    /// The services whose selection in the kernel's map differs from the manager's choice.
     #[serde(default)]
     pub kernel_selections: Vec<KernelSelection>,
     pub heartbeats: Heartbeats,
-    /// How many prefixes of clients the operator has denied.
+    /// The number of prefixes of clients that the operator has denied.
     #[serde(default)]
     pub denied_prefixes: usize,
-    /// The sources outside of the configuration file that give workers.
+    /// The sources of workers outside of the configuration file.
     #[serde(default)]
     pub sources: Vec<WorkerSource>,
     /// The other managers of the same services.
@@ -40,18 +44,19 @@ pub struct Status {
     /// Since when this manager asks keepalived for a lower priority, if it does.
     pub handed_over: Option<HandedOver>,
     pub verdicts: BTreeMap<String, Packets>,
-    /// By service, then by verdict: first packets of connections that the manager refused since the maps were made.
+    /// First packets of connections that the manager refused since the maps were made: by service, then by verdict.
     #[serde(default)]
     pub refusals: BTreeMap<String, BTreeMap<String, u64>>,
     /// How full the connection tables are.
     pub maps: BTreeMap<String, MapFill>,
-    /// Why there are no counters: the pinned maps have another layout.
+    /// Why there are no counters: the layout of the pinned maps differs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub counters_problem: Option<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct Interface {
+#[schemars(rename = "Interface")]
+pub struct InterfaceStatus {
     pub name: String,
     /// `tc` or `xdp`, or `none` while the interface is gone or its programs cannot be attached.
     pub attachment: String,
@@ -61,38 +66,43 @@ pub struct Interface {
     pub preceded_by: Vec<String>,
 }
 
-/// Another program, such as bpftool, has written map `selection`. The manager writes it again with its next choice.
+/// A selection that another program, such as bpftool, has written into map `selection`. The manager overwrites it with
+/// its next choice.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct KernelSelection {
     pub service: String,
     /// A name as in `selected` of the service.
     pub selected: String,
-    /// How long the manager has seen it.
+    /// The time since the manager noticed it.
     pub since_ms: u64,
 }
 
+/// A service with its backends and their traffic.
+pub type ServiceStatus = ServiceSnapshot<BackendStatus>;
+
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct Backend {
+#[schemars(rename = "Backend")]
+pub struct BackendStatus {
     #[serde(flatten)]
     pub seen: BackendSnapshot,
     #[serde(flatten)]
     pub traffic: BackendTraffic,
 }
 
-/// The most workers of a source that the text names.
+/// The maximum number of workers of a source that the text names.
 const MAX_NAMED: usize = 12;
 
-/// A source that gives workers.
+/// A source of workers outside of the configuration file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct WorkerSource {
     pub name: String,
-    /// Its workers in force, as `service/worker`.
+    /// The workers of its list in force, as `service/worker`.
     pub workers: Vec<String>,
-    /// Since it last gave its workers; `null` if that was to an earlier manager.
+    /// The time since its last list; `null` if an earlier manager received it.
     pub heard_ms: Option<u64>,
-    /// Why it cannot say which workers there are. The last ones stay meanwhile.
+    /// Why it has no current list. Its last list stays in force.
     pub problem: Option<String>,
-    /// What is not a worker although it might be expected to be one.
+    /// The entries of its list that are not workers.
     pub absent: Vec<AbsentWorker>,
 }
 
@@ -101,7 +111,7 @@ impl fmt::Display for WorkerSource {
         let heard = self
             .heard_ms
             .map_or("before this manager started".to_owned(), |age| {
-                format!("{} ago", seconds(age))
+                format!("{} ago", format_seconds(age))
             });
         let names = self.workers.iter().take(MAX_NAMED).map(String::as_str);
         let mut names: Vec<&str> = names.collect();
@@ -129,7 +139,7 @@ pub struct Heartbeats {
     /// The last datagram of each reason for which some were refused within the last minute.
     #[serde(default)]
     pub refused_lately: BTreeMap<String, RefusedDatagram>,
-    /// Accepted without a signature where there should be one, by worker.
+    /// Accepted without a signature while authentication is not `off`, by worker.
     pub unsigned: BTreeMap<String, u64>,
     /// `off`, `permissive` or `enforce`.
     pub authentication: String,
@@ -144,7 +154,7 @@ pub struct RefusedDatagram {
 }
 
 impl Heartbeats {
-    /// Returns what was refused lately, but for what is usual at every start of an agent.
+    /// Returns the reasons of late refusals, without `not_fresh`, which is usual when an agent starts.
     pub fn unexpected_refusals(&self) -> impl Iterator<Item = (&str, &RefusedDatagram)> {
         let lately = self.refused_lately.iter();
         let lately = lately.map(|(reason, refused)| (reason.as_str(), refused));
@@ -159,12 +169,12 @@ impl fmt::Display for RefusedDatagram {
             from,
             detail,
         } = self;
-        let age = seconds(*age_ms);
+        let age = format_seconds(*age_ms);
         write!(f, "the last {age} ago from {from}: {detail}")
     }
 }
 
-/// The verdicts of packets that reached a backend or came from one, which the programs count there.
+/// The verdicts of packets to and from backends. The programs count them in the traffic of the backend.
 pub const FORWARDED: [Verdict; 4] = [
     Verdict::ToBackend,
     Verdict::ToClient,
@@ -172,12 +182,12 @@ pub const FORWARDED: [Verdict; 4] = [
     Verdict::FromManager,
 ];
 
-/// What the manager's main task contributes; the task that answers reads the counters.
+/// The part of the status that the manager's main task has; the task that replies reads the counters.
 #[derive(Debug, Clone)]
 pub struct ManagerSnapshot {
     pub uptime_ms: u64,
     pub config_file: Option<PathBuf>,
-    pub interfaces: Vec<Interface>,
+    pub interfaces: Vec<InterfaceStatus>,
     pub services: Vec<ServiceSnapshot>,
     pub kernel_selections: Vec<KernelSelection>,
     pub heartbeats: Heartbeats,
@@ -185,7 +195,7 @@ pub struct ManagerSnapshot {
     pub sources: Vec<WorkerSource>,
 }
 
-impl From<&Attachment> for Interface {
+impl From<&Attachment> for InterfaceStatus {
     fn from(attachment: &Attachment) -> Self {
         let name = attachment.interface.clone();
         let preceded_by = attachment.preceding.clone();
@@ -194,7 +204,7 @@ impl From<&Attachment> for Interface {
         let (attachment, reason) = match (attachment.index, missing) {
             (None, _) => (NOT_ATTACHED, "the interface is gone".to_owned()),
             (Some(_), []) => (attachment.mode.name(), attachment.reason.clone()),
-            // What XDP does not meet, TC does.
+            // TC handles the packets that XDP would.
             (Some(_), ["memlb_xdp"]) => (AttachMode::Tc.name(), lacks()),
             (Some(_), _) => (NOT_ATTACHED, lacks()),
         };
@@ -210,7 +220,7 @@ impl From<&Attachment> for Interface {
 /// The attachment of an interface without programs.
 const NOT_ATTACHED: &str = "none";
 
-impl Interface {
+impl InterfaceStatus {
     pub fn is_attached(&self) -> bool {
         self.attachment != NOT_ATTACHED
     }
@@ -218,12 +228,8 @@ impl Interface {
 
 impl Status {
     pub fn new(snapshot: ManagerSnapshot, stats: &Stats) -> Self {
-        let backend = |seen: BackendSnapshot| Backend {
-            traffic: stats
-                .backends
-                .get(&seen.backend_id.0)
-                .copied()
-                .unwrap_or_default(),
+        let backend = |seen: BackendSnapshot| BackendStatus {
+            traffic: (stats.backends.get(&seen.backend_id.0).copied()).unwrap_or_default(),
             seen,
         };
         let refusals = snapshot.services.iter().filter_map(|service| {
@@ -233,17 +239,11 @@ impl Status {
             Some((service.name.clone(), counts.collect()))
         });
         let refusals = refusals.collect();
-        let services: Vec<ServiceSnapshot<Backend>> = snapshot
-            .services
-            .into_iter()
-            .map(|service| service.map_backends(backend))
-            .collect();
-        let mut verdicts: BTreeMap<String, Packets> = stats
-            .verdicts
-            .iter()
-            .map(|(name, packets)| ((*name).to_owned(), *packets))
-            .collect();
-        for Backend { seen, traffic } in services.iter().flat_map(|service| &service.backends) {
+        let services = snapshot.services.into_iter();
+        let services: Vec<ServiceStatus> = services.map(|it| it.map_backends(backend)).collect();
+        let mut verdicts = with_owned_names(&stats.verdicts);
+        for BackendStatus { seen, traffic } in services.iter().flat_map(|service| &service.backends)
+        {
             let [to_backend, to_client, to_manager, from_manager] = FORWARDED;
             let (inward, outward) = if seen.name == MANAGER {
                 (to_manager, from_manager)
@@ -272,22 +272,18 @@ impl Status {
             handed_over: None,
             verdicts,
             refusals,
-            maps: stats
-                .maps
-                .iter()
-                .map(|(name, fill)| ((*name).to_owned(), *fill))
-                .collect(),
+            maps: with_owned_names(&stats.maps),
             counters_problem: stats.problem.clone(),
         }
     }
 
     /// The backends of all services.
-    pub fn backends(&self) -> impl Iterator<Item = &Backend> {
+    pub fn backends(&self) -> impl Iterator<Item = &BackendStatus> {
         self.services.iter().flat_map(|service| &service.backends)
     }
 }
 
-/// Says how many connections to a service the manager itself has refused, and why. Nothing if there were none.
+/// Says how many connections to a service the manager itself has refused, and why; `None` if none.
 pub fn refusals(status: &Status, service: &str) -> Option<String> {
     let counts = status.refusals.get(service)?.iter();
     let counts = counts.map(|(verdict, count)| format!("{verdict} {count}"));
@@ -295,8 +291,8 @@ pub fn refusals(status: &Status, service: &str) -> Option<String> {
     (!counts.is_empty()).then(|| format!("refused by the manager: {}", counts.join(", ")))
 }
 
-/// Says how many handshakes a backend has refused or left unanswered, how many connections it has reset, and when it was
-/// last heard in traffic. Nothing if there were none.
+/// Says how many handshakes a backend has refused or left unanswered, how many connections it has reset, and when it last
+/// answered a client; `None` if it has refused, left or reset none.
 pub fn failures(traffic: &BackendTraffic) -> Option<String> {
     let BackendTraffic {
         refused,
@@ -321,59 +317,63 @@ pub fn failures(traffic: &BackendTraffic) -> Option<String> {
     }
     let heard = match last_answer_ms {
         None => "never heard in traffic".to_owned(),
-        Some(age) => format!("last heard in traffic {} ago", seconds(age)),
+        Some(age) => format!("last heard in traffic {} ago", format_seconds(age)),
     };
     Some(format!("handshakes: {}; {heard}", parts.join(", ")))
 }
 
-/// Returns what the operator has ordered of a backend, why it gets less than its share, and that its memory
-/// figures are stale, one sentence each.
+/// Returns the operator's orders for a backend, why it gets less than its share, and that its figures are stale or its
+/// heartbeats missing, one sentence each.
 pub fn remarks(seen: &BackendSnapshot) -> Vec<String> {
-    let hold = seen.admin_state.as_ref().map(|mark| {
-        let held = mark.value.description();
-        format!("{held} {}", given(mark))
-    });
-    let weight = seen.weight_percent.as_ref().map(|mark| {
-        let percent = mark.value;
-        format!("weight {percent}% {}", given(mark))
-    });
-    let pause = seen.pause.as_ref().map(|mark| {
-        let (whole, left) = (
-            seconds(mark.value),
-            seconds(seen.pause_left_ms.unwrap_or(0)),
-        );
-        format!("paused for {whole} {}, {left} are left", given(mark))
-    });
-    // The order says it, with its author and time.
-    let is_ordered = hold.is_some() || weight.is_some() || pause.is_some();
+    let state = seen.admin_state.as_ref();
+    let weight = seen.weight_percent.as_ref();
+    let orders = [
+        state.map(|it| format!("{} {}", it.value.description(), author(it))),
+        weight.map(|it| format!("weight {}% {}", it.value, author(it))),
+        seen.pause.as_ref().map(|it| {
+            let left = format_seconds(seen.pause_left_ms.unwrap_or(0));
+            let whole = format_seconds(it.value);
+            format!("paused for {whole} {}, {left} are left", author(it))
+        }),
+    ];
+    // An order's own remark has more than its reason.
+    let is_ordered = orders.iter().any(Option::is_some);
     let reason = seen.reason.as_ref();
     let reason = reason.filter(|it| !is_ordered || !it.kind.is_order());
-    let stale = seen.memory_stale_ms.map(|age| {
-        let age = seconds(age);
-        format!("its memory figures are {age} old: its agent cannot read new ones")
-    });
-    let remarks = hold
-        .into_iter()
-        .chain(weight)
-        .chain(pause)
-        .chain(reason.map(|it| it.text.clone()));
-    let missing = seen.heartbeats_missing.then(|| {
-        let text = "its heartbeats are missing, and its packets keep it up";
-        text.to_owned()
-    });
-    remarks.chain(stale).chain(missing).collect()
+    let others = [
+        reason.map(|it| it.text.clone()),
+        seen.memory_stale_ms.map(|age| {
+            let age = format_seconds(age);
+            format!("its memory figures are {age} old: its agent cannot read new ones")
+        }),
+        (seen.heartbeats_missing)
+            .then(|| "its heartbeats are missing, and its packets keep it up".to_owned()),
+    ];
+    orders.into_iter().chain(others).flatten().collect()
 }
 
-fn given<T>(mark: &Audited<T>) -> String {
-    let at = std::time::SystemTime::UNIX_EPOCH + std::time::Duration::from_millis(mark.at_ms);
-    let at = humantime::format_rfc3339_seconds(at);
-    match &mark.reason {
-        Some(reason) => format!("by {} since {at}: {reason}", mark.by),
-        None => format!("by {} since {at}", mark.by),
+/// Says who gave an order, when and why.
+fn author<T>(order: &Audited<T>) -> String {
+    let (by, at) = (&order.by, format_time(order.at_ms));
+    match &order.reason {
+        Some(reason) => format!("by {by} since {at}: {reason}"),
+        None => format!("by {by} since {at}"),
     }
 }
 
-fn seconds(milliseconds: u64) -> String {
-    let rounded = std::time::Duration::from_secs(milliseconds / 1000);
+fn with_owned_names<T: Copy>(values: &BTreeMap<&'static str, T>) -> BTreeMap<String, T> {
+    let values = values.iter();
+    values.map(|(name, it)| ((*name).to_owned(), *it)).collect()
+}
+
+/// Formats milliseconds since 1970 as RFC 3339, in UTC and whole seconds.
+pub fn format_time(ms: u64) -> String {
+    let time = SystemTime::UNIX_EPOCH + Duration::from_millis(ms);
+    humantime::format_rfc3339_seconds(time).to_string()
+}
+
+/// Formats a duration in whole seconds, such as `2m 5s`.
+pub fn format_seconds(milliseconds: u64) -> String {
+    let rounded = Duration::from_secs(milliseconds / 1000);
     humantime::format_duration(rounded).to_string()
 }

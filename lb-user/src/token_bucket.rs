@@ -1,8 +1,8 @@
-//! A limit of a rate: a bucket that holds what one second allows, and fills steadily.
+//! A token bucket, which limits a rate.
 
 use std::time::Instant;
 
-/// What may be taken, at most so much a second.
+/// A bucket that holds the tokens of one second and fills continuously.
 #[derive(Debug)]
 pub struct TokenBucket {
     per_second: u32,
@@ -20,7 +20,7 @@ impl TokenBucket {
         }
     }
 
-    /// Takes `wanted` if there is so much, and returns whether there was.
+    /// Takes `wanted` tokens if there are as many, and returns whether there were.
     pub fn try_acquire(&mut self, wanted: u32, now: Instant) -> bool {
         let waited = now.saturating_duration_since(self.filled).as_millis();
         let gained = waited * u128::from(self.per_second) / 1_000;

@@ -1,8 +1,8 @@
-//! The names that a worker may have, in heartbeats and in the configuration.
+//! The valid names of workers, in heartbeats and in the configuration.
 
 use thiserror::Error;
 
-/// The longest name, in bytes.
+/// The maximum length of a name, in bytes.
 pub const MAX_NAME_BYTES: usize = 64;
 
 /// What is wrong with a worker's name.
@@ -21,11 +21,11 @@ pub enum NameProblem {
 /// Checks a worker's name: 1 to 64 ASCII letters, digits, dots, underscores and hyphens,
 /// the first one not a dot.
 ///
-/// Such a name can stand in a log line, a file name and a shell command as it is.
+/// Such a name needs no escaping in a log line, a file name or a shell command.
 ///
 /// # Errors
 ///
-/// Returns the first thing that is wrong with it.
+/// Returns the first problem.
 pub fn check_name(name: &str) -> Result<(), NameProblem> {
     if name.is_empty() {
         return Err(NameProblem::Empty);

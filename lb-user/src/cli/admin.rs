@@ -10,34 +10,34 @@ use lb_core::{AdminAction, AdminState, check_reason, counted, milliseconds};
 use memlb::{
     control::{AdminReply, ClientError, ControlClient, ErrorReply, Request},
     flows::{FlowFilter, Flows},
-    status::Status,
+    status::{Status, format_seconds},
 };
 use serde::Serialize;
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::{
-    CliError, CliResult, and_more, block_on,
-    remote::{Remote, format_seconds},
-    terminal::Output,
-};
+use super::{CliError, CliResult, and_more, block_on, remote::Remote, terminal::Output};
 
-/// How often a draining worker's connections are counted.
+/// The interval at which the connections of a draining worker are counted.
 const POLL_INTERVAL: Duration = Duration::from_millis(500);
 
-/// How often the silent connections are named while `--wait` waits.
+/// The interval at which `--wait` names the silent connections.
 const REPORT_INTERVAL: Duration = Duration::from_secs(30);
 
-/// At most so often, a line counts down where it cannot be replaced.
+/// The minimum interval of lines with the count, if standard error is not a terminal.
 const LINE_INTERVAL: Duration = Duration::from_secs(5);
 
 /// A connection without a packet for this long is silent.
 const SILENT_AFTER: Duration = Duration::from_secs(30);
 
-/// How many connections the manager is asked for at most, and how many are named.
+/// The maximum number of connections in the manager's reply, and of those that are named.
 const MAX_LISTED: usize = 10_000;
 const MAX_NAMED: usize = 5;
 
-// Of `drain` and `maintenance`; `Verb` has their texts.
+const TERMINATE: AdminAction = AdminAction::SetState {
+    state: AdminState::Terminate,
+};
+
+// The options of `drain` and `maintenance`; `Verb` has their help texts.
 #[derive(clap::Args)]
 pub struct DrainArgs {
     #[command(flatten)]
@@ -62,13 +62,13 @@ pub struct UndrainArgs {
 
 /// Change a worker's share of new connections
 ///
-/// With a weight of 0 it gets no new connections. 100 takes the order back.
+/// With a weight of 0 it gets no new connections. A weight of 100 removes the order.
 #[derive(clap::Args)]
 pub struct WeightArgs {
     #[command(flatten)]
     target: WorkerSelector,
 
-    /// Percent of the share that it would have by itself, 0 to 1000, with or without a %
+    /// Percent of its normal share, 0 to 1000, with or without a %
     #[arg(value_parser = percent)]
     percent: u32,
 
@@ -78,7 +78,7 @@ pub struct WeightArgs {
 
 /// Expect a worker to be silent for a while, as when its machine or container is moved
 ///
-/// It gets no new connection, its open ones continue to its address, and its silence raises no alarm.
+/// It gets no new connection, open connections continue to its address, and its silence raises no alarm.
 /// The pause ends at its deadline, at `memlb resume`, or when the worker was silent for
 /// failover.down_after and has sent failover.up_after good heartbeats again. A worker that is still
 /// silent at the end is down as usual: its connections are reset.
@@ -109,7 +109,7 @@ pub struct ResumeArgs {
     remote: Remote,
 }
 
-/// The worker, and the reason of the command.
+/// The worker of a command, and the reason.
 #[derive(clap::Args)]
 struct WorkerSelector {
     /// The worker's name
@@ -160,15 +160,15 @@ struct WaitOptions {
 struct OrderReport {
     #[serde(flatten)]
     ordered: AdminReply,
-    /// Of the worker, after waiting; nothing without `--wait`.
+    /// The worker's connections after waiting; `None` without `--wait`.
     connections_left: Option<u64>,
-    /// The connections left at the deadline that have been silent for long.
+    /// The silent ones of the connections that are left at the deadline.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     silent: Vec<SilentConnection>,
     terminated: bool,
 }
 
-/// A connection that keeps a worker from being free.
+/// A connection without a packet for [`SILENT_AFTER`].
 #[derive(Debug, PartialEq, Eq, Serialize)]
 struct SilentConnection {
     client: String,
@@ -230,7 +230,7 @@ fn set_state(args: DrainArgs, state: AdminState) -> CliResult {
         return finish(remote, ordered, None, false);
     }
     if !remote.json {
-        super::print(&shown(&ordered));
+        super::print(&order_text(&ordered));
     }
     let progress = Progress::new(&target.worker, !remote.json);
     let left = block_on(wait(
@@ -239,17 +239,26 @@ fn set_state(args: DrainArgs, state: AdminState) -> CliResult {
         wait_options.deadline,
         progress,
     ))?;
-    if left == 0 {
-        return finish_waiting(remote, ordered, &target, 0, false);
-    }
-    if wait_options.terminate {
-        let action = AdminAction::SetState {
-            state: AdminState::Terminate,
-        };
-        let ordered = send_command(remote, &target, action)?;
-        return finish_waiting(remote, ordered, &target, left, true);
-    }
     let worker = &target.worker;
+    if left == 0 || wait_options.terminate {
+        let is_terminated = left > 0;
+        let ordered = match is_terminated {
+            true => send_command(remote, &target, TERMINATE)?,
+            false => ordered,
+        };
+        if remote.json {
+            return finish(remote, ordered, Some(left), is_terminated);
+        }
+        super::print(&match is_terminated {
+            true => format!(
+                "{} of {worker} left: each is reset at its next packet, as long as {worker} stays \
+                 drained\n",
+                counted(left, "connection")
+            ),
+            false => format!("{worker} has no connection left\n"),
+        });
+        return Ok(());
+    }
     let silent = block_on(silent_connections(&remote.client(), &target))?;
     let named = silent_sentence(&silent);
     if remote.json {
@@ -290,12 +299,12 @@ fn send_command(
     })
 }
 
-/// Waits until the worker has no connection, and returns how many it has at the end. Names the silent ones
-/// from time to time.
+/// Waits until the worker has no connection or the deadline passes, and returns how many are left. Names the silent ones
+/// at intervals.
 ///
 /// # Errors
 ///
-/// At an interrupt, says that the order stays.
+/// After an interrupt, says that the order stays in force.
 async fn wait(
     client: &ControlClient,
     target: &WorkerSelector,
@@ -343,8 +352,7 @@ fn interrupted(target: &WorkerSelector, left: u64) -> anyhow::Error {
     )
 }
 
-/// Counts the connections down on standard error: in one place on a terminal, else in a line when their number has
-/// changed.
+/// Shows the number of connections on standard error: in one line on a terminal, else in a new line when it has changed.
 struct Progress {
     worker: String,
     is_shown: bool,
@@ -385,7 +393,7 @@ impl Progress {
         match self.is_terminal {
             true => {
                 let width = self.output.width.unwrap_or(80).saturating_sub(1);
-                // A line that is broken by the terminal could not be replaced.
+                // A line that is longer than the terminal is wide cannot be replaced.
                 let short: String = match line.chars().count() > width {
                     true => format!("{} left", counted(left, "connection")),
                     false => line,
@@ -397,7 +405,7 @@ impl Progress {
         self.last = Some((left, Instant::now()));
     }
 
-    /// Prints a line that stays.
+    /// Prints a permanent line.
     fn report(&self, left: u64, silent: &str) {
         self.clear();
         let line = format!(
@@ -414,7 +422,7 @@ impl Progress {
         }
     }
 
-    /// If standard error cannot be written, only the result remains.
+    /// Ignores an error of standard error: the result goes to standard output.
     fn print(&self, text: &str) {
         _ = write!(std::io::stderr(), "{text}").and_then(|()| std::io::stderr().flush());
     }
@@ -446,7 +454,7 @@ async fn silent_connections(
     Ok(silent)
 }
 
-/// Names the longest silent connections, to follow a count of all.
+/// The number of silent connections, with the longest silent ones, as the end of a sentence.
 fn silent_sentence(silent: &[SilentConnection]) -> String {
     if silent.is_empty() {
         return String::new();
@@ -482,34 +490,12 @@ fn finish(remote: &Remote, ordered: AdminReply, left: Option<u64>, terminated: b
         terminated,
     };
     remote.print(&report, |report| {
-        Output::stdout().wrap_lines(&shown(&report.ordered))
+        Output::stdout().wrap_lines(&order_text(&report.ordered))
     })
 }
 
-fn finish_waiting(
-    remote: &Remote,
-    ordered: AdminReply,
-    target: &WorkerSelector,
-    left: u64,
-    terminated: bool,
-) -> CliResult {
-    if remote.json {
-        return finish(remote, ordered, Some(left), terminated);
-    }
-    let worker = &target.worker;
-    super::print(&match terminated {
-        true => format!(
-            "{} of {worker} left: each is reset at its next packet, as long as {worker} stays \
-             drained\n",
-            counted(left, "connection")
-        ),
-        false => format!("{worker} has no connection left\n"),
-    });
-    Ok(())
-}
-
 /// Returns an order as text, with its warnings.
-fn shown(ordered: &AdminReply) -> String {
+fn order_text(ordered: &AdminReply) -> String {
     let mut text = format!("{}\n", ordered.order);
     for warning in &ordered.warnings {
         text += &format!("warning: {warning}\n");

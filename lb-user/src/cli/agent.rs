@@ -11,7 +11,7 @@ use memlb::{
 
 use super::{CliError, CliResult, block_on};
 
-/// Under which name the packaged unit hands over `/etc/memlb/agent.key`.
+/// The name of the systemd credential that the packaged unit makes of `/etc/memlb/agent.key`.
 pub const CREDENTIAL: &str = "memlb-agent.key";
 
 /// Report this worker's available memory and the health of its service to the managers
@@ -62,12 +62,12 @@ pub struct Args {
 }
 
 impl Args {
-    /// Whether it runs an agent, and is no hook.
+    /// Whether the arguments run an agent, not a hook.
     pub fn runs(&self) -> bool {
         self.hook.is_none()
     }
 
-    /// Whether and how the agent checks the worker's own service.
+    /// The check of the worker's own service.
     pub fn check(&self) -> Option<Check> {
         let check = &self.check;
         Some(Check {
@@ -89,10 +89,10 @@ impl Args {
     }
 }
 
-/// What a hook on the worker has the running agent do.
+/// Commands for hooks on the worker, which the running agent executes.
 #[derive(clap::Subcommand)]
 enum Hook {
-    Pause(PauseArgs),
+    Pause(AnnouncePauseArgs),
 }
 
 /// Have the agent that runs here announce that this worker will be silent for a while
@@ -100,7 +100,7 @@ enum Hook {
 /// For a hook that runs before this machine or container is moved. The agent needs a key. Returns when
 /// every manager has confirmed the pause, which is that of `memlb pause` on the manager.
 #[derive(clap::Args)]
-struct PauseArgs {
+struct AnnouncePauseArgs {
     /// The worker's name, as its agent has it [default: the host's name]
     #[arg(long)]
     name: Option<String>,
@@ -110,7 +110,7 @@ struct PauseArgs {
     duration: Duration,
 }
 
-/// Whether and how the worker's own service is asked.
+/// The check of the worker's own service.
 #[derive(clap::Args)]
 struct CheckArgs {
     /// Check this worker's own service, and report when it does not answer: tcp://HOST:PORT or
@@ -141,7 +141,7 @@ struct CheckArgs {
     check_failures: u32,
 }
 
-/// Whether and how clients are answered directly.
+/// Direct server return.
 #[derive(clap::Args)]
 struct DsrArgs {
     /// Answer the clients of this service of mode "dsr" directly. SERVICE is its address, port and, unless
@@ -215,7 +215,7 @@ pub fn run(args: Args) -> CliResult {
     }))?)
 }
 
-fn pause(args: PauseArgs) -> CliResult {
+fn pause(args: AnnouncePauseArgs) -> CliResult {
     let name = worker_name(args.name)?;
     check_pause(args.duration).map_err(|problem| CliError::usage(format!("--for: {problem}")))?;
     Ok(block_on(agent::announce_pause(&name, args.duration))?)

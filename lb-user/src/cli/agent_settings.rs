@@ -1,5 +1,5 @@
-//! The settings of this machine's agent, for `memlb doctor --agent`: those of the agent that runs, or those that the
-//! package's service would start it with.
+//! The settings of this machine's agent, for `memlb doctor --agent`: those of the running agent, or those of the package's
+//! service.
 
 use std::{
     fs,
@@ -12,23 +12,23 @@ use procfs::process::Process;
 
 use super::{Cli, CliError, Verb, agent};
 
-/// Where the package's service has the agent's arguments.
+/// The file with the agent's arguments, for the package's service.
 const ENVIRONMENT_FILE: &str = "/etc/default/memlb-agent";
 const VARIABLE: &str = "MEMLB_AGENT";
 
-/// What an agent on this machine is started with.
+/// The settings of an agent on this machine.
 pub struct FoundSettings {
     pub arguments: Option<agent::Args>,
     pub origin: AgentOrigin,
-    /// What it signs with, unless its arguments name a key.
+    /// Its key, if its arguments do not name one.
     pub usual_key: Option<PathBuf>,
 }
 
-/// Finds the settings of the agent that runs here, under this name if one is given.
+/// Finds the settings of the agent that runs here; with `name`, of the agent with this name.
 ///
 /// # Errors
 ///
-/// Several agents run here and no name says which one is meant.
+/// Several agents run here, and `name` does not select one.
 pub fn find(name: Option<&str>) -> Result<FoundSettings, CliError> {
     let mut running: Vec<_> = processes::of_verb("agent")
         .into_iter()
@@ -44,7 +44,7 @@ pub fn find(name: Option<&str>) -> Result<FoundSettings, CliError> {
         return Ok(of_the_service());
     };
     if several {
-        let text = "several agents run here: say with --name which one to examine";
+        let text = "several agents run here: select one with --name";
         return Err(CliError::usage(text));
     }
     let usual_key = match Process::new(holder.pid).and_then(|it| it.environ()) {
@@ -52,7 +52,7 @@ pub fn find(name: Option<&str>) -> Result<FoundSettings, CliError> {
             .get(Path::new("CREDENTIALS_DIRECTORY").as_os_str())
             .filter(|it| Path::new(it).join(agent::CREDENTIAL).exists())
             .and_then(|_| packaged_key()),
-        // Another user's process: it is the service's, most likely.
+        // Another user's process: probably the package's service.
         Err(_) => packaged_key(),
     };
     Ok(FoundSettings {
@@ -62,7 +62,7 @@ pub fn find(name: Option<&str>) -> Result<FoundSettings, CliError> {
     })
 }
 
-/// The settings with which the package's service would start an agent.
+/// The settings of the package's service.
 fn of_the_service() -> FoundSettings {
     let text = fs::read_to_string(ENVIRONMENT_FILE).unwrap_or_default();
     let words = variable(&text).unwrap_or_default();
@@ -81,7 +81,7 @@ fn of_the_service() -> FoundSettings {
     }
 }
 
-/// The file that the package's service hands to the agent.
+/// The key file that the package's service passes to the agent.
 fn packaged_key() -> Option<PathBuf> {
     Some(PathBuf::from(AGENT_KEY)).filter(|it| it.exists())
 }

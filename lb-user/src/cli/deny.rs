@@ -1,10 +1,10 @@
-//! `memlb deny`: clients that get nothing here.
+//! `memlb deny`: clients whose packets are dropped.
 
-use std::time::{Duration, UNIX_EPOCH};
-
+use lb_core::counted;
 use memlb::{
     control::{DenyReply, Request},
     deny::{Denied, DenyList, Prefix},
+    status::format_time,
 };
 
 use super::{
@@ -14,13 +14,13 @@ use super::{
     terminal::Output,
 };
 
-/// Prefixes that go into one request, with a reason as long as it may be.
+/// The prefixes of one request: with a reason of the maximum length, it stays below the limit of requests.
 const PREFIXES_PER_REQUEST: usize = 40;
 
 /// Deny clients: their packets to any service are dropped
 ///
-/// The manager's own firewall does not see packets that memlb forwards: a ban there has no effect. A denied
-/// client is dropped by memlb itself, its open connections included. It stays denied until it is removed, also
+/// The manager's own firewall does not see packets that memlb forwards: a ban there has no effect. memlb drops the
+/// packets of a denied client, also those of its open connections. The client stays denied until it is removed, also
 /// over restarts of the manager and of the machine.
 #[derive(clap::Args)]
 pub struct Args {
@@ -53,7 +53,7 @@ struct AddArgs {
 /// Let denied clients connect again
 #[derive(clap::Args)]
 struct RemoveArgs {
-    /// As they were denied
+    /// The prefixes, as they were denied
     #[arg(required = true)]
     prefixes: Vec<Prefix>,
 
@@ -107,8 +107,7 @@ pub(super) fn added(answer: &DenyReply, output: Output) -> String {
     let lines = answer.changed.iter().map(|denied| format!("{denied}\n"));
     let ended = match answer.connections_ended {
         0 => String::new(),
-        1 => "1 open connection has ended with that\n".to_owned(),
-        count => format!("{count} open connections have ended with that\n"),
+        count => format!("ended {}\n", counted(count, "open connection")),
     };
     let text: String = lines.chain([ended]).collect();
     output.wrap_lines(&text) + &warnings(answer, output)
@@ -124,7 +123,8 @@ fn removed(answer: &DenyReply, output: Output) -> String {
 
 fn warnings(answer: &DenyReply, output: Output) -> String {
     let not_saved = answer.not_saved.as_ref();
-    let not_saved = not_saved.map(|why| format!("a restarted manager would not know of it: {why}"));
+    let not_saved =
+        not_saved.map(|why| format!("the change is lost at a restart of the manager: {why}"));
     let all = answer.warnings.iter().cloned().chain(not_saved);
     all.map(|warning| output.warning(&warning) + "\n").collect()
 }
@@ -144,10 +144,9 @@ fn listed(list: &DenyList, output: Output) -> String {
 }
 
 fn row(denied: &Denied) -> Row {
-    let since = UNIX_EPOCH + Duration::from_millis(denied.at_ms);
     Row::new(vec![
         Cell::new(denied.prefix.to_string()),
-        Cell::new(humantime::format_rfc3339_seconds(since).to_string()),
+        Cell::new(format_time(denied.at_ms)),
         Cell::new(denied.by.clone()),
         Cell::new(denied.reason.clone().unwrap_or_default()),
     ])

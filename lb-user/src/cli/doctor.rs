@@ -1,4 +1,4 @@
-//! `memlb doctor`: faults of this host, and their remedies.
+//! `memlb doctor`: problems of this host, and their remedies.
 
 use std::{path::PathBuf, process::exit, time::Duration};
 
@@ -22,8 +22,8 @@ use super::{
 
 /// Examine this host as a manager, or with --agent as a worker; print faults and remedies
 ///
-/// Without --config, doctor examines the values of the running manager, or the usual file if none runs. Each line has ok, warning or
-/// problem, the finding, and after => the command that repairs it. Doctor changes nothing and does not
+/// Without --config, doctor examines the values of the running manager, or the usual file if none runs. Each line has ok,
+/// warning or problem, and the finding; after => it has the command that repairs it. Doctor changes nothing and does not
 /// disturb a running manager or agent. Exit status: 0 without a problem, 1 with one, 2 for wrong usage.
 #[derive(clap::Args)]
 pub struct Args {
@@ -38,7 +38,7 @@ pub struct Args {
     source: ConfigSource,
 }
 
-/// Options that a worker's agent has, too.
+/// Options that `memlb agent` also has.
 #[derive(clap::Args)]
 struct WorkerArgs {
     /// Examine a worker's host. What the options below leave out is taken from the agent that runs here, or else from
@@ -66,7 +66,7 @@ struct WorkerArgs {
 pub fn run(args: &Args) -> CliResult {
     let diagnosis = match args.worker.agent {
         true => examine_worker(&args.worker)?,
-        // Ports that the kernel uses, too, are a finding here and not wrong usage.
+        // An overlap with the kernel's ports is a finding here, not wrong usage.
         false => examine_manager(&args.source)?,
     };
     if args.json {
@@ -80,13 +80,14 @@ pub fn run(args: &Args) -> CliResult {
     Ok(())
 }
 
-/// Of severity, check and what separates them.
-const FOUND: usize = 23;
+/// The column in which the text of a finding begins, after severity and check.
+const FOUND_COLUMN: usize = 23;
 
-/// In fewer columns, what was found begins further to the left from its second line on.
-const NARROW: usize = 60;
+/// On a narrower terminal, the further lines of a finding begin further to the left.
+const NARROW_WIDTH: usize = 60;
 
-/// Each finding on a line, with its remedy below, and their numbers. A remedy stays in one line, to be copied.
+/// Formats each finding with its remedy in a line below, then the numbers of problems and warnings. A remedy is not
+/// wrapped, so that it can be copied.
 pub(super) fn diagnosis_text(diagnosis: &Diagnosis, output: Output) -> String {
     let mut text = String::new();
     for Finding {
@@ -99,13 +100,16 @@ pub(super) fn diagnosis_text(diagnosis: &Diagnosis, output: Output) -> String {
         let paint = severity_paint(*severity);
         let severity = output.paint(&format!("{:<7}", severity.name()), paint);
         let line = format!("{severity}  {check:<12}  {found}");
-        let is_narrow = output.width.is_some_and(|width| width < NARROW);
+        let is_narrow = output.width.is_some_and(|width| width < NARROW_WIDTH);
         text += &match is_narrow {
             true => output.wrap_lines(&line),
-            false => format!("{severity}  {check:<12}  {}\n", output.wrap(found, FOUND)),
+            false => format!(
+                "{severity}  {check:<12}  {}\n",
+                output.wrap(found, FOUND_COLUMN)
+            ),
         };
         if let Some(remedy) = remedy {
-            let indent = if is_narrow { 2 } else { FOUND };
+            let indent = if is_narrow { 2 } else { FOUND_COLUMN };
             let remedy = output.paint(&format!("=> {remedy}"), Paint::Bold);
             text += &format!("{:indent$}{remedy}\n", "");
         }
@@ -129,7 +133,7 @@ fn severity_paint(severity: Severity) -> Paint {
     }
 }
 
-/// Examines by the file that is named, else by the values of the running manager, or those of the usual file.
+/// Examines the file of --config, else the values of the running manager, else the usual file.
 fn examine_manager(source: &ConfigSource) -> Result<Diagnosis, CliError> {
     let examine = |config: &Config, examined| {
         block_on(doctor::examine_manager(config, examined, kernel_ports())).map_err(CliError::from)
@@ -151,9 +155,9 @@ fn examine_manager(source: &ConfigSource) -> Result<Diagnosis, CliError> {
     examine(&config, Examined::File(file.as_deref()))
 }
 
-/// Returns the values of the running manager, and how they differ from its file; nothing if none answers.
+/// Returns the values of the running manager, and how they differ from its file; `None` if no manager answers.
 fn in_force(source: &ConfigSource) -> Result<Option<(Config, Finding)>, CliError> {
-    // A file with mistakes says so below, where no manager runs.
+    // Errors of the file are reported later, if no manager runs.
     let usual = source.read_for(None).ok();
     let usual = usual.as_ref().map(|it| it.manager.control_socket.clone());
     let Some(socket) = socket_variable().or(usual) else {
@@ -185,7 +189,7 @@ fn examine_worker(args: &WorkerArgs) -> Result<Diagnosis, CliError> {
         (false, _) => &args.managers,
         (true, Some(own)) => &own.managers,
         (true, None) => {
-            let text = "no agent runs here, and /etc/default/memlb-agent names no manager: give --manager ADDRESS";
+            let text = "no agent runs here, and /etc/default/memlb-agent names no manager: pass --manager ADDRESS";
             return Err(CliError::usage(text));
         }
     };

@@ -1,9 +1,9 @@
-//! `memlb events`: what has happened, and what happens.
+//! `memlb events`: past and new events.
 
 use anyhow::Context;
 use lb_core::Severity;
 use memlb::{
-    control::{ClientError, Request},
+    control::{ClientError, DISCONNECTED, Request, parse_reply},
     event_filter::EventFilter,
     event_stream::EventRecord,
 };
@@ -19,11 +19,11 @@ use super::{
 /// The manager keeps the last 256. The event log has more, and samples of heartbeats.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Then show new events until interrupted
+    /// Then show new events as they happen, until interrupted
     #[arg(long, short)]
     follow: bool,
 
-    /// Show only the last COUNT events, of those that match
+    /// Show only the last COUNT matching events
     #[arg(long, short = 'n', value_name = "COUNT")]
     limit: Option<usize>,
 
@@ -69,14 +69,14 @@ async fn show(args: &Args) -> Result<(), ClientError> {
     };
     let mut lines = args.remote.client().stream(&request).await?;
     while let Some(line) = lines.next_line().await.context("wait for events")? {
-        let entry: EventRecord = memlb::control::parse_reply(&line)?;
+        let entry: EventRecord = parse_reply(&line)?;
         match args.remote.json {
             true => print(&format!("{line}\n")),
             false => print(&event_text(&entry, Output::stdout())),
         }
     }
     if args.follow {
-        return Err(anyhow::anyhow!("the manager has gone").into());
+        return Err(anyhow::anyhow!(DISCONNECTED).into());
     }
     Ok(())
 }

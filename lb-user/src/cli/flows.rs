@@ -1,16 +1,16 @@
-//! `memlb flows` and `memlb explain`: single connections, and why they are where they are.
+//! `memlb flows` and `memlb explain`: single connections, and the reasons for their workers.
 
 use memlb::{
     control::Request,
     explain::{Explanation, failures_of},
     flows::{Client, FlowFilter, FlowRow, Flows},
-    status::Status,
+    status::{Status, format_seconds},
     trace::Clients,
 };
 
 use super::{
     CliResult,
-    remote::{Remote, format_seconds},
+    remote::Remote,
     status_view::bytes,
     table::{Cell, Column, Row, table},
     terminal::Output,
@@ -31,11 +31,11 @@ pub struct Args {
     #[arg(long)]
     service: Option<String>,
 
-    /// Also connections that have ended, as long as the table has them
+    /// Also connections that have ended, while the table still has them
     #[arg(long)]
     ended: bool,
 
-    /// List at most COUNT connections, the youngest
+    /// List at most COUNT connections, the newest ones
     #[arg(long, short = 'n', value_name = "COUNT", default_value_t = 1000)]
     limit: usize,
 
@@ -79,7 +79,7 @@ pub fn run(args: Args) -> CliResult {
     })
 }
 
-/// The handshakes that became no connection, by service and worker.
+/// The failed handshakes, by service and worker.
 fn failed(status: &Status, service: Option<String>, worker: Option<String>) -> String {
     let is = |wanted: &Option<String>, name: &str| wanted.as_deref().is_none_or(|it| it == name);
     let services = status.services.iter().filter(|it| is(&service, &it.name));

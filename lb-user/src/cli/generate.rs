@@ -1,5 +1,4 @@
-//! `memlb completions` and `memlb man`: what packages install, made from the command line's own
-//! definition.
+//! `memlb completions` and `memlb man`: files for packages, generated from the definition of the command line.
 
 use std::path::PathBuf;
 

@@ -10,20 +10,20 @@ use super::{CliError, CliResult, block_on, remote::Remote};
 /// Let a peer take over, without losing a connection
 ///
 /// Waits until every peer has heartbeats of the workers, knows all connections of this manager and has acknowledged the
-/// last one. Then it writes -1 to manager.track_file: keepalived lowers its priority by the weight that its configuration gives, and the peer takes the
-/// addresses. Connections that begin meanwhile are relayed. The lower priority lasts until --undo, also over a restart of
-/// the manager. docs/high-availability.md has keepalived's part.
+/// last one. Then it writes -1 to manager.track_file: keepalived lowers its priority by the weight in its configuration,
+/// and the peer takes the addresses. The peer relays packets of connections that begin meanwhile. The lower priority
+/// lasts until --undo, also over a restart of the manager. docs/high-availability.md has keepalived's part.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Give this manager its usual priority again, once it knows all connections of its peers
+    /// Restore this manager's priority, once it knows all connections of its peers
     #[arg(long)]
     undo: bool,
 
-    /// How long the peers may take until they know everything
+    /// The maximum time until the peers know all connections
     #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = humantime::parse_duration)]
     wait: Duration,
 
-    /// Do it although a peer may lack connections, or cannot be reached
+    /// Hand over although a peer lacks connections or cannot be reached
     #[arg(long)]
     force: bool,
 
@@ -43,8 +43,8 @@ pub fn run(args: &Args) -> CliResult {
     match reply.still_here.as_slice() {
         [] => Ok(()),
         here => Err(CliError::RunTime(anyhow::anyhow!(
-            "{} did not leave this machine: does keepalived track {}, with a weight that brings it below the peer's \
-             priority, without nopreempt? (memlb doctor)",
+            "{} did not leave this machine: keepalived must track {} with a weight that lowers its priority below the \
+             peer's, and must not have nopreempt (`memlb doctor` checks this)",
             list(here),
             reply.track_file
         ))),
@@ -67,8 +67,8 @@ fn text(reply: &HandoverReply) -> String {
         .collect();
     if !handed_over {
         text += &format!(
-            "the handover is undone: {track_file} says 0; keepalived's own priorities decide whether the addresses \
-             come back\n"
+            "the handover is undone: {track_file} has 0; keepalived's own priorities decide whether the addresses \
+             return\n"
         );
         return text;
     }

@@ -1,4 +1,4 @@
-//! How a state is shown: a sign for those who see no colours, and a colour.
+//! The sign and the colour of each state. The signs differ without colour, too.
 
 use lb_core::Health;
 

@@ -1,4 +1,4 @@
-//! The log in systemd's journal, by its native protocol: severity, text and fields arrive apart.
+//! Sends the log to systemd's journal by its native protocol, with severity and fields.
 //! <https://systemd.io/JOURNAL_NATIVE_PROTOCOL/>
 
 use std::{
@@ -33,25 +33,25 @@ impl Journal {
 
 impl<S: Subscriber> Layer<S> for Journal {
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
-        let mut entry = Entry::new(event.metadata());
+        let mut entry = JournalEntry::new(event.metadata());
         event.record(&mut entry);
         let datagram = entry.finish();
         if self.0.send(&datagram).is_err() {
-            // The journal restarts, or the entry is too large for a datagram: it reads standard output, too.
+            // The journal restarts, or the entry is too large for a datagram. The journal also reads standard output.
             let line = entry.line();
             _ = io::stdout().write_all(line.as_bytes());
         }
     }
 }
 
-/// One entry of the journal while it is written.
-struct Entry {
+/// An entry of the journal.
+struct JournalEntry {
     priority: u8,
     message: String,
     fields: Vec<(String, String)>,
 }
 
-impl Entry {
+impl JournalEntry {
     fn new(metadata: &Metadata<'_>) -> Self {
         Self {
             priority: match *metadata.level() {
@@ -87,7 +87,7 @@ impl Entry {
         datagram
     }
 
-    /// The same for standard output (sd-daemon(3)).
+    /// The entry as a line of standard output, with its severity (sd-daemon(3)).
     fn line(&self) -> String {
         let message = self.message.replace('\n', " ");
         format!("<{}>{message}\n", self.priority)
@@ -102,7 +102,7 @@ impl Entry {
     }
 }
 
-impl field::Visit for Entry {
+impl field::Visit for JournalEntry {
     fn record_str(&mut self, field: &field::Field, value: &str) {
         self.record(field.name(), value.to_owned());
     }

@@ -13,8 +13,7 @@ use tracing_subscriber::{
 
 use super::journal::{EVENT_FIELD, Journal, SOCKET};
 
-/// How log lines look; [`LogFormat::Auto`] is the journal's own protocol where systemd's journal receives the log, else
-/// text.
+/// The format of the log. [`LogFormat::Auto`] is the journal's protocol if systemd's journal receives the log, else text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
     Auto,
@@ -22,7 +21,7 @@ pub enum LogFormat {
     Json,
 }
 
-/// Sends the log to standard output, or to the journal that reads it; `RUST_LOG` says how much of it.
+/// Sends the log to standard output, or to the journal that reads it. `RUST_LOG` sets the level.
 pub fn start(format: LogFormat) {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     let journal = match format {
@@ -36,7 +35,7 @@ pub fn start(format: LogFormat) {
             .with_ansi(std::io::stdout().is_terminal())
             .fmt_fields(debug_fn(|writer, field, value| match field.name() {
                 "message" => write!(writer, "{value:?}"),
-                // The message says the same.
+                // The message has the same content.
                 EVENT_FIELD => Ok(()),
                 name => write!(writer, " {name}={value:?}"),
             }))
@@ -51,13 +50,13 @@ pub fn start(format: LogFormat) {
 fn lines() -> tracing_subscriber::fmt::Layer<Layered<EnvFilter, Registry>> {
     tracing_subscriber::fmt::layer()
         .with_target(false)
-        // A reader that closes the log early, as `head` does, is no error.
+        // A reader such as `head` that closes the log early is not an error.
         .log_internal_errors(false)
         .with_ansi(false)
 }
 
-/// Whether standard output is the journal's own: systemd passes its device and inode, which a child
-/// with another output inherits, too.
+/// Whether standard output is the journal's. systemd passes its device and inode, but a child with another standard output
+/// inherits the variable.
 fn is_journal() -> bool {
     let Ok(journal) = std::env::var("JOURNAL_STREAM") else {
         return false;

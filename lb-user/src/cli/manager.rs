@@ -34,7 +34,7 @@ pub fn run(args: Args) -> CliResult {
     match &file {
         Some(file) => info!("the configuration is {}", file.display()),
         None => warn!(
-            "there is no {USUAL_CONFIG}: the built-in example is used, the three-node lab \
+            "there is no {USUAL_CONFIG}: the manager uses the built-in example, the three-node lab \
              (`memlb check --example` prints it); write that file, or name yours with --config"
         ),
     }

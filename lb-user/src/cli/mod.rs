@@ -1,4 +1,4 @@
-//! The command line: one file a family of verbs.
+//! The command line: one file for each family of verbs.
 
 mod admin;
 mod agent;
@@ -71,8 +71,8 @@ struct Cli {
 const EXIT_STATUS: &str = "Exit status: 0 success, 1 failure at run time, 2 wrong usage or \
 configuration. With --json, an error is a line of JSON on standard error.\nMEMLB_CONTROL_SOCKET names the manager for every verb. Log level: RUST_LOG=debug, RUST_LOG=info, RUST_LOG=warn.";
 
-/// How long blocking tasks may take to end.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// How long the end of the program waits for blocking tasks.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(2);
 
 #[derive(Subcommand)]
 enum Verb {
@@ -86,7 +86,7 @@ enum Verb {
     Swarm(swarm::Args),
     /// Send no new connections to a worker; open ones continue
     ///
-    /// The order is in force until `memlb undrain`, also after a restart of the manager or of the machine.
+    /// The order stays in force until `memlb undrain`, also after a restart of the manager or of the machine.
     Drain(admin::DrainArgs),
     /// Drain a worker for maintenance: its silence or bad health raises no alarm
     Maintenance(admin::DrainArgs),
@@ -112,7 +112,7 @@ enum Verb {
     Man(generate::ManArgs),
 }
 
-/// Why a verb failed; decides the exit status.
+/// Why a verb failed; determines the exit status.
 enum CliError {
     /// Wrong usage or configuration.
     Usage(anyhow::Error),
@@ -153,7 +153,7 @@ type CliResult = Result<(), CliError>;
 struct ErrorReport<'a> {
     error: String,
     exit_status: u8,
-    /// What is wrong in a configuration.
+    /// The problems of a configuration.
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
     problems: &'a [Problem],
 }
@@ -182,7 +182,7 @@ fn wants_json(matches: &ArgMatches) -> bool {
     is_set || matches.subcommand().is_some_and(|(_, it)| wants_json(it))
 }
 
-/// Prints an error, and returns the exit status that it means.
+/// Prints an error, and returns its exit status.
 fn report(error: &CliError, is_json: bool) -> ExitCode {
     let (error, exit_status) = match error {
         CliError::RunTime(error) => (error, 1),
@@ -240,7 +240,7 @@ fn run_verb(verb: Verb) -> CliResult {
     }
 }
 
-/// Prints to standard output. A reader that closes it early, as `head` does, is no error.
+/// Prints to standard output. A reader such as `head` that closes it early is not an error.
 fn print(text: &str) {
     let mut output = std::io::stdout().lock();
     let written = output
@@ -250,7 +250,7 @@ fn print(text: &str) {
         if error.kind() == io::ErrorKind::BrokenPipe {
             std::process::exit(0);
         }
-        print_error(&format!("memlb: print the answer: {error}"));
+        print_error(&format!("memlb: write to standard output: {error}"));
         std::process::exit(1);
     }
 }
@@ -266,12 +266,12 @@ fn print_warning(text: &str) {
 }
 
 fn print_json(value: &impl Serialize) -> CliResult {
-    let json = serde_json::to_string_pretty(value).context("encode the answer")?;
+    let json = serde_json::to_string_pretty(value).context("encode the output")?;
     print(&format!("{json}\n"));
     Ok(())
 }
 
-/// Ends a list of which only the first ones are named.
+/// The end of a list of which only the first `named` entries are printed.
 fn and_more(count: usize, named: usize) -> String {
     match count.saturating_sub(named) {
         0 => String::new(),
@@ -286,7 +286,7 @@ fn block_on<T, E: From<anyhow::Error>>(task: impl Future<Output = Result<T, E>>)
         .build()
         .context("start the runtime")?;
     let outcome = runtime.block_on(task);
-    // What waits for a disk that does not answer must not hold up the end.
-    runtime.shutdown_timeout(PATIENCE);
+    // A task that waits for a disk must not block the end.
+    runtime.shutdown_timeout(SHUTDOWN_TIMEOUT);
     outcome
 }

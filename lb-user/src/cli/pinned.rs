@@ -1,4 +1,4 @@
-//! `memlb status` without a manager: what the pinned maps say.
+//! `memlb status` without a manager: the content of the pinned maps.
 
 use std::path::{Path, PathBuf};
 
@@ -16,8 +16,8 @@ use super::{
 
 const USUAL_PINS: &str = "/sys/fs/bpf/memlb";
 
-/// Reads the pins at `pin_path`, or else those of the usual configuration. Nothing if there are none, or if this user
-/// may not read them.
+/// Reads the pins at `pin_path`, else those of the usual configuration. `None` if there are none, or if this user may not
+/// read them.
 pub fn pinned(pin_path: Option<&Path>) -> Option<PinnedStatus> {
     let usual = Path::new(USUAL_CONFIG);
     let config = Config::read(usual, &Overrides::default(), kernel_ports()).ok();
@@ -32,8 +32,8 @@ pub fn pinned(pin_path: Option<&Path>) -> Option<PinnedStatus> {
 pub fn pinned_text(status: &PinnedStatus, output: Output) -> String {
     let path = status.pin_path.display();
     let head = format!(
-        "no manager: this is read from the maps in {path}. The packet programs continue with the last \
-         choice, and nothing notices a worker that fails."
+        "no manager answers: this is the content of the maps in {path}. The packet programs continue with the \
+         last choice, and no failure of a worker is detected."
     );
     let mut text = output.paint(&output.wrap(&head, 0), Paint::Warning) + "\n";
     for service in &status.services {

@@ -1,4 +1,4 @@
-//! Names and figures in few characters.
+//! Abbreviates names and figures.
 
 use std::collections::BTreeSet;
 
@@ -14,7 +14,7 @@ pub fn shorten(names: &[String], width: usize) -> Vec<String> {
     }
     let different: BTreeSet<&String> = names.iter().collect();
     let kept = width.saturating_sub(1);
-    // The end of a name tells more often than its beginning, in an address too.
+    // The ends of names differ more often than their beginnings, also in addresses.
     let ends = (0..=kept)
         .rev()
         .map(|end| (end.abs_diff(kept * 2 / 3), end));
@@ -30,7 +30,7 @@ pub fn shorten(names: &[String], width: usize) -> Vec<String> {
             return names.iter().map(cut).collect();
         }
     }
-    // Their order tells them apart.
+    // No cut keeps them different: their position in the order is added.
     let numbered = |name: &String| {
         if !is_long(name) {
             return name.clone();
@@ -52,42 +52,34 @@ fn middle_cut(name: &str, start: usize, end: usize) -> String {
 
 /// A count in at most five characters, such as `12.3k`.
 pub fn count(count: u64) -> String {
-    const UNITS: [&str; 7] = ["", "k", "M", "G", "T", "P", "E"];
-    if count < 10_000 {
-        return count.to_string();
+    match count < 10_000 {
+        true => count.to_string(),
+        false => abbreviated(count, 1_000, ["k", "M", "G", "T", "P", "E"]),
     }
-    let (mut unit, mut scale) = (1, 1_000_u128);
-    let count = u128::from(count);
-    // What would be rounded to 1000 of a unit is 1 of the next.
-    while (count + scale / 2) / scale >= 1_000 {
-        unit += 1;
-        scale *= 1_000;
-    }
-    scaled(count, scale) + UNITS[unit]
 }
 
 /// Bytes in at most five characters, such as `64.3M`; the units are powers of 1024.
 pub fn bytes(bytes: Bytes) -> String {
-    const UNITS: [&str; 7] = ["B", "K", "M", "G", "T", "P", "E"];
     let Bytes(bytes) = bytes;
-    if bytes < 1_000 {
-        return format!("{bytes}B");
+    match bytes < 1_000 {
+        true => format!("{bytes}B"),
+        false => abbreviated(bytes, 1_024, ["K", "M", "G", "T", "P", "E"]),
     }
-    let (mut unit, mut scale) = (1, 1_024_u128);
-    let bytes = u128::from(bytes);
-    while (bytes + scale / 2) / scale >= 1_000 {
-        unit += 1;
-        scale *= 1_024;
-    }
-    scaled(bytes, scale) + UNITS[unit]
 }
 
-/// With one decimal below 100, without above.
-fn scaled(number: u128, scale: u128) -> String {
+/// The number in the largest of the units, powers of `base`, that gives less than 1000 when rounded: with one decimal below
+/// 100, without above.
+fn abbreviated(number: u64, base: u128, units: [&str; 6]) -> String {
+    let number = u128::from(number);
+    let (mut unit, mut scale) = (0, base);
+    while (number + scale / 2) / scale >= 1_000 {
+        unit += 1;
+        scale *= base;
+    }
     let tenths = (number * 10 + scale / 2) / scale;
     match tenths < 1_000 {
-        true => format!("{}.{}", tenths / 10, tenths % 10),
-        false => ((number + scale / 2) / scale).to_string(),
+        true => format!("{}.{}{}", tenths / 10, tenths % 10, units[unit]),
+        false => format!("{}{}", (number + scale / 2) / scale, units[unit]),
     }
 }
 
@@ -99,7 +91,7 @@ pub fn share(share: u16) -> String {
     }
 }
 
-/// Milliseconds as an age; nothing for never.
+/// Formats an age in milliseconds; `None` means never.
 pub fn age(age_ms: Option<u64>) -> String {
     match age_ms {
         None => "-".to_owned(),

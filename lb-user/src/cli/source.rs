@@ -1,13 +1,13 @@
-//! Where the configuration of a verb comes from: a file, the built-in example, the command line.
+//! The source of a verb's configuration: a file or the built-in example, with settings of the command line.
 
 use std::path::{Path, PathBuf, absolute};
 
 use memlb::config::{Config, ConfigError, Overrides, PortRange};
 
-/// Where a configuration is looked for.
+/// The usual configuration file.
 pub const USUAL_CONFIG: &str = "/etc/memlb/memlb.toml";
 
-/// Where the configuration comes from.
+/// The source of the configuration.
 #[derive(clap::Args)]
 pub struct ConfigSource {
     /// Read the configuration from this file
@@ -19,7 +19,7 @@ pub struct ConfigSource {
 }
 
 impl ConfigSource {
-    /// Where the pins are, if the command line says it.
+    /// The directory of the pins, if the command line has it.
     pub fn pin_path(&self) -> Option<&Path> {
         self.overrides.pin_path()
     }
@@ -28,7 +28,7 @@ impl ConfigSource {
         self.read_for(kernel_ports())
     }
 
-    /// Reads it for a machine whose kernel takes its own ports from there.
+    /// Reads the configuration for a machine whose kernel uses `kernel_ports` for its own connections.
     pub fn read_for(&self, kernel_ports: Option<PortRange>) -> Result<Config, ConfigError> {
         match self.chosen() {
             Some(file) => self.read_file(file, kernel_ports),
@@ -45,7 +45,7 @@ impl ConfigSource {
         Config::read(file, &self.overrides, kernel_ports)
     }
 
-    /// The file that is read, from the root; nothing for the built-in example.
+    /// The absolute path of the file; `None` for the built-in example.
     pub fn file(&self) -> Option<PathBuf> {
         let file = self.chosen()?;
         Some(absolute(file).unwrap_or_else(|_| file.to_owned()))
@@ -56,7 +56,7 @@ impl ConfigSource {
         self.config.is_some()
     }
 
-    /// Whether the command line says anything of the configuration.
+    /// Whether the command line has a file or settings.
     pub fn names_config(&self) -> bool {
         self.is_given() || !self.overrides.is_empty()
     }
@@ -70,7 +70,7 @@ impl ConfigSource {
     }
 }
 
-/// The ports that the kernel gives to this machine's own connections.
+/// The ports that the kernel uses for this machine's own connections.
 pub fn kernel_ports() -> Option<PortRange> {
     let text = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").ok()?;
     let mut numbers = text.split_whitespace().map(str::parse);

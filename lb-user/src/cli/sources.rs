@@ -1,4 +1,4 @@
-//! `memlb sources`: the workers that come from outside of the configuration file.
+//! `memlb sources`: the sources of workers outside of the configuration file.
 
 use std::path::PathBuf;
 
@@ -12,7 +12,7 @@ use memlb::{
 
 use super::{CliError, CliResult, block_on, remote::Remote};
 
-/// Show the sources that give workers from outside of the configuration file, and give workers from a file
+/// Show the sources of workers outside of the configuration file, or give workers from a file
 ///
 /// A service names in worker_sources which sources it takes workers from. Each source gives its whole list at once;
 /// the manager adds, changes and removes what differs from the source's former list, and keeps the list over
@@ -21,16 +21,16 @@ use super::{CliError, CliResult, block_on, remote::Remote};
 #[command(args_conflicts_with_subcommands = true)]
 pub struct Args {
     #[command(subcommand)]
-    verb: Option<Verb>,
+    verb: Option<SourcesVerb>,
 
     #[command(flatten)]
     remote: Remote,
 }
 
 #[derive(clap::Subcommand)]
-enum Verb {
+enum SourcesVerb {
     Apply(ApplyArgs),
-    Remove(RemoveArgs),
+    Remove(RemoveSourceArgs),
 }
 
 /// Give the workers of a file to the manager, in place of those that this source gave before
@@ -47,7 +47,7 @@ struct ApplyArgs {
     #[arg(long, value_name = "NAME", default_value = "file", value_parser = source_name)]
     source: String,
 
-    /// Stay, and give the workers again when the file changes; looks at it every 500 ms
+    /// Keep running, and give the workers again when the file changes; checks it every 500 ms
     #[arg(long)]
     watch: bool,
 
@@ -57,7 +57,7 @@ struct ApplyArgs {
 
 /// Remove a source with all of its workers; their open connections continue
 #[derive(clap::Args)]
-struct RemoveArgs {
+struct RemoveSourceArgs {
     /// The source's name
     source: String,
 
@@ -72,10 +72,10 @@ fn source_name(name: &str) -> Result<String, String> {
 pub fn run(args: Args) -> CliResult {
     match args.verb {
         None => show(&args.remote),
-        Some(Verb::Apply(args)) => apply(args),
-        Some(Verb::Remove(RemoveArgs { source, remote })) => {
+        Some(SourcesVerb::Apply(args)) => apply(args),
+        Some(SourcesVerb::Remove(RemoveSourceArgs { source, remote })) => {
             let reply: WorkersReply = remote.request(&Request::RemoveSource { source })?;
-            remote.print(&reply, shown)
+            remote.print(&reply, changes_text)
         }
     }
 }
@@ -98,10 +98,10 @@ fn apply(args: ApplyArgs) -> CliResult {
     }
     let list: WorkerList = worker_source::read(&args.file).map_err(CliError::Usage)?;
     let reply = block_on(source.send(list))?;
-    args.remote.print(&reply, shown)
+    args.remote.print(&reply, changes_text)
 }
 
-fn shown(reply: &WorkersReply) -> String {
+fn changes_text(reply: &WorkersReply) -> String {
     let lists = [
         ("added", &reply.changes.added),
         ("changed", &reply.changes.changed),

@@ -1,30 +1,30 @@
-//! `memlb status`, `services` and `workers`: what a running manager knows.
+//! `memlb status`, `services` and `workers`: the state of a running manager.
 
 use std::{collections::BTreeSet, path::PathBuf};
 
-use lb_core::{MANAGER, ServiceSnapshot, unknown_name};
+use lb_core::{MANAGER, unknown_name};
 use memlb::{
     control::{ClientError, Request},
-    status::{Backend, Status},
+    status::{BackendStatus, ServiceStatus, Status, format_seconds},
 };
 use serde::Serialize;
 
 use super::{
     CliError, CliResult, health,
     pinned::{pinned, pinned_text},
-    remote::{Remote, format_seconds},
+    remote::Remote,
     shorten,
-    status_view::{count, heard, memory, remark_paint, status_text},
+    status_view::{count, heartbeat_age, memory, remark_paint, status_text},
     table::{Cell, Column, Row, table},
     terminal::{Output, Paint},
 };
 
 /// Show workers, memory, the selection and its reason, flows and counters
 ///
-/// While no manager answers, it shows what the pinned maps say, and returns 1.
+/// If no manager answers, it shows the content of the pinned maps, and exits with status 1.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Where the maps are pinned, read while no manager answers [default: that of /etc/memlb/memlb.toml, else
+    /// The directory of the pinned maps, read if no manager answers [default: that of /etc/memlb/memlb.toml, else
     /// /sys/fs/bpf/memlb]
     #[arg(long, value_name = "DIRECTORY")]
     pin_path: Option<PathBuf>,
@@ -63,7 +63,7 @@ pub(super) struct WorkerRow {
     service: String,
     selected: bool,
     #[serde(flatten)]
-    backend: Backend,
+    backend: BackendStatus,
 }
 
 pub fn run(args: &Args) -> CliResult {
@@ -84,14 +84,14 @@ pub fn run(args: &Args) -> CliResult {
 
 pub fn services(args: &ServicesArgs) -> CliResult {
     let status: Status = args.remote.request(&Request::Status)?;
-    let services = chosen(status.services, args.service.as_deref())?;
+    let services = select_services(status.services, args.service.as_deref())?;
     args.remote.print(&services, |services| {
         services_text(services, Output::stdout())
     })
 }
 
-pub(super) fn services_text(services: &[ServiceSnapshot<Backend>], output: Output) -> String {
-    let row = |service: &ServiceSnapshot<Backend>| {
+pub(super) fn services_text(services: &[ServiceStatus], output: Output) -> String {
+    let row = |service: &ServiceStatus| {
         let flows: u64 = service.backends.iter().map(|it| it.traffic.flows).sum();
         let workers = || service.backends.iter().filter(|it| it.seen.name != MANAGER);
         let (up, all) = (
@@ -128,7 +128,7 @@ pub(super) fn services_text(services: &[ServiceSnapshot<Backend>], output: Outpu
 
 pub fn workers(args: &WorkersArgs) -> CliResult {
     let status: Status = args.remote.request(&Request::Status)?;
-    let services = chosen(status.services, args.service.as_deref())?;
+    let services = select_services(status.services, args.service.as_deref())?;
     let mut rows = worker_rows(services);
     if let Some(wanted) = &args.worker {
         let known = rows.iter().map(|row| row.backend.seen.name.as_str());
@@ -142,7 +142,7 @@ pub fn workers(args: &WorkersArgs) -> CliResult {
         .print(&rows, |rows| workers_text(rows, Output::stdout()))
 }
 
-pub(super) fn worker_rows(services: Vec<ServiceSnapshot<Backend>>) -> Vec<WorkerRow> {
+pub(super) fn worker_rows(services: Vec<ServiceStatus>) -> Vec<WorkerRow> {
     let rows = services.into_iter().flat_map(|service| {
         let name = service.name;
         let workers = service.backends.into_iter();
@@ -175,7 +175,7 @@ pub(super) fn workers_text(rows: &[WorkerRow], output: Output) -> String {
 }
 
 fn worker_row(row: &WorkerRow) -> Row {
-    let Backend { seen, traffic } = &row.backend;
+    let BackendStatus { seen, traffic } = &row.backend;
     let weight = seen.weight_percent.as_ref().map_or(100, |it| it.value);
     let mut remarks = memlb::status::remarks(seen);
     if seen.unchecked {
@@ -187,7 +187,7 @@ fn worker_row(row: &WorkerRow) -> Row {
         Cell::new(row.service.clone()),
         Cell::new(seen.address.clone()),
         Cell::new(seen.state.name()).paint(health::paint(seen.state)),
-        heard(seen.age_ms),
+        heartbeat_age(seen.age_ms),
         memory(seen),
         Cell::new(shorten::share(seen.share)),
         Cell::new(format!("{weight}%")),
@@ -196,10 +196,10 @@ fn worker_row(row: &WorkerRow) -> Row {
     ])
 }
 
-fn chosen(
-    services: Vec<ServiceSnapshot<Backend>>,
+fn select_services(
+    services: Vec<ServiceStatus>,
     wanted: Option<&str>,
-) -> Result<Vec<ServiceSnapshot<Backend>>, CliError> {
+) -> Result<Vec<ServiceStatus>, CliError> {
     let Some(wanted) = wanted else {
         return Ok(services);
     };

@@ -4,12 +4,12 @@ use memlb::{
     handover::HandedOver,
     peer::PeerStatus,
     peer_report::{exchanged, problems, summary},
-    status::Status,
+    status::{Status, format_time},
 };
 
-use super::terminal::{Paint, Text};
+use super::terminal::{Paint, WrappedText};
 
-pub fn peers(text: &mut Text, status: &Status) {
+pub fn peers(text: &mut WrappedText, status: &Status) {
     if let Some(handed_over) = &status.handed_over {
         text.painted(0, &sentence(handed_over), Paint::Warning);
     }
@@ -24,10 +24,8 @@ pub fn peers(text: &mut Text, status: &Status) {
 }
 
 fn sentence(HandedOver { by, at_ms }: &HandedOver) -> String {
-    let at = std::time::SystemTime::UNIX_EPOCH + std::time::Duration::from_millis(*at_ms);
-    let at = humantime::format_rfc3339_seconds(at);
     let by = match by {
-        Some(by) => format!("by {by} since {at}"),
+        Some(by) => format!("by {by} since {}", format_time(*at_ms)),
         None => "since before this manager started".to_owned(),
     };
     format!("handed over {by}: lower priority until memlb handover --undo")

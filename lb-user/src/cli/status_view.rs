@@ -2,23 +2,20 @@
 
 use std::{collections::BTreeMap, fmt::Write};
 
-use lb_core::{
-    ALL_WORKERS, BackendSnapshot, Bytes, Mode, Policy, ServiceSnapshot, ShareReason, counted,
-};
+use lb_core::{ALL_WORKERS, BackendSnapshot, Bytes, Mode, Policy, ShareReason, counted};
 use memlb::status::{
-    Backend, FORWARDED, Heartbeats, Interface, Status, failures, refusals, remarks,
+    BackendStatus, FORWARDED, Heartbeats, InterfaceStatus, ServiceStatus, Status, failures,
+    format_seconds, refusals, remarks,
 };
 
 use super::{
-    health,
-    remote::format_seconds,
-    shorten, status_peers,
+    health, shorten, status_peers,
     table::{Cell, Column, Row, table},
-    terminal::{Output, Paint, Text},
+    terminal::{Output, Paint, WrappedText},
 };
 
-/// What is said of more workers is said once.
-const FEW: usize = 3;
+/// A note that more workers than this have is printed once.
+const MAX_REPEATED: usize = 3;
 
 const COLUMNS: [Column; 11] = [
     Column::name("  backend", 0),
@@ -35,14 +32,14 @@ const COLUMNS: [Column; 11] = [
 ];
 
 pub fn status_text(status: &Status, output: Output) -> String {
-    let mut text = Text {
+    let mut text = WrappedText {
         text: String::new(),
         output,
     };
     let uptime = format_seconds(status.uptime_ms);
     text.line(0, &format!("memlb {}, up {uptime}", status.version));
     for interface in &status.interfaces {
-        let Interface {
+        let InterfaceStatus {
             name,
             attachment,
             reason,
@@ -107,7 +104,7 @@ fn other_packets(status: &Status) -> String {
     }
 }
 
-fn heartbeats(text: &mut Text, heartbeats: &Heartbeats) {
+fn heartbeats(text: &mut WrappedText, heartbeats: &Heartbeats) {
     let mut line = format!("heartbeats: {} accepted", heartbeats.accepted);
     for (reason, count) in &heartbeats.refused {
         // Writing to a string cannot fail.
@@ -127,7 +124,7 @@ fn heartbeats(text: &mut Text, heartbeats: &Heartbeats) {
     }
 }
 
-fn service(text: &mut Text, service: &ServiceSnapshot<Backend>, status: &Status) {
+fn service(text: &mut WrappedText, service: &ServiceStatus, status: &Status) {
     let mode = match service.mode {
         Mode::Nat => String::new(),
         mode => format!("  mode {mode}"),
@@ -142,7 +139,7 @@ fn service(text: &mut Text, service: &ServiceSnapshot<Backend>, status: &Status)
     let (name, address, protocol) = (&service.name, &service.address, service.protocol);
     let line = format!("service {name} {address}/{protocol}{mode}  policy {policy}");
     text.painted(0, &line, Paint::Bold);
-    let selected = spoken(&service.selected);
+    let selected = selection_text(&service.selected);
     let since = format_seconds(service.since_ms);
     text.line(
         2,
@@ -153,7 +150,7 @@ fn service(text: &mut Text, service: &ServiceSnapshot<Backend>, status: &Status)
         let line = format!(
             "kernel: map selection says {} for {}: another program has written it; the manager writes \
              it again with its next choice",
-            spoken(&moved.selected),
+            selection_text(&moved.selected),
             format_seconds(moved.since_ms)
         );
         text.painted(2, &line, Paint::Bad);
@@ -170,7 +167,7 @@ fn service(text: &mut Text, service: &ServiceSnapshot<Backend>, status: &Status)
     let unchecked = service.backends.iter().filter(|it| it.seen.unchecked);
     let unchecked: Vec<&str> = unchecked.map(|it| it.seen.name.as_str()).collect();
     if !unchecked.is_empty() {
-        let workers = match unchecked.len() > FEW {
+        let workers = match unchecked.len() > MAX_REPEATED {
             true => format!("{} workers", unchecked.len()),
             false => unchecked.join(", "),
         };
@@ -187,28 +184,28 @@ fn service(text: &mut Text, service: &ServiceSnapshot<Backend>, status: &Status)
     }
 }
 
-/// Takes the notes that many rows have out of them, and returns each with the number of those rows.
+/// Removes the notes that more than [`MAX_REPEATED`] rows have, and returns each with the number of its rows.
 fn common_notes(rows: &mut [Row]) -> Vec<(String, usize)> {
     let mut counts: BTreeMap<String, usize> = BTreeMap::new();
     for note in rows.iter().flat_map(|row| &row.notes) {
         *counts.entry(note.text.clone()).or_default() += 1;
     }
-    counts.retain(|_, count| *count > FEW);
+    counts.retain(|_, count| *count > MAX_REPEATED);
     for row in rows {
         row.notes.retain(|note| !counts.contains_key(&note.text));
     }
     counts.into_iter().collect()
 }
 
-/// What is selected, in words.
-fn spoken(selected: &str) -> &str {
+/// The text of a selection.
+fn selection_text(selected: &str) -> &str {
     match selected {
         ALL_WORKERS => "all that are up",
         name => name,
     }
 }
 
-fn row(Backend { seen, traffic }: &Backend) -> Row {
+fn row(BackendStatus { seen, traffic }: &BackendStatus) -> Row {
     let mark = if seen.share > 0 { "*" } else { " " };
     let notes = remarks(seen).into_iter();
     Row {
@@ -218,7 +215,7 @@ fn row(Backend { seen, traffic }: &Backend) -> Row {
             Cell::new(seen.address.clone()),
             Cell::new(seen.state.name()).paint(health::paint(seen.state)),
             Cell::new(shorten::share(seen.share)),
-            heard(seen.age_ms),
+            heartbeat_age(seen.age_ms),
             memory(seen),
             count(traffic.flows),
             count(traffic.connections),
@@ -232,7 +229,7 @@ fn row(Backend { seen, traffic }: &Backend) -> Row {
     }
 }
 
-/// Remarks on what is usual, such as another worker being selected, are dim.
+/// Remarks on a usual state, such as another worker being selected, are dim.
 pub fn remark_paint(seen: &BackendSnapshot) -> Paint {
     let is_usual = |reason: &ShareReason| !reason.kind.is_trouble() && !reason.kind.is_order();
     match &seen.reason {
@@ -242,7 +239,7 @@ pub fn remark_paint(seen: &BackendSnapshot) -> Paint {
 }
 
 /// Age of the last heartbeat.
-pub fn heard(age_ms: Option<u64>) -> Cell {
+pub fn heartbeat_age(age_ms: Option<u64>) -> Cell {
     let age = shorten::age(age_ms);
     Cell::new(age.clone()).short(age.replace(' ', ""))
 }

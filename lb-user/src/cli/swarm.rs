@@ -9,10 +9,10 @@ use memlb::{
     worker_source::SourceClient,
 };
 
-use super::{CliError, CliResult, block_on, remote};
+use super::{CliError, CliResult, block_on, remote::ControlSocket};
 
-const SHORTEST: Duration = Duration::from_millis(50);
-const LONGEST: Duration = Duration::from_secs(60);
+const MIN_INTERVAL: Duration = Duration::from_millis(50);
+const MAX_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Give the tasks of a Docker Swarm to the manager as workers
 ///
@@ -28,7 +28,7 @@ pub struct Args {
     #[arg(long, value_name = "PATH", default_value = "/var/run/docker.sock")]
     docker_socket: PathBuf,
 
-    /// How often the API is asked, 50ms to 1m; an event makes it earlier
+    /// The interval of requests to the API, 50ms to 1m; an event causes one at once
     #[arg(long, value_name = "DURATION", default_value = "250ms", value_parser = humantime::parse_duration)]
     interval: Duration,
 
@@ -36,20 +36,17 @@ pub struct Args {
     #[arg(long, value_name = "NAME", default_value = "swarm")]
     source: String,
 
-    /// The manager's control socket [default: $MEMLB_CONTROL_SOCKET, else the one in /etc/memlb/memlb.toml, else
-    /// /run/memlb/manager.sock]
-    #[arg(long, value_name = "PATH")]
-    control_socket: Option<PathBuf>,
+    #[command(flatten)]
+    socket: ControlSocket,
 }
 
 pub fn run(args: Args) -> CliResult {
-    if !(SHORTEST..=LONGEST).contains(&args.interval) {
+    if !(MIN_INTERVAL..=MAX_INTERVAL).contains(&args.interval) {
         return Err(CliError::usage("--interval must be from 50ms to 1m"));
     }
     check_source(&args.source)
         .map_err(|problem| CliError::usage(format!("--source: {problem}")))?;
-    let client = remote::client(args.control_socket);
-    let source = SourceClient::new(client, args.source, true);
+    let source = SourceClient::new(args.socket.client(), args.source, true);
     block_on(async move {
         systemd::ready();
         swarm::run(Docker::new(args.docker_socket), source, args.interval).await;

@@ -1,20 +1,19 @@
-//! Tables that fit a width without a wrong figure: figures are abbreviated or left out, names shortened in their
-//! middle.
+//! Tables that fit a width without cutting a figure: figures are abbreviated or left out, names shortened in their middle.
 
 use super::{
     shorten::shorten,
     terminal::{Output, Paint},
 };
 
-/// Columns are this far apart.
+/// The space between columns.
 const GAP: usize = 2;
 
-/// To fewer characters, no name is shortened before every column that may go has gone: an IPv4 address with its
-/// port stays whole.
-const NAME: usize = 21;
+/// Names are shortened below this length only after all columns that may be left out are left out. An IPv4 address with
+/// its port has this length.
+const PREFERRED_NAME: usize = 21;
 
-/// To fewer characters, no name is shortened at all.
-const SHORTEST_NAME: usize = 8;
+/// The minimum length of a shortened name.
+const MIN_NAME: usize = 8;
 
 /// A column of a table.
 #[derive(Debug, Clone, Copy)]
@@ -25,9 +24,9 @@ pub struct Column {
     pub rank: u8,
     /// Whether its cells may be shortened in their middle.
     pub is_name: bool,
-    /// Whether its sentences go below the row where they have no room in it. Only the last column may be so.
+    /// Whether its sentences are moved below the row if they do not fit. Only for the last column.
     pub is_remark: bool,
-    /// It is not narrower, so that it keeps its place while figures change.
+    /// The minimum width, so that the columns do not move when figures change.
     pub least: usize,
 }
 
@@ -44,7 +43,7 @@ impl Column {
         }
     }
 
-    /// A column of figures, which stand to the right.
+    /// A column of figures, which are aligned to the right.
     pub const fn figure(head: &'static str, rank: u8) -> Self {
         Self {
             is_right: true,
@@ -108,7 +107,7 @@ impl Cell {
     }
 }
 
-/// A row, with sentences about it that stand below.
+/// A row, with sentences about it that are printed below.
 #[derive(Debug, Clone, Default)]
 pub struct Row {
     pub cells: Vec<Cell>,
@@ -127,16 +126,16 @@ impl Row {
 /// A table cut to a width.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Fitted {
-    /// The columns that have room, by their places.
+    /// The indices of the columns that fit.
     pub shown: Vec<usize>,
-    /// Of the columns that are shown.
+    /// The widths of the columns that are shown.
     pub widths: Vec<usize>,
-    /// Of each row, the cells that are shown.
+    /// The cells of each row that are shown.
     pub texts: Vec<Vec<String>>,
 }
 
-/// Fits a table into `width` characters. Beyond that, it is only as wide as names of eight characters and columns of
-/// rank 0 make it.
+/// Fits a table into `width` characters. It is wider only if names of [`MIN_NAME`] characters and columns of rank 0 do not
+/// fit.
 pub fn fit(columns: &[Column], rows: &[Row], gap: usize, width: Option<usize>) -> Fitted {
     let width = width.unwrap_or(usize::MAX);
     let natural = |place: usize, is_short: bool| {
@@ -148,7 +147,7 @@ pub fn fit(columns: &[Column], rows: &[Row], gap: usize, width: Option<usize>) -
     };
     let all = |is_short| (0..columns.len()).map(|it| natural(it, is_short)).collect();
     let forms: [Vec<usize>; 2] = [all(false), all(true)];
-    // The width with names of at most so many characters.
+    // The width of the table with names of at most `name` characters.
     let total = |shown: &[usize], is_short: bool, name: usize| {
         let of = |it: &usize| match forms[usize::from(is_short)][*it] {
             natural if columns[*it].is_name => natural.min(name),
@@ -158,7 +157,7 @@ pub fn fit(columns: &[Column], rows: &[Row], gap: usize, width: Option<usize>) -
         shown.iter().map(of).sum::<usize>() + gaps
     };
     let mut shown: Vec<usize> = (0..columns.len()).collect();
-    while total(&shown, true, NAME) > width {
+    while total(&shown, true, PREFERRED_NAME) > width {
         let droppable = shown.iter().filter(|it| columns[**it].rank > 0);
         let Some(last) = droppable.max_by_key(|it| columns[**it].rank).copied() else {
             break;
@@ -173,7 +172,7 @@ pub fn fit(columns: &[Column], rows: &[Row], gap: usize, width: Option<usize>) -
     while sum(&widths) > width {
         let names = (0..shown.len()).filter(|it| columns[shown[*it]].is_name);
         let widest = names.max_by_key(|it| widths[*it]);
-        let Some(widest) = widest.filter(|it| widths[*it] > SHORTEST_NAME) else {
+        let Some(widest) = widest.filter(|it| widths[*it] > MIN_NAME) else {
             break;
         };
         widths[widest] -= 1;
@@ -210,7 +209,7 @@ fn texts(
         .collect()
 }
 
-/// Returns the rows under their heads, `indent` columns to the right. Says which columns have no room.
+/// Formats the rows under their heads, indented by `indent` columns, and names the columns that do not fit.
 pub fn table(columns: &[Column], rows: &[Row], indent: usize, output: Output) -> String {
     let room = output.width.map(|width| width.saturating_sub(indent));
     if let Some((last, others)) = columns.split_last()
@@ -273,7 +272,7 @@ fn natural_width(columns: &[Column], rows: &[Row]) -> usize {
     widths.iter().sum::<usize>() + GAP * columns.len().saturating_sub(1)
 }
 
-/// Moves the last cell below the row, if there is something in it.
+/// Moves the last cell below the row, unless it is empty.
 fn note_last(mut row: Row) -> Row {
     if let Some(remark) = row.cells.pop().filter(|it| !it.text.is_empty()) {
         row.notes.insert(0, remark);

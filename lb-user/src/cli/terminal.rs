@@ -1,4 +1,4 @@
-//! The width and the colours of what verbs print.
+//! The width and the colours of the verbs' output.
 
 use std::{
     env,
@@ -25,7 +25,7 @@ pub fn set_color(color: Color) {
     COLOR.get_or_init(|| color);
 }
 
-/// What a text is about. Each paint also has a sign or a word, so that no colour is needed.
+/// The meaning of a text, shown by its colour. A sign or a word has the same meaning, so that no colour is needed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Paint {
     #[default]
@@ -37,10 +37,10 @@ pub enum Paint {
     Bold,
 }
 
-/// Where a text is printed.
+/// The properties of an output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Output {
-    /// In characters; nothing for a pipe or a file, where lines may have any length.
+    /// In characters; `None` for a pipe or a file, whose lines may have any length.
     pub width: Option<usize>,
     pub has_color: bool,
 }
@@ -78,19 +78,19 @@ impl Output {
         }
     }
 
-    /// A warning in lines that fit.
+    /// Formats a warning, wrapped to the width.
     pub fn warning(self, text: &str) -> String {
         let lines = self.wrap_lines(&format!("warning: {text}"));
         self.paint(lines.trim_end(), Paint::Warning)
     }
 
-    /// Breaks a paragraph at spaces, and indents each line but the first, which begins `indent` columns to the
-    /// right already. A word that is longer than a line stays whole.
+    /// Wraps a paragraph at spaces. The first line begins at column `indent` already; the others are indented to it. A
+    /// word that is longer than a line is not broken.
     pub fn wrap(self, text: &str, indent: usize) -> String {
         wrap(text, indent, self.width)
     }
 
-    /// Breaks every line of a text at spaces; continuations begin two columns to the right of their line.
+    /// Wraps every line of a text at spaces; continuation lines are indented by two columns more.
     pub fn wrap_lines(self, text: &str) -> String {
         let line = |line: &str| {
             let words = line.trim_start();
@@ -105,13 +105,13 @@ impl Output {
     }
 }
 
-/// Lines that fit the width.
-pub struct Text {
+/// A text whose lines are wrapped to the width.
+pub struct WrappedText {
     pub text: String,
     pub output: Output,
 }
 
-impl Text {
+impl WrappedText {
     pub fn line(&mut self, indent: usize, line: &str) {
         self.painted(indent, line, Paint::Plain);
     }
@@ -122,7 +122,7 @@ impl Text {
     }
 }
 
-/// Whether output has colours that goes to a terminal or not.
+/// Whether output to a terminal, or to something else, has colours.
 pub fn has_color(is_terminal: bool) -> bool {
     let is_set = |name| env::var_os(name).is_some_and(|value| !value.is_empty());
     let is_dumb = env::var_os("TERM").is_some_and(|term| term == "dumb");

@@ -1,11 +1,11 @@
-//! `memlb trace`: what becomes of single packets, as they come.
+//! `memlb trace`: single packets and their verdicts, as they arrive.
 
 use anyhow::{Context, anyhow};
 use clap::builder::PossibleValuesParser;
 use lb_common::verdict::{Verdict, VerdictClass};
 use lb_core::{counted, milliseconds};
 use memlb::{
-    control::{Request, parse_reply},
+    control::{DISCONNECTED, Request, parse_reply},
     trace::{Clients, DEFAULT_RATE, Dropped, Line, MAX_RATE, Packet, TraceFilter},
 };
 use tokio::{
@@ -68,7 +68,7 @@ pub struct Args {
     )]
     rate: u32,
 
-    /// Of the matching packets, take one in N at random
+    /// Show one in N of the matching packets, at random
     #[arg(
         long,
         value_name = "N",
@@ -103,14 +103,14 @@ async fn show(args: Args) -> CliResult {
     };
     let request = Request::Trace(filter);
     let mut lines = args.remote.client().stream(&request).await?;
-    // One listener for all the loop: a signal between two listeners would be lost.
+    // One listener for the whole loop: a signal between two listeners would be lost.
     let mut interrupts = signal(SignalKind::interrupt()).context("catch SIGINT")?;
     let (mut packets, mut dropped) = (0, Dropped::default());
     loop {
         let text = select! {
             text = lines.next_line() => {
                 let text = text.context("wait for packets")?;
-                text.ok_or_else(|| CliError::RunTime(anyhow!("the manager has gone")))?
+                text.ok_or_else(|| CliError::RunTime(anyhow!(DISCONNECTED)))?
             }
             _ = interrupts.recv() => {
                 let end = Line::End { packets, dropped };
@@ -132,7 +132,7 @@ async fn show(args: Args) -> CliResult {
     }
 }
 
-/// Packets go to standard output, what is said about them to standard error.
+/// Prints packets to standard output, and other lines to standard error.
 fn print_line(line: &Line, begin: &str) {
     match line {
         Line::Begun => super::print_error(begin),

@@ -1,4 +1,4 @@
-//! `memlb unload`: takes the datapath out of the kernel.
+//! `memlb unload`: removes the datapath from the kernel.
 
 use std::path::Path;
 
@@ -10,7 +10,7 @@ use super::{CliResult, print_json, source::ConfigSource};
 
 /// Detach the programs and remove all pins; open connections end
 #[derive(clap::Args)]
-#[command(mut_args(only_what_finds_the_pins))]
+#[command(mut_args(hide_other_options))]
 pub struct Args {
     /// Remove the DSR translator of an agent (`memlb agent --dsr`) instead of the manager's programs
     #[arg(long, conflicts_with = "config")]
@@ -24,16 +24,16 @@ pub struct Args {
     source: ConfigSource,
 }
 
-/// What was done, as `--json` prints it.
+/// The result, as `--json` prints it.
 #[derive(Serialize)]
 struct UnloadReport<'a> {
     pin_path: &'a Path,
-    /// Whether anything was there.
+    /// Whether anything was attached or pinned.
     removed: bool,
 }
 
-/// A configuration is taken as the manager takes it, but only the place of its pins matters.
-fn only_what_finds_the_pins(option: Arg) -> Arg {
+/// Hides the options of the configuration, other than those that determine the pins.
+fn hide_other_options(option: Arg) -> Arg {
     let matters = ["agent", "json", "config", "pin_path"].contains(&option.get_id().as_str());
     option.hide(!matters)
 }

@@ -15,6 +15,9 @@ use super::{ErrorReply, Request};
 
 const TIMEOUT: Duration = Duration::from_secs(15);
 
+/// The error when the manager ends a reply early, as when it stops.
+pub const DISCONNECTED: &str = "the manager closed the connection";
+
 /// Sends requests to the manager at one control socket.
 #[derive(Debug, Clone)]
 pub struct ControlClient {
@@ -51,7 +54,7 @@ impl ControlClient {
         self.request_within(request, Duration::ZERO).await
     }
 
-    /// The same of a request that takes up to `more` than usual.
+    /// Sends a request and waits for its reply for `more` than usual.
     ///
     /// # Errors
     ///
@@ -64,9 +67,9 @@ impl ControlClient {
         let mut lines = self.stream(request).await?;
         let line = timeout(TIMEOUT.saturating_add(more), lines.next_line())
             .await
-            .context("wait for the manager's answer")?
-            .context("wait for the manager's answer")?
-            .context("the manager went away without an answer")?;
+            .context("wait for the manager's reply")?
+            .context("read the manager's reply")?
+            .context(DISCONNECTED)?;
         parse_reply(&line)
     }
 
@@ -79,10 +82,8 @@ impl ControlClient {
         let path = self.path.display();
         let stream = UnixStream::connect(&self.path).await.map_err(|error| {
             let advice = match error.kind() {
-                std::io::ErrorKind::PermissionDenied => {
-                    "you may not: use sudo, or join the socket's group"
-                }
-                _ => "is it running, and with this --control-socket?",
+                std::io::ErrorKind::PermissionDenied => "use sudo, or join the socket's group",
+                _ => "start a manager, or name its socket with --control-socket",
             };
             anyhow!("no manager answers at {path}: {error}; {advice}")
         })?;
@@ -96,17 +97,17 @@ impl ControlClient {
     }
 }
 
-/// Parses a reply.
+/// Parses a line of a reply.
 ///
 /// # Errors
 ///
-/// Returns the error, or says that the line is not a reply of this type.
+/// Returns the manager's error, or says that the line is not a reply of this type.
 pub fn parse_reply<T: DeserializeOwned>(line: &str) -> Result<T, ClientError> {
     if let Ok(refused) = serde_json::from_str::<ErrorReply>(line) {
         return Err(ClientError::Refused(refused));
     }
     let reply = serde_json::from_str(line).context(
-        "understand the manager's answer; is it of another version? `memlb --version` is this one's",
+        "parse the manager's reply: it may be of another version; `memlb --version` prints this program's",
     )?;
     Ok(reply)
 }

@@ -1,8 +1,8 @@
-//! Handles each request: calls the manager, and encodes the reply.
+//! Handles requests: calls the manager, and encodes the reply.
 
 use std::{collections::BTreeSet, time::Duration};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use serde::Serialize;
 use tokio::task::spawn_blocking;
 
@@ -93,7 +93,7 @@ pub(super) async fn reply(
         }
         Request::Reload => line_of(&manager.reload().await?)?,
         Request::Events { .. } | Request::Trace(_) => {
-            let error = anyhow::anyhow!("its reply is a stream");
+            let error = anyhow!("the reply to this request is a stream");
             return Err(RequestError::RunTime(error));
         }
     })
@@ -105,14 +105,10 @@ async fn flows(
     manager: &ManagerHandle,
 ) -> Result<Vec<u8>, RequestError> {
     let services = manager.snapshot().await?.services;
-    check_names(
-        &services,
-        filter.service.as_deref(),
-        filter.worker.as_deref(),
-    )?;
+    check_names(&services, &filter.service, &filter.worker)?;
     let connections = manager.connections().await?;
     let peers = manager.peers();
-    // To name and sort many connections takes a while, and must not delay heartbeats.
+    // Naming and sorting many connections takes long, and must not delay heartbeats.
     let flows = spawn_blocking(move || {
         line_of(&Flows::new(connections, &services, &filter, limit).with_peers(&peers))
     });
@@ -126,7 +122,7 @@ async fn explain(
 ) -> Result<Vec<u8>, RequestError> {
     let snapshot = manager.snapshot().await?;
     let (services, sources) = (snapshot.services, snapshot.sources);
-    check_names(&services, service.as_deref(), None)?;
+    check_names(&services, &service, &None)?;
     let denied = manager.denied().await?;
     let denied = denied.of(client.address).map(ToString::to_string);
     let before_ms = now_ms();
@@ -150,22 +146,20 @@ async fn explain(
     Ok(explanation.await.context("explain the flows")??)
 }
 
-/// Refuses unknown names: an empty list would look like an answer.
+/// Refuses unknown names: an empty reply would look like "no connections".
 pub(super) fn check_names(
     services: &[ServiceSnapshot],
-    service: Option<&str>,
-    worker: Option<&str>,
+    service: &Option<String>,
+    worker: &Option<String>,
 ) -> Result<(), RequestError> {
     let workers = services.iter().flat_map(|it| &it.backends);
     let workers: BTreeSet<&str> = workers.map(|it| it.name.as_str()).collect();
     let services: BTreeSet<&str> = services.iter().map(|it| it.name.as_str()).collect();
-    let names = [("service", service, services), ("worker", worker, workers)];
-    for (kind, wanted, known) in names {
-        if let Some(wanted) = wanted.filter(|wanted| !known.contains(wanted)) {
+    for (kind, wanted, known) in [("service", service, services), ("worker", worker, workers)] {
+        if let Some(wanted) = wanted.as_deref().filter(|wanted| !known.contains(wanted)) {
             let known: Vec<&str> = known.into_iter().collect();
-            return Err(RequestError::Usage(anyhow::anyhow!(unknown_name(
-                kind, wanted, &known
-            ))));
+            let error = anyhow!(unknown_name(kind, wanted, &known));
+            return Err(RequestError::Usage(error));
         }
     }
     Ok(())
@@ -175,10 +169,10 @@ async fn apply_command(
     command: AdminCommand,
     manager: &ManagerHandle,
 ) -> Result<AdminReply, RequestError> {
-    let text = command.to_string();
+    let order = command.to_string();
     let CommandReceipt { result, saved } = manager.apply_command(command).await??;
     Ok(AdminReply {
-        order: text,
+        order,
         without_worker: result.without_worker,
         warnings: result.warnings,
         not_saved: saved.failure().await,
@@ -216,10 +210,10 @@ async fn deny(
         at_ms,
         reason: reason.clone(),
     });
-    let answer = change_denied(DenyChange::Add(new.collect()), manager).await?;
+    let reply = change_denied(DenyChange::Add(new.collect()), manager).await?;
     Ok(DenyReply {
         connections_ended: manager.end_connections(prefixes).await?,
-        ..answer
+        ..reply
     })
 }
 

@@ -24,22 +24,23 @@ use lb_core::{Event, milliseconds};
 /// How long keepalived may take to move the addresses.
 const MOVE_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// How often a wait looks again.
-const POLL: Duration = Duration::from_millis(10);
+/// How often a condition is checked while waiting for it.
+const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
-/// What a handover, or its end, did.
+/// The result of a handover, or of its end.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HandoverReply {
     /// Whether this manager has a lower priority now.
     pub handed_over: bool,
-    /// Until every peer had acknowledged what happened before; of an end, until all of theirs were known here.
+    /// The time until every peer had acknowledged all records; with `undo`, until all connections of the peers were known
+    /// here.
     pub waited_ms: u64,
-    /// What was not known, one sentence for each peer; only with `force`.
+    /// The connections that a peer or this manager lacks, one sentence for each peer; only with `force`.
     pub missing: Vec<String>,
-    /// Addresses of services and NAT that have left this machine.
+    /// Addresses of services and `nat_sources` that have left this machine.
     pub moved: Vec<IpAddr>,
     pub moved_ms: u64,
-    /// Those that keepalived has not moved.
+    /// Addresses that keepalived has not moved.
     pub still_here: Vec<IpAddr>,
     pub track_file: String,
 }
@@ -60,15 +61,12 @@ pub(super) async fn hand_over(
     };
     refuse(&missing, force, "the peers would lose connections")?;
     let waited_ms = milliseconds(begun.elapsed());
-    let before = moving(&config).await?;
-    set(
-        &file,
-        Some(HandedOver {
-            by: Some(user.clone()),
-            at_ms: now_ms(),
-        }),
-    )
-    .await?;
+    let before = addresses_here(&config).await?;
+    let handed_over = HandedOver {
+        by: Some(user.clone()),
+        at_ms: now_ms(),
+    };
+    write(&file, Some(handed_over)).await?;
     let event = Event::HandedOver {
         by: user,
         forced: !missing.is_empty(),
@@ -84,11 +82,11 @@ pub(super) async fn hand_over(
         moved: before.difference(&still_here).copied().collect(),
         moved_ms: milliseconds(written.elapsed()),
         still_here: still_here.into_iter().collect(),
-        track_file: shown(&file),
+        track_file: path_of(&file),
     })
 }
 
-/// Waits until this manager knows all connections of its peers, and gives it the usual priority again.
+/// Waits until this manager knows all connections of its peers, and then restores its priority.
 pub(super) async fn undo(
     wait: Duration,
     force: bool,
@@ -102,18 +100,18 @@ pub(super) async fn undo(
         if missing.is_empty() || begun.elapsed() >= wait {
             break missing;
         }
-        sleep(POLL).await;
+        sleep(POLL_INTERVAL).await;
     };
     refuse(&missing, force, "this manager would lose connections")?;
     let was = file.handed_over();
-    set(&file, None).await?;
+    write(&file, None).await?;
     if was.is_some() {
         manager.emit(Event::HandoverUndone { by: user }).await?;
     }
     Ok(HandoverReply {
         waited_ms: milliseconds(begun.elapsed()),
         missing,
-        track_file: shown(&file),
+        track_file: path_of(&file),
         ..HandoverReply::default()
     })
 }
@@ -123,7 +121,7 @@ async fn configured(manager: &ManagerHandle) -> Result<(Config, TrackFile), Requ
     match config.peers.is_empty() {
         false => Ok((config, manager.track_file().clone())),
         true => Err(RequestError::Usage(anyhow!(
-            "no peer is configured: there is no manager to hand over to; see [[peer]] in the configuration"
+            "no peer is configured, so there is no manager to hand over to; see [[peer]] in the configuration"
         ))),
     }
 }
@@ -132,13 +130,13 @@ fn refuse(missing: &[String], force: bool, outcome: &str) -> Result<(), RequestE
     match missing.is_empty() || force {
         true => Ok(()),
         false => Err(RequestError::RunTime(anyhow!(
-            "{outcome}: {}; nothing was changed (--force does it all the same)",
+            "{outcome}: {}; nothing was changed (--force ignores this)",
             missing.join("; ")
         ))),
     }
 }
 
-/// Says which living peers have connections that are not known here.
+/// Says which connected peers have connections that are not known here.
 fn not_received(manager: &ManagerHandle) -> Vec<String> {
     let peers = manager.peers().into_iter();
     let missing = peers.filter(|it| it.state == PeerState::Connected && !it.received_complete);
@@ -147,19 +145,19 @@ fn not_received(manager: &ManagerHandle) -> Vec<String> {
         .collect()
 }
 
-async fn set(file: &TrackFile, handed_over: Option<HandedOver>) -> Result<()> {
+async fn write(file: &TrackFile, handed_over: Option<HandedOver>) -> Result<()> {
     let file = file.clone();
     let written = spawn_blocking(move || file.set(handed_over)).await;
     written.context("write the track file")?
 }
 
-fn shown(file: &TrackFile) -> String {
+fn path_of(file: &TrackFile) -> String {
     let path = file.path().map(|it| it.display().to_string());
     path.unwrap_or_default()
 }
 
-/// Returns the addresses of services and NAT that this machine has now.
-async fn moving(config: &Config) -> Result<BTreeSet<IpAddr>> {
+/// Returns the addresses of services and `nat_sources` that this machine has now.
+async fn addresses_here(config: &Config) -> Result<BTreeSet<IpAddr>> {
     let own = spawn_blocking(addresses::own).await;
     let own = own.context("list this machine's addresses")??;
     let services = config.services.iter().map(|it| it.address.ip());
@@ -169,17 +167,17 @@ async fn moving(config: &Config) -> Result<BTreeSet<IpAddr>> {
         .collect())
 }
 
-/// Returns the addresses that are still here after a while.
+/// Waits until no address is left here, for at most [`MOVE_TIMEOUT`]; returns the ones that are.
 async fn wait_until_moved(config: &Config, before: &BTreeSet<IpAddr>) -> Result<BTreeSet<IpAddr>> {
     let begun = Instant::now();
     loop {
         let still_here = match before.is_empty() {
             true => BTreeSet::new(),
-            false => moving(config).await?,
+            false => addresses_here(config).await?,
         };
         if still_here.is_empty() || begun.elapsed() >= MOVE_TIMEOUT {
             return Ok(still_here);
         }
-        sleep(POLL).await;
+        sleep(POLL_INTERVAL).await;
     }
 }

@@ -17,7 +17,7 @@ use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use tokio::{io::AsyncWriteExt, net::unix::WriteHalf, time::timeout};
 
-pub use client::{ClientError, ControlClient, parse_reply};
+pub use client::{ClientError, ControlClient, DISCONNECTED, parse_reply};
 pub use handover::HandoverReply;
 pub use server::ControlServer;
 
@@ -30,7 +30,7 @@ use crate::{
 };
 use lb_core::AdminAction;
 
-/// The longest wait of the server for a request, and for the client to read a line of the reply.
+/// The longest time that the server waits for a request, and for the client to read a line of the reply.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The reply to a request that is refused or fails.
@@ -54,7 +54,7 @@ pub enum Request {
     /// Answered by [`AdminReply`].
     Order {
         worker: String,
-        /// Nothing means all of the worker's services.
+        /// `None` means all of the worker's services.
         service: Option<String>,
         order: AdminAction,
         reason: Option<String>,
@@ -79,26 +79,26 @@ pub enum Request {
         client: Client,
         service: Option<String>,
     },
-    /// A source's whole list of workers, in place of its former one; answered by [`WorkersReply`].
+    /// Replaces a source's list of workers; answered by [`WorkersReply`].
     SetWorkers {
         source: String,
         list: WorkerList,
-        /// Whether workers that are not valid are left out; otherwise each of them refuses the list.
+        /// Whether invalid workers are left out; otherwise one of them makes the manager refuse the list.
         #[serde(default)]
         partial: bool,
     },
     /// Removes a source with all of its workers; answered by [`WorkersReply`].
     RemoveSource { source: String },
-    /// Why a source cannot say which workers there are: its last ones stay. Answered by `null`.
+    /// Why a source has no list of workers. Its last list stays in force. Answered by `null`.
     SourceProblem { source: String, problem: String },
     /// Answered by [`HandoverReply`].
     HandOver {
         /// How long the peers may take to acknowledge the last record.
         wait_ms: u64,
-        /// Whether peers may lack connections.
+        /// Whether to hand over although peers lack connections.
         #[serde(default)]
         force: bool,
-        /// Whether a former handover is undone instead.
+        /// Whether to undo a handover instead.
         #[serde(default)]
         undo: bool,
     },
@@ -121,21 +121,21 @@ pub enum Request {
 /// The configuration in force.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ConfigurationReply {
-    /// The values that are no defaults, options of the manager's command line included.
+    /// The values that are not the defaults, including options of the manager's command line.
     pub toml: String,
 }
 
-/// An order in force.
+/// An operator's order in force.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AdminReply {
-    /// In one sentence.
+    /// The order as a sentence.
     pub order: String,
     /// Services without a worker for new connections.
     pub without_worker: Vec<String>,
     /// Effects that the operator may not have intended, one sentence each.
     #[serde(default)]
     pub warnings: Vec<String>,
-    /// Why a restarted manager would not have it, if so.
+    /// Why the change is lost at a restart of the manager; `None` if it is saved.
     pub not_saved: Option<String>,
 }
 
@@ -144,11 +144,11 @@ pub struct AdminReply {
 pub struct DenyReply {
     /// What was added, or removed.
     pub changed: Vec<Denied>,
-    /// Number of open connections that it ended.
+    /// The number of open connections that the change ended.
     pub connections_ended: u64,
     /// Effects that the operator may not have intended, one sentence each.
     pub warnings: Vec<String>,
-    /// Why a restarted manager would not have it, if so.
+    /// Why the change is lost at a restart of the manager; `None` if it is saved.
     pub not_saved: Option<String>,
 }
 
@@ -157,9 +157,9 @@ pub struct DenyReply {
 pub struct WorkersReply {
     #[serde(flatten)]
     pub changes: WorkerChanges,
-    /// What is not a worker, and why.
+    /// The entries that are not workers, and why.
     pub absent: Vec<AbsentWorker>,
-    /// Why a restarted manager would not have it, if so.
+    /// Why the change is lost at a restart of the manager; `None` if it is saved.
     pub not_saved: Option<String>,
 }
 

@@ -1,13 +1,28 @@
-//! Why a request is refused, or has failed.
+//! The errors of requests.
 
 use lb_core::AdminError;
 
+use super::ErrorReply;
 use crate::manager::{ReloadError, SourceError};
 
-/// Why a request has no reply of its own type.
+/// Why the reply to a request is an [`ErrorReply`].
 pub(super) enum RequestError {
+    /// The request is wrong.
     Usage(anyhow::Error),
     RunTime(anyhow::Error),
+}
+
+impl From<RequestError> for ErrorReply {
+    fn from(error: RequestError) -> Self {
+        let (is_usage, error) = match error {
+            RequestError::Usage(error) => (true, error),
+            RequestError::RunTime(error) => (false, error),
+        };
+        Self {
+            error: format!("{error:#}"),
+            is_usage,
+        }
+    }
 }
 
 impl From<anyhow::Error> for RequestError {

@@ -67,10 +67,10 @@ impl ControlServer {
                 path.display()
             );
         }
-        // Only a socket may be replaced, no other file.
+        // Only a socket may be replaced, not another file.
         if fs::metadata(path).is_ok_and(|it| !it.file_type().is_socket()) {
             bail!(
-                "{} is there already and is no socket: remove it, or choose another control_socket",
+                "{} exists and is not a socket: remove it, or choose another control_socket",
                 path.display()
             );
         }
@@ -80,7 +80,7 @@ impl ControlServer {
             }
             _ => {}
         }
-        // Others must not be able to connect before the mode is set.
+        // No other user may connect before the mode is set.
         let before = umask(Mode::from_bits_truncate(0o117));
         let listener = UnixListener::bind(path).with_context(context);
         umask(before);
@@ -122,7 +122,7 @@ impl ControlServer {
 
 impl Drop for ControlServer {
     fn drop(&mut self) {
-        // It may be removed already.
+        // Another program may have removed it.
         _ = fs::remove_file(&self.path);
     }
 }
@@ -160,16 +160,7 @@ async fn serve_client(
     };
     let reply = match reply {
         Ok(line) => line,
-        Err(error) => {
-            let (is_usage, error) = match error {
-                RequestError::Usage(error) => (true, error),
-                RequestError::RunTime(error) => (false, error),
-            };
-            line_of(&ErrorReply {
-                error: format!("{error:#}"),
-                is_usage,
-            })?
-        }
+        Err(error) => line_of(&ErrorReply::from(error))?,
     };
     send(&mut writer, &reply).await
 }
@@ -182,7 +173,7 @@ fn parse_request(line: &[u8]) -> Result<Request, RequestError> {
     }
     serde_json::from_slice(line).map_err(|error| {
         let error = anyhow::Error::from(error).context(format!(
-            "not a request that this manager knows (it is memlb {}, expecting one like \
+            "unknown request (the manager is memlb {}; a request is JSON such as \
              {{\"verb\":\"status\"}})",
             env!("CARGO_PKG_VERSION")
         ));
@@ -196,13 +187,13 @@ async fn user(stream: &UnixStream) -> Result<String> {
         .peer_cred()
         .context("read the peer credentials")?
         .uid();
-    // The look-up may read a disk or wait for a server.
+    // The look-up may read a disk or query a server.
     let name = spawn_blocking(move || User::from_uid(Uid::from_raw(uid))).await;
     let name = name.context("look up the user name")?.ok().flatten();
     Ok(name.map_or_else(|| format!("user {uid}"), |user| user.name))
 }
 
-/// Refuses unknown names. The names that joined workers have later are not known to it.
+/// Refuses unknown names. Workers that join later are not among the known ones.
 async fn selector(
     filter: EventFilter,
     manager: &ManagerHandle,
@@ -211,11 +202,7 @@ async fn selector(
         return Ok(EventSelector::default());
     }
     let services = manager.snapshot().await?.services;
-    check_names(
-        &services,
-        filter.service.as_deref(),
-        filter.worker.as_deref(),
-    )?;
+    check_names(&services, &filter.service, &filter.worker)?;
     Ok(EventSelector::new(filter, &services))
 }
 
@@ -244,7 +231,7 @@ async fn events(
             Ok(entry) if selector.matches(&entry) => send(writer, &line_of(&*entry)?).await?,
             Ok(_) => {}
             Err(RecvError::Lagged(count)) => {
-                debug!("a client that follows the events has past {count}");
+                debug!("a client was too slow for {count} events");
             }
             Err(RecvError::Closed) => return Ok(()),
         }
@@ -261,13 +248,13 @@ mod tests {
         let path = directory.path().join("manager.sock");
         fs::write(&path, "precious").unwrap();
         let refused = ControlServer::bind(&path).await.unwrap_err().to_string();
-        assert!(refused.contains("is no socket"), "{refused}");
+        assert!(refused.contains("is not a socket"), "{refused}");
         assert_eq!(fs::read_to_string(&path).unwrap(), "precious");
         let refused = ControlServer::bind(directory.path())
             .await
             .unwrap_err()
             .to_string();
-        assert!(refused.contains("is no socket"), "{refused}");
+        assert!(refused.contains("is not a socket"), "{refused}");
 
         fs::remove_file(&path).unwrap();
         drop(UnixListener::bind(&path).unwrap());
@@ -278,18 +265,18 @@ mod tests {
 
     #[test]
     fn reports_a_long_request_from_an_unknown_one() {
-        let said = |line: &[u8]| match parse_request(line) {
+        let error_of = |line: &[u8]| match parse_request(line) {
             Err(RequestError::Usage(error)) => format!("{error:#}"),
-            _ => panic!("it is understood"),
+            _ => panic!("the request is valid"),
         };
         let limit = usize::try_from(REQUEST_LIMIT).unwrap();
         let mut line = vec![b'r'; limit];
         assert_eq!(
-            said(&line),
+            error_of(&line),
             "the request is too long: at most 1048576 bytes, with a newline at the end"
         );
         line[limit - 1] = b'\n';
-        assert!(said(&line).starts_with("not a request that this manager knows"));
+        assert!(error_of(&line).starts_with("unknown request"));
         assert!(parse_request(b"{\"verb\":\"status\"}\n").is_ok());
     }
 }

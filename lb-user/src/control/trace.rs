@@ -1,4 +1,4 @@
-//! The trace: one at a time, and only while its client reads.
+//! The packet trace: one at a time, and only while its client is connected.
 
 use std::{
     pin::pin,
@@ -28,7 +28,7 @@ use crate::{
 /// How often the trace filter is renewed: several times before it expires.
 const RENEWAL: Duration = Duration::from_secs(1);
 
-/// The user who traces now, if any: the kernel programs have one trace filter.
+/// The user whose trace runs, if any: the kernel programs have one trace filter.
 #[derive(Debug, Clone, Default)]
 pub struct TraceLocks(Arc<Mutex<Option<String>>>);
 
@@ -37,27 +37,27 @@ struct TraceLock(TraceLocks);
 
 impl TraceLocks {
     fn acquire(&self, user: String) -> Result<TraceLock, RequestError> {
-        let mut present = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(other) = &*present {
+        let mut holder = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(other) = &*holder {
             return Err(RequestError::RunTime(anyhow::anyhow!(
-                "{other} runs a trace, and only one can run at a time: end that one first"
+                "a trace of {other} is running, and only one can run at a time: end it first"
             )));
         }
-        *present = Some(user);
+        *holder = Some(user);
         Ok(TraceLock(self.clone()))
     }
 }
 
 impl Drop for TraceLock {
     fn drop(&mut self) {
-        let TraceLocks(present) = &self.0;
-        *present.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        let TraceLocks(holder) = &self.0;
+        *holder.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 }
 
 /// A running trace.
 pub(super) struct TraceSession {
-    tracing: KernelTrace,
+    kernel: KernelTrace,
     names: Names,
     count: Option<u64>,
     duration: Option<Duration>,
@@ -72,11 +72,7 @@ pub(super) async fn start(
     manager: &ManagerHandle,
 ) -> Result<TraceSession, RequestError> {
     let services = manager.snapshot().await?.services;
-    check_names(
-        &services,
-        filter.service.as_deref(),
-        filter.worker.as_deref(),
-    )?;
+    check_names(&services, &filter.service, &filter.worker)?;
     let numbers = datapath::service_numbers(manager.pin_path())?;
     let order = filter.order(&services, |service| {
         let is_it = |(_, at): &&(_, lb_core::Endpoint)| {
@@ -87,7 +83,7 @@ pub(super) async fn start(
     let order = order.map_err(|error| RequestError::Usage(error.into()))?;
     let lock = locks.acquire(user)?;
     Ok(TraceSession {
-        tracing: KernelTrace::start(manager.pin_path(), order)?,
+        kernel: KernelTrace::start(manager.pin_path(), order)?,
         names: Names::new(&services)?,
         count: filter.count,
         duration: filter.duration_ms.map(Duration::from_millis),
@@ -96,7 +92,7 @@ pub(super) async fn start(
 }
 
 impl TraceSession {
-    /// Sends packets until the count or the duration is reached, or the client has gone.
+    /// Sends packets until the count or the duration is reached, or the client closes the connection.
     pub async fn run(
         mut self,
         reader: &mut (impl AsyncRead + Unpin),
@@ -118,25 +114,25 @@ impl TraceSession {
             let mut rest = [0];
             tokio::select! {
                 () = &mut timeout => break,
-                // The client sends nothing more; it only closes the connection.
+                // A client sends nothing after its request: this is the end of the connection.
                 _ = reader.read(&mut rest) => return Ok(()),
                 _ = renewal.tick() => {
-                    self.tracing.renew()?;
+                    self.kernel.renew()?;
                     self.names = Names::new(&manager.snapshot().await?.services)?;
-                    let now = Dropped::from(self.tracing.counts()?);
+                    let now = Dropped::from(self.kernel.counts()?);
                     if now != dropped {
                         dropped = now;
                         send_line(writer, &Line::Dropped(dropped)).await?;
                     }
                 }
-                event = self.tracing.next() => {
+                event = self.kernel.next() => {
                     packets += 1;
                     let packet = crate::trace::Packet::new(&event?, &self.names);
                     send_line(writer, &Line::Packet(Box::new(packet))).await?;
                 }
             }
         }
-        let dropped = self.tracing.counts()?.into();
+        let dropped = self.kernel.counts()?.into();
         send_line(writer, &Line::End { packets, dropped }).await
     }
 }

@@ -7,7 +7,7 @@ use lb_core::{AdminState, BackendSnapshot, Health, MANAGER, milliseconds};
 use super::Finding;
 use crate::{
     keys::apply_keys_here,
-    status::{Backend, RefusedDatagram, Status},
+    status::{BackendStatus, RefusedDatagram, Status},
 };
 
 /// What the findings are drawn from.
@@ -66,7 +66,7 @@ impl Refusal<'_> {
     }
 }
 
-fn worker(facts: &Facts<'_>, backend: &Backend, refusals: &[Refusal<'_>]) -> Finding {
+fn worker(facts: &Facts<'_>, backend: &BackendStatus, refusals: &[Refusal<'_>]) -> Finding {
     let seen = &backend.seen;
     let name = &seen.name;
     let ip = seen.address.parse().map(|it: SocketAddr| it.ip()).ok();

@@ -20,7 +20,7 @@ pub struct Facts<'a> {
     /// Which interface has the services' addresses, should one be missing.
     pub likely: Option<&'a str>,
     /// How a running manager is attached.
-    pub attached: &'a [status::Interface],
+    pub attached: &'a [status::InterfaceStatus],
 }
 
 pub fn findings(facts: &Facts<'_>) -> Vec<Finding> {
@@ -202,7 +202,7 @@ mod tests {
     fn examine(
         attach: Attach,
         links: &[(&str, Link)],
-        attached: &[status::Interface],
+        attached: &[status::InterfaceStatus],
     ) -> Vec<Finding> {
         let links = links
             .iter()
@@ -277,7 +277,7 @@ mod tests {
 
     #[test]
     fn takes_the_attach_mode_from_a_running_manager() {
-        let attached = |attachment: &str| status::Interface {
+        let attached = |attachment: &str| status::InterfaceStatus {
             name: "eth1".to_owned(),
             attachment: attachment.to_owned(),
             reason: "because".to_owned(),

@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use lb_core::{BackendSnapshot, Health, MANAGER, Mode, NO_BACKEND, ServiceSnapshot, milliseconds};
+use lb_core::{BackendSnapshot, Health, MANAGER, Mode, NO_BACKEND, milliseconds};
 
 use super::Finding;
-use crate::status::{Backend, Status};
+use crate::status::{BackendStatus, ServiceStatus, Status};
 
 pub fn findings(status: &Status, down_after: Duration) -> Vec<Finding> {
     let is_young = status.uptime_ms < milliseconds(down_after);
@@ -17,7 +17,7 @@ pub fn findings(status: &Status, down_after: Duration) -> Vec<Finding> {
 
 /// The workers that are up and cannot serve as the service's mode asks. That there is no route is found
 /// elsewhere.
-fn unfit(service: &ServiceSnapshot<Backend>) -> impl Iterator<Item = Finding> {
+fn unfit(service: &ServiceStatus) -> impl Iterator<Item = Finding> {
     let asks = service.mode != Mode::Nat;
     let backends = service.backends.iter().filter(move |_| asks);
     backends.filter_map(|backend| {
@@ -31,14 +31,14 @@ fn unfit(service: &ServiceSnapshot<Backend>) -> impl Iterator<Item = Finding> {
     })
 }
 
-fn finding(service: &ServiceSnapshot<Backend>, is_young: bool) -> Option<Finding> {
+fn finding(service: &ServiceStatus, is_young: bool) -> Option<Finding> {
     let name = &service.name;
     let served = match service.selected.as_str() {
         MANAGER => "is served by its fallback, the manager itself",
         NO_BACKEND => "refuses new connections",
         _ => return None,
     };
-    let workers: Vec<&Backend> = service
+    let workers: Vec<&BackendStatus> = service
         .backends
         .iter()
         .filter(|backend| backend.seen.name != MANAGER)
@@ -49,7 +49,7 @@ fn finding(service: &ServiceSnapshot<Backend>, is_young: bool) -> Option<Finding
         false => why.join(", "),
     };
     let found = format!("{name} {served}, because {why}");
-    let is_ordered = |it: &&Backend| it.seen.admin_state.is_some() || it.seen.pause.is_some();
+    let is_ordered = |it: &&BackendStatus| it.seen.admin_state.is_some() || it.seen.pause.is_some();
     let are_ordered = workers.iter().all(is_ordered);
     Some(match workers.first() {
         Some(first) if are_ordered => Finding::warning(

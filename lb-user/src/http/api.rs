@@ -1,4 +1,4 @@
-//! `/api/v1`: the state as JSON; described by `/api/v1/openapi.json`.
+//! `/api/v1`: the state as JSON. `/api/v1/openapi.json` describes it.
 
 use std::sync::Arc;
 
@@ -12,23 +12,19 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    MAX_AGE, Shared,
-    error::Error,
+    HttpState, MAX_AGE,
+    error::HttpError,
     events,
     timeline::{Range, Timeline},
 };
 use crate::{
     event_stream::{CAPACITY, EventRecord},
-    status::{Backend, Status},
+    status::{ServiceStatus, Status},
 };
-use lb_core::ServiceSnapshot;
-
-/// A service with its backends and their traffic.
-pub type Service = ServiceSnapshot<Backend>;
 
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct Services {
-    pub services: Vec<Service>,
+    pub services: Vec<ServiceStatus>,
 }
 
 #[derive(Debug, Serialize, JsonSchema)]
@@ -50,7 +46,7 @@ struct TimelineQuery {
     service: Option<String>,
 }
 
-pub fn router() -> Router<Shared> {
+pub fn router() -> Router<HttpState> {
     Router::new()
         .route("/status", get(status))
         .route("/services", get(services))
@@ -60,56 +56,54 @@ pub fn router() -> Router<Shared> {
         .route(events::ROUTE, get(events::stream))
 }
 
-async fn status(State(shared): State<Shared>) -> Result<Json<Status>, Error> {
+async fn status(State(shared): State<HttpState>) -> Result<Json<Status>, HttpError> {
     Ok(Json(shared.manager.status(MAX_AGE).await?))
 }
 
-async fn services(State(shared): State<Shared>) -> Result<Json<Services>, Error> {
+async fn services(State(shared): State<HttpState>) -> Result<Json<Services>, HttpError> {
     let Status { services, .. } = shared.manager.status(MAX_AGE).await?;
     Ok(Json(Services { services }))
 }
 
 async fn service(
-    State(shared): State<Shared>,
+    State(shared): State<HttpState>,
     name: Result<Path<String>, PathRejection>,
-) -> Result<Json<Service>, Error> {
+) -> Result<Json<ServiceStatus>, HttpError> {
     let unknown = |name: &str| {
-        Error::new(
+        HttpError::new(
             StatusCode::NOT_FOUND,
-            format!("there is no service {name:?}; /api/v1/services lists them"),
+            format!("there is no service {name}; /api/v1/services lists them"),
         )
     };
-    let Path(name) = name.map_err(|_| unknown("of unreadable name"))?;
+    let Path(name) = name.map_err(|_| unknown("with a name that is not UTF-8"))?;
     let mut services = shared.manager.status(MAX_AGE).await?.services.into_iter();
     let found = services.find(|service| service.name == name);
-    found.map(Json).ok_or_else(|| unknown(&name))
+    found.map(Json).ok_or_else(|| unknown(&format!("{name:?}")))
 }
 
 async fn timeline(
-    State(shared): State<Shared>,
+    State(shared): State<HttpState>,
     query: Result<Query<TimelineQuery>, QueryRejection>,
-) -> Result<Json<Timeline>, Error> {
+) -> Result<Json<Timeline>, HttpError> {
     let Query(TimelineQuery { range, service }) = query.map_err(|_| {
         let why = "range must be 10m, 1h or 24h, and service a name, as in ?range=1h&service=web";
-        Error::new(StatusCode::BAD_REQUEST, why)
+        HttpError::new(StatusCode::BAD_REQUEST, why)
     })?;
     Ok(Json(shared.recorder.timeline(range, service.as_deref())))
 }
 
 async fn events(
-    State(shared): State<Shared>,
+    State(shared): State<HttpState>,
     query: Result<Query<EventQuery>, QueryRejection>,
-) -> Result<Json<Events>, Error> {
-    let refuse = |why: String| Error::new(StatusCode::BAD_REQUEST, why);
+) -> Result<Json<Events>, HttpError> {
+    let refuse = |why: &str| HttpError::new(StatusCode::BAD_REQUEST, why);
     let numbers = "after and limit must be whole numbers, as in ?after=42&limit=10";
-    let Query(EventQuery { after, limit }) = query.map_err(|_| refuse(numbers.to_owned()))?;
+    let Query(EventQuery { after, limit }) = query.map_err(|_| refuse(numbers))?;
     let limit = limit.unwrap_or(CAPACITY);
     if !(1..=CAPACITY).contains(&limit) {
-        return Err(refuse(format!("limit must be from 1 to {CAPACITY}")));
+        return Err(refuse(&format!("limit must be from 1 to {CAPACITY}")));
     }
-    let found = shared
-        .manager
-        .event_stream()
-        .after(after.unwrap_or(0), limit);
-    Ok(Json(Events { events: found }))
+    let events = shared.manager.event_stream();
+    let events = events.after(after.unwrap_or(0), limit);
+    Ok(Json(Events { events }))
 }

@@ -1,8 +1,8 @@
 //! Accepts a bounded number of connections, each with timeouts.
 //!
-//! No connection waits for a slot. If all slots are taken, or all of one address, the connection that has been idle
-//! for longest is closed. If none is idle, a few further connections are accepted for health checks only: a failed
-//! check would make another machine replace a healthy manager.
+//! No connection waits for a slot. If all slots are taken, or all of one address, the server closes the connection that
+//! has been idle for longest. If none is idle, it accepts a few further connections for health checks only: after a failed
+//! check, another machine would replace a healthy manager.
 
 use std::{
     convert::Infallible,
@@ -33,19 +33,19 @@ use tokio::{io::Interest, net::TcpStream, time::sleep};
 use tracing::{debug, error};
 
 use super::{
-    error::Error,
+    error::HttpError,
     events, health,
     slots::{ConnectionSlot, ConnectionSlots, Stage},
 };
 
-/// The time for a client to send a request's header, and to receive the response; a kept-alive connection is
-/// closed after it without a request.
+/// The time for a client to send a request's header, and to receive the response. A kept-alive connection without a
+/// request is closed after it.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The same, while half of the slots are taken.
+/// The same while at least half of the slots are taken.
 const SHORT_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How often a client that has shut down its side is checked.
+/// How often the server checks whether a client that has shut down its side listens to events.
 const CLOSE_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The longest header of a request, in bytes.
@@ -55,7 +55,7 @@ const HEADER_LIMIT: usize = 16 * 1024;
 pub async fn serve(listener: TcpListener, app: Router) {
     let listener = match tokio::net::TcpListener::from_std(listener) {
         Ok(listener) => listener,
-        Err(error) => return error!("take over the HTTP socket: {error}"),
+        Err(error) => return error!("register the HTTP socket with the runtime: {error}"),
     };
     let slots = ConnectionSlots::default();
     loop {
@@ -74,7 +74,7 @@ pub async fn serve(listener: TcpListener, app: Router) {
                 });
                 slot.set_task(task.abort_handle());
             }
-            // For example without free descriptors; other connections may close theirs.
+            // For example because no descriptor is free; other connections may close theirs.
             Err(error) => {
                 debug!("accept an HTTP connection: {error}");
                 sleep(Duration::from_millis(100)).await;
@@ -120,14 +120,14 @@ async fn serve_client(
     Ok(())
 }
 
-/// Waits until a client that listens to events has shut down its side or closed the connection. It would get
-/// nothing more, while another client may need its slot.
+/// Waits until a client that listens to events has shut down its side or closed the connection. Its slot is then free for
+/// another client.
 async fn listener_closed(client: TcpStream, slot: &ConnectionSlot) {
     while let Ok(ready) = client.ready(Interest::READABLE).await {
         if ready.is_read_closed() {
             break;
         }
-        // The server reads what has arrived; here only the next change counts.
+        // The server reads the data; this only clears the readiness, to wait for the next change.
         let none = || Err::<(), _>(io::ErrorKind::WouldBlock.into());
         _ = client.try_io(Interest::READABLE, none);
     }
@@ -143,8 +143,8 @@ async fn handle(
 ) -> Result<Response<Body>, Infallible> {
     let path = request.uri().path();
     if slot.is_for_probes() && !health::is_probe(path) {
-        let full = "too many connections; only /healthz and /readyz are answered now";
-        return Ok(Error::new(StatusCode::SERVICE_UNAVAILABLE, full).into_response());
+        let full = "too many connections: the server answers only health checks now";
+        return Ok(HttpError::new(StatusCode::SERVICE_UNAVAILABLE, full).into_response());
     }
     slot.set_stage(match path.ends_with(events::ROUTE) {
         true => Stage::Streaming,
@@ -183,7 +183,7 @@ mod tests {
     async fn answer_of(stream: &mut TcpStream) -> String {
         let mut answer = String::new();
         let all = stream.read_to_string(&mut answer);
-        // What was cut off without a word counts as no answer.
+        // A reset connection counts as no answer.
         match timeout(Duration::from_secs(5), all).await {
             Ok(_) => answer,
             Err(_) => panic!("no answer and no end: {answer:?}"),

@@ -11,18 +11,18 @@ use serde::Serialize;
 /// The body of every error response.
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct ErrorBody {
-    /// What went wrong, in a sentence.
+    /// The error, as a sentence.
     pub error: String,
 }
 
-/// A status with its message.
+/// A response with an error status and a message.
 #[derive(Debug)]
-pub struct Error {
+pub struct HttpError {
     status: StatusCode,
     message: String,
 }
 
-impl Error {
+impl HttpError {
     pub fn new(status: StatusCode, message: impl Into<String>) -> Self {
         Self {
             status,
@@ -31,14 +31,14 @@ impl Error {
     }
 }
 
-impl From<anyhow::Error> for Error {
-    /// The manager or its maps cannot be read now; the client may try again.
+impl From<anyhow::Error> for HttpError {
+    /// The manager does not answer or its maps cannot be read; the client may try again.
     fn from(error: anyhow::Error) -> Self {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, format!("{error:#}"))
     }
 }
 
-impl IntoResponse for Error {
+impl IntoResponse for HttpError {
     fn into_response(self) -> Response {
         let body = Json(ErrorBody {
             error: self.message,
@@ -52,19 +52,19 @@ impl IntoResponse for Error {
     }
 }
 
-pub async fn not_found(uri: Uri) -> Error {
-    Error::new(
+pub async fn not_found(uri: Uri) -> HttpError {
+    HttpError::new(
         StatusCode::NOT_FOUND,
         format!(
-            "there is no {} here; /api/v1/openapi.json lists what there is",
+            "there is no {} here; /api/v1/openapi.json describes the API",
             uri.path()
         ),
     )
 }
 
-pub async fn read_only() -> Error {
-    Error::new(
+pub async fn read_only() -> HttpError {
+    HttpError::new(
         StatusCode::METHOD_NOT_ALLOWED,
-        "nothing can be changed over HTTP: only GET and HEAD are answered",
+        "the HTTP server is read-only: it accepts only GET and HEAD",
     )
 }

@@ -12,16 +12,16 @@ use serde::Deserialize;
 use serde_json::json;
 use tokio::sync::{OwnedSemaphorePermit, broadcast::error::RecvError};
 
-use super::{Shared, error::Error};
+use super::{HttpState, error::HttpError};
 use crate::event_stream::{EventRecord, Subscription};
 
 /// The path below `/api/v1`.
 pub const ROUTE: &str = "/events/stream";
 
-/// The most listeners at a time; fewer than the connection slots, so that other requests get one.
-pub const LISTENERS: usize = 32;
+/// The maximum number of listeners; fewer than the connection slots, so that some are left for other requests.
+pub const MAX_LISTENERS: usize = 32;
 
-/// How often something is sent in any case, so that either side notices a broken connection.
+/// The interval of keep-alive comments, by which either side notices a broken connection.
 const KEEP_ALIVE: Duration = Duration::from_secs(5);
 
 #[derive(Debug, Deserialize)]
@@ -32,21 +32,21 @@ pub struct StreamQuery {
 
 /// Sends each event as it happens. A client that connects again names the last event that it has.
 pub async fn stream(
-    State(shared): State<Shared>,
+    State(shared): State<HttpState>,
     query: Result<Query<StreamQuery>, QueryRejection>,
     headers: HeaderMap,
-) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, Error> {
+) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, HttpError> {
     let Query(StreamQuery { after }) = query.map_err(|_| {
         let number = "after must be a whole number, as in ?after=42";
-        Error::new(StatusCode::BAD_REQUEST, number)
+        HttpError::new(StatusCode::BAD_REQUEST, number)
     })?;
     let last = headers
         .get("last-event-id")
         .and_then(|id| id.to_str().ok()?.parse().ok());
     let permit = shared.listeners.try_acquire_owned().map_err(|_| {
-        Error::new(
+        HttpError::new(
             StatusCode::SERVICE_UNAVAILABLE,
-            format!("{LISTENERS} listen already, and more may not"),
+            format!("the server has {MAX_LISTENERS} listeners, which is the maximum"),
         )
     })?;
     let subscription = shared.manager.event_stream().subscribe(last.or(after));
@@ -78,11 +78,11 @@ impl Listener {
         }
     }
 
-    /// Returns the next event; nothing when the manager ends.
+    /// Returns the next event; `None` when the manager ends.
     async fn next(&mut self) -> Option<Event> {
         if !self.greeted {
             self.greeted = true;
-            // A proxy may report the connection to the client only after the first data.
+            // A proxy may report the connection to the client only with the first data.
             return Some(Event::default().comment("listening"));
         }
         if self.lost > 0 {
@@ -101,11 +101,11 @@ impl Listener {
 
 fn encode(entry: &EventRecord) -> Event {
     let event = Event::default().id(entry.id.to_string());
-    // Text keys and JSON values can always be encoded.
+    // Encoding cannot fail: keys are strings, and values are JSON.
     event.json_data(entry).unwrap_or_else(|_| lost(1))
 }
 
-/// The marker in place of events that the client was too slow for.
+/// The event in place of those that were lost because the client was too slow.
 fn lost(events: u64) -> Event {
     let data = json!({ "events": events }).to_string();
     Event::default().event("lost").data(data)

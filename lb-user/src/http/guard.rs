@@ -1,4 +1,4 @@
-//! Refuses requests of foreign web pages, and sets the security headers of responses.
+//! Refuses requests from foreign web pages, and sets the security headers of responses.
 
 use std::{net::IpAddr, sync::Arc};
 
@@ -9,7 +9,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 
-use super::{error::Error, health};
+use super::{error::HttpError, health};
 
 const HEADERS: [(HeaderName, &str); 7] = [
     (
@@ -36,12 +36,12 @@ const HEADERS: [(HeaderName, &str); 7] = [
 #[derive(Debug)]
 pub struct AllowedHosts {
     on_loopback: bool,
-    /// Those of the configuration, and the machine's own unless the server listens on loopback.
+    /// Those of the configuration, and, unless the server listens on loopback, the machine's own.
     names: Vec<String>,
 }
 
 impl AllowedHosts {
-    /// Returns the names of a server that listens at `address`: `configured` ones and its own.
+    /// Returns the names of a server that listens at `address`; `configured` are those of `manager.http_names`.
     pub fn new(address: IpAddr, configured: &[String]) -> Self {
         let on_loopback = address.is_loopback();
         let own = (!on_loopback).then(|| nix::unistd::gethostname().ok());
@@ -52,7 +52,7 @@ impl AllowedHosts {
         }
     }
 
-    /// Whether `host`, with a port or without, is one of them. An address is: a foreign page has a name.
+    /// Whether `host`, with a port or without, is allowed. Addresses are: a foreign page has a name.
     fn contains(&self, host: &str) -> bool {
         let name = match host.rsplit_once(':') {
             Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
@@ -69,36 +69,36 @@ impl AllowedHosts {
         names.any(|it| name.eq_ignore_ascii_case(it)) || name.eq_ignore_ascii_case("localhost")
     }
 
-    fn match_host_of(&self, request: &Request) -> bool {
+    fn allow(&self, request: &Request) -> bool {
         let mut hosts = request.headers().get_all(header::HOST).iter();
         let named = hosts.all(|host| host.to_str().is_ok_and(|host| self.contains(host)));
-        // The absolute form of a request also names the host.
+        // A request line in absolute form also has a host.
         let authority = request.uri().authority();
         named && authority.is_none_or(|it| self.contains(it.as_str()))
     }
 
-    fn refusal(&self) -> Error {
+    fn refusal(&self) -> HttpError {
         let answers = match self.on_loopback {
             true => "listens on loopback and answers to localhost and 127.0.0.1 only",
             false => "answers to addresses, localhost and the machine's own name only",
         };
         let message = format!(
-            "this server {answers}, so that no foreign web page can read it; add the name to \
-             manager.http_names, or behind a proxy, have it send Host: localhost"
+            "this server {answers}, so that no foreign web page can read it: add the name to \
+             manager.http_names, or let a proxy in front of the server send Host: localhost"
         );
-        Error::new(StatusCode::MISDIRECTED_REQUEST, message)
+        HttpError::new(StatusCode::MISDIRECTED_REQUEST, message)
     }
 }
 
-/// Handles requests to this server, and adds the security headers to responses. Health checks of other machines
-/// may send any name, because their responses are not confidential.
+/// Refuses requests with another host name, and adds the security headers to responses. Health checks of other machines
+/// may use any name, because their responses are not confidential.
 pub async fn guard(
     State(names): State<Arc<AllowedHosts>>,
     request: Request,
     next: Next,
 ) -> Response {
     let is_probe = !names.on_loopback && health::is_probe(request.uri().path());
-    let mut response = match is_probe || names.match_host_of(&request) {
+    let mut response = match is_probe || names.allow(&request) {
         true => next.run(request).await,
         false => names.refusal().into_response(),
     };

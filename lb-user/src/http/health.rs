@@ -10,10 +10,10 @@ use axum::{
     routing::get,
 };
 
-use super::Shared;
+use super::HttpState;
 use crate::{
     peer::{PeerState, PeerStatus},
-    status::{Interface, ManagerSnapshot},
+    status::{InterfaceStatus, ManagerSnapshot},
 };
 use lb_core::Rule;
 
@@ -21,11 +21,11 @@ const HEALTHZ: &str = "/healthz";
 const READYZ: &str = "/readyz";
 const SYNCZ: &str = "/syncz";
 
-/// How long a peer that has never answered may still be about to.
+/// The time that a peer has to answer for the first time. Until then, this manager is incomplete.
 const FIRST_CONTACT: Duration = Duration::from_secs(3);
 
 /// The routes of health checks.
-pub fn router() -> Router<Shared> {
+pub fn router() -> Router<HttpState> {
     Router::new()
         .route(HEALTHZ, get(healthz))
         .route(READYZ, get(readyz))
@@ -38,15 +38,15 @@ pub fn is_probe(path: &str) -> bool {
 }
 
 /// Reports whether the manager's loop runs.
-async fn healthz(State(shared): State<Shared>) -> Response {
+async fn healthz(State(shared): State<HttpState>) -> Response {
     match shared.manager.snapshot().await {
         Ok(_) => "ok\n".into_response(),
         Err(error) => unavailable(&format!("{error:#}")),
     }
 }
 
-/// Reports whether the programs are attached, and every service has a worker that reports or an adopted selection.
-async fn readyz(State(shared): State<Shared>) -> Response {
+/// Reports whether the programs are attached, and every service has had a heartbeat or has adopted a selection.
+async fn readyz(State(shared): State<HttpState>) -> Response {
     match shared.manager.snapshot().await {
         Ok(snapshot) => match not_ready_reason(&snapshot) {
             None => ready_text(&snapshot).into_response(),
@@ -56,9 +56,9 @@ async fn readyz(State(shared): State<Shared>) -> Response {
     }
 }
 
-/// Reports whether this manager knows all connections of its peers, and so can take over. `/syncz?weight` answers 0
-/// or -1 instead, as keepalived's track_file has it.
-async fn syncz(State(shared): State<Shared>, RawQuery(query): RawQuery) -> Response {
+/// Reports whether this manager knows all connections of its peers, and so can take over. `/syncz?weight` answers `0` or
+/// `-1`, the content of keepalived's track_file.
+async fn syncz(State(shared): State<HttpState>, RawQuery(query): RawQuery) -> Response {
     let peers = shared.manager.peers();
     let incomplete: Vec<String> = peers.iter().filter_map(incomplete).collect();
     match (query.as_deref(), incomplete.is_empty()) {
@@ -69,8 +69,7 @@ async fn syncz(State(shared): State<Shared>, RawQuery(query): RawQuery) -> Respo
     }
 }
 
-/// Says what is not known of a peer that lives. One that cannot be reached has nothing that this manager could wait
-/// for.
+/// Says what this manager lacks from a reachable peer. An unreachable peer cannot send anything more.
 fn incomplete(peer: &PeerStatus) -> Option<String> {
     let name = &peer.name;
     let was_never_reached = peer.version.is_empty();
@@ -104,7 +103,7 @@ fn unavailable(reason: &str) -> Response {
     (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")).into_response()
 }
 
-/// Says what an operator must know of services although another manager would not do better.
+/// The text of a ready manager, with the problems of services that another manager would have, too.
 fn ready_text(snapshot: &ManagerSnapshot) -> String {
     let services = snapshot.services.iter();
     let problems =
@@ -114,12 +113,14 @@ fn ready_text(snapshot: &ManagerSnapshot) -> String {
         .collect()
 }
 
-/// A manager that has received no heartbeat is not ready, and another one should serve. One whose workers are
-/// all down is ready: another manager would not have more.
+/// Says why another manager should serve instead, if so. A manager whose workers are all down is ready: another manager
+/// would have no more workers.
 fn not_ready_reason(snapshot: &ManagerSnapshot) -> Option<String> {
     let mut interfaces = snapshot.interfaces.iter();
-    if let Some(Interface { name, reason, .. }) = interfaces.find(|it| !it.is_attached()) {
-        return Some(format!("not ready: no packet is met at {name}: {reason}"));
+    if let Some(InterfaceStatus { name, reason, .. }) = interfaces.find(|it| !it.is_attached()) {
+        return Some(format!(
+            "not ready: interface {name} has no programs: {reason}"
+        ));
     }
     let is_unheard = |rule| rule == Rule::NothingHeard;
     let waiting: Vec<&str> = snapshot
@@ -149,7 +150,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn unhealthy_while_the_managers_loop_does_not_answer() {
         let (manager, _requests) = ManagerHandle::without_manager();
-        let shared = Shared {
+        let shared = HttpState {
             manager,
             recorder: Recorder::default(),
             listeners: Arc::new(Semaphore::new(1)),

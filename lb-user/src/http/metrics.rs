@@ -1,7 +1,7 @@
 //! `/metrics`: the manager's counters, and its state at the time of the scrape.
 //!
-//! Labels are the names of services, workers, rules and verdicts: they come from the configuration,
-//! from the program, or from workers that joined with a key, so that their number is bounded.
+//! Labels are names from the configuration, from the program, and of workers that joined with a key, so their number is
+//! bounded.
 
 mod peers;
 
@@ -18,8 +18,8 @@ use axum::{
 };
 use prometheus::{CounterVec, GaugeVec, Opts, Registry, TEXT_FORMAT, TextEncoder};
 
-use super::{MAX_AGE, Shared, error::Error};
-use crate::status::{Backend, Status};
+use super::{HttpState, MAX_AGE, error::HttpError};
+use crate::status::{BackendStatus, Status};
 use lb_common::verdict::Verdict;
 use lb_core::{BackendSnapshot, Health, MANAGER, Pressure};
 
@@ -29,7 +29,7 @@ memlb_backend_bytes_total: Bytes of whole frames to a backend (in) and from it (
 memlb_backend_connections_total: Connections sent to a backend since the maps were made.
 memlb_backend_failing: 1 for a backend that is up, but whose server refuses or does not answer handshakes.
 memlb_backend_flows: Connections open now.
-memlb_backend_half_open_flows: Handshakes begun and not completed yet.
+memlb_backend_half_open_flows: Handshakes that are not completed yet.
 memlb_backend_handshakes_total: Handshakes by result since the maps were made: answered, refused by the backend, or expired without an answer.
 memlb_backend_ineligible: 1 for a backend that is up, but has no route to it or does not answer as its mode asks.
 memlb_backend_last_answer_age_seconds: Time since a backend last answered a client, as far as its answers pass the manager; absent before the first.
@@ -40,44 +40,44 @@ memlb_backend_retried_total: Refused handshakes whose SYN went to another backen
 memlb_backend_selected: 1 for each backend that a service's new connections may go to, 0 for the others.
 memlb_backend_share_ratio: A backend's part of the new connections, as far as the policy fixes it.
 memlb_backend_unanswered_total: SYNs that clients repeated because no answer of the backend had passed, since the maps were made.
-memlb_backend_weight: What a backend weighs against the others, where connections are spread.
-memlb_build_info: Always 1; what runs.
+memlb_backend_weight: Weight of a backend, where connections are spread.
+memlb_build_info: Always 1; the label has the running version.
 memlb_denied_prefixes: Prefixes of clients that the operator has denied.
 memlb_handed_over: 1 while memlb handover keeps this manager's priority low.
-memlb_heartbeats_total: Heartbeats received, by what became of them.
+memlb_heartbeats_total: Heartbeats received, by outcome.
 memlb_heartbeats_unsigned_total: Accepted heartbeats that carried no signature.
-memlb_map_capacity: Entries that a connection table has room for.
-memlb_map_entries: Entries of a connection table; a full one forgets the longest unused.
-memlb_peer_acknowledgement_seconds: From reading a record to its acknowledgement, of the last frames.
-memlb_peer_bytes_total: Bytes that were exchanged with a peer.
-memlb_peer_configuration_matches: Whether a peer's settings of services, workers, policies and failover equal this manager's.
+memlb_map_capacity: Maximum number of entries of a connection table.
+memlb_map_entries: Entries of a connection table; a full one evicts the least recently used.
+memlb_peer_acknowledgement_seconds: Time from reading a record to its acknowledgement, of the last frames.
+memlb_peer_bytes_total: Bytes exchanged with a peer.
+memlb_peer_configuration_matches: 1 if a peer's settings of services, workers, policies and failover equal this manager's, else 0.
 memlb_peer_frames_refused_total: Frames in a peer's name that were refused, by reason.
 memlb_peer_incomplete: 1 while a peer does not know all connections of this manager (sent), or this one not all of the peer's (received).
-memlb_peer_intake_total: What became of a peer's records in the connection tables here, by outcome.
-memlb_peer_lag_seconds: Age of the oldest record that a peer has not acknowledged; what began since then would be lost at this machine's death.
-memlb_peer_lost_records_total: Records for which the queue or the kernel's ring had no room; all connections were sent again.
+memlb_peer_intake_total: A peer's records, by their outcome in the connection tables here.
+memlb_peer_lag_seconds: Age of the oldest record that a peer has not acknowledged; if this machine died now, newer connections would be lost.
+memlb_peer_lost_records_total: Records that the full queue or the kernel's full ring lost; all connections were then sent again.
 memlb_peer_queue_records: Records that wait to be sent to a peer.
 memlb_peer_records_total: Records of connections that were exchanged with a peer.
-memlb_peer_relayed_packets_total: Packets of connections unknown here that were passed on to a peer.
+memlb_peer_relayed_packets_total: Packets of connections unknown here that were relayed to a peer.
 memlb_peer_resyncs_total: How often all connections were sent to a peer.
 memlb_peer_state: 1 for the state that the session with a peer is in, 0 for the others.
 memlb_programs_of_other_managers: Programs of another memlb that receive an interface's packets before this manager's.
 memlb_service_refused_connections_total: First packets of connections that the manager itself refused, by verdict, since the maps were made.
-memlb_verdict_bytes_total: Bytes of whole frames by what became of them, since the maps were made.
-memlb_verdict_packets_total: Packets by what became of them, since the maps were made.
+memlb_verdict_bytes_total: Bytes of whole frames by verdict, since the maps were made.
+memlb_verdict_packets_total: Packets by verdict, since the maps were made.
 memlb_worker_heartbeat_age_seconds: Time since a worker's last heartbeat.
 memlb_worker_heartbeats_missing: 1 while a worker's heartbeats are missing and its packets keep it up.
-memlb_worker_held: 1 while an operator lets a worker have no new connections.
-memlb_worker_memory_available_bytes: A worker's available memory, as last heard.
+memlb_worker_held: 1 while an operator's order keeps new connections away from a worker.
+memlb_worker_memory_available_bytes: A worker's available memory, from its last heartbeat.
 memlb_worker_memory_pressure_ratio: Share of the last ten seconds in which some task of a worker waited for memory.
-memlb_worker_memory_total_bytes: A worker's memory, as last heard.
+memlb_worker_memory_total_bytes: A worker's total memory, from its last heartbeat.
 memlb_worker_state: 1 for the state that a worker is in, 0 for the others.
-process_cpu_seconds_total: Processor time that the manager has used.
-process_open_fds: Open file descriptors.
-process_resident_memory_bytes: Memory of the manager itself.
-process_start_time_seconds: When the manager started, in seconds since 1970.";
+process_cpu_seconds_total: Processor time of the manager.
+process_open_fds: Open file descriptors of the manager.
+process_resident_memory_bytes: Resident memory of the manager.
+process_start_time_seconds: Start time of the manager, in seconds since 1970.";
 
-pub async fn metrics(State(shared): State<Shared>) -> Result<Response, Error> {
+pub async fn metrics(State(shared): State<HttpState>) -> Result<Response, HttpError> {
     let status = shared.manager.status(MAX_AGE).await?;
     let mut families = shared.manager.metrics().gather();
     let mut scrape = Scrape::default();
@@ -101,19 +101,19 @@ pub async fn metrics(State(shared): State<Shared>) -> Result<Response, Error> {
     Ok(([(header::CONTENT_TYPE, TEXT_FORMAT)], text).into_response())
 }
 
-/// One scrape's figures. A family begins with its first figure.
+/// The figures of one scrape. The first figure of a family registers it.
 #[derive(Default)]
 struct Scrape {
     registry: Registry,
-    families: BTreeMap<&'static str, Family>,
+    families: BTreeMap<&'static str, LabelledMetric>,
 }
 
-enum Family {
+enum LabelledMetric {
     Gauge(GaugeVec),
     Counter(CounterVec),
 }
 
-impl Family {
+impl LabelledMetric {
     fn new(name: &'static str, labels: &[&str], registry: &Registry) -> Result<Self> {
         let mut texts = HELP.lines().filter_map(|line| line.split_once(": "));
         let (_, help) = texts
@@ -136,19 +136,19 @@ impl Family {
 }
 
 impl Scrape {
-    /// Adds a figure of a family in [`HELP`], under its labels' names and values.
+    /// Adds a figure of a family in [`HELP`]; `labels` are names and values.
     fn add(&mut self, name: &'static str, labels: &[(&str, &str)], figure: f64) -> Result<()> {
         let family = match self.families.entry(name) {
             Entry::Occupied(known) => known.into_mut(),
             Entry::Vacant(new) => {
                 let names: Vec<&str> = labels.iter().map(|it| it.0).collect();
-                new.insert(Family::new(name, &names, &self.registry)?)
+                new.insert(LabelledMetric::new(name, &names, &self.registry)?)
             }
         };
         let values: Vec<&str> = labels.iter().map(|it| it.1).collect();
         match family {
-            Family::Gauge(gauges) => gauges.get_metric_with_label_values(&values)?.set(figure),
-            Family::Counter(all) => all.get_metric_with_label_values(&values)?.inc_by(figure),
+            LabelledMetric::Gauge(it) => it.get_metric_with_label_values(&values)?.set(figure),
+            LabelledMetric::Counter(it) => it.get_metric_with_label_values(&values)?.inc_by(figure),
         }
         Ok(())
     }
@@ -180,7 +180,7 @@ impl Scrape {
 
     fn worker(&mut self, worker: &BackendSnapshot) -> Result<()> {
         let name = ("worker", worker.name.as_str());
-        // Ineligible in one service, a worker may serve another.
+        // These states belong to one service: the worker may serve another.
         let is_of_service = |it: &Health| matches!(it, Health::Ineligible | Health::Unreachable);
         let treated = match is_of_service(&worker.state) {
             true => worker.health,
@@ -221,7 +221,11 @@ impl Scrape {
         Ok(())
     }
 
-    fn backend(&mut self, service: &str, Backend { seen, traffic }: &Backend) -> Result<()> {
+    fn backend(
+        &mut self,
+        service: &str,
+        BackendStatus { seen, traffic }: &BackendStatus,
+    ) -> Result<()> {
         let labels = [("service", service), ("backend", &seen.name)];
         let [service, backend] = labels;
         let is_ineligible = seen.ineligible_reason.is_some();
@@ -301,7 +305,7 @@ impl Scrape {
         Ok(())
     }
 
-    /// The names that every Prometheus client gives to its own process.
+    /// The process metrics that every Prometheus client library has.
     fn process(&mut self) -> Result<()> {
         let me = procfs::process::Process::myself().context("read /proc/self")?;
         let stat = me.stat().context("read /proc/self/stat")?;
@@ -321,13 +325,13 @@ impl Scrape {
     }
 }
 
-/// Each worker once, even if it serves several services.
+/// Each worker once, also if it serves several services.
 fn workers(status: &Status) -> BTreeMap<&str, &BackendSnapshot> {
     (status.backends())
         .map(|backend| (backend.seen.name.as_str(), &backend.seen))
         .filter(|(name, _)| *name != MANAGER)
         .fold(BTreeMap::new(), |mut workers, (name, seen)| {
-            // Failing in one service goes before up in another.
+            // A failing state in one service takes precedence over "up" in another.
             let known = workers.entry(name).or_insert(seen);
             if known.state != Health::Failing {
                 *known = seen;

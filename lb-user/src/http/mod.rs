@@ -1,7 +1,7 @@
 //! The HTTP server: metrics, health, API and web page, read-only, on a thread of its own.
 //!
-//! The manager's task answers with a snapshot and never waits for an HTTP client. Whatever takes long, such as
-//! reading maps, happens in this thread.
+//! The manager's task only sends a snapshot, and never waits for an HTTP client. Slow work, such as reading maps, happens
+//! in this thread.
 
 mod api;
 mod connections;
@@ -36,13 +36,13 @@ pub struct HttpServer {
     address: SocketAddr,
 }
 
-/// The greatest age of counters in a reply: to read a full flow table takes a tenth of a second, and any number of
-/// clients may ask.
+/// The maximum age of counters in a reply. Reading a full flow table takes a tenth of a second, and the number of clients
+/// is not limited.
 const MAX_AGE: Duration = Duration::from_millis(500);
 
-/// The state of every handler.
+/// The state that all handlers share.
 #[derive(Debug, Clone)]
-struct Shared {
+struct HttpState {
     manager: ManagerHandle,
     recorder: Recorder,
     /// Limits the clients that listen to events.
@@ -67,7 +67,7 @@ impl HttpServer {
         self.address
     }
 
-    /// Serves until the result is dropped. `names` are accepted in `Host` beside addresses and the machine's name.
+    /// Serves until the result is dropped. `names` are further allowed values of `Host`, as in `manager.http_names`.
     ///
     /// # Errors
     ///
@@ -103,10 +103,10 @@ fn bind_error(address: SocketAddr, error: &io::Error) -> anyhow::Error {
 }
 
 fn router(manager: ManagerHandle, recorder: Recorder, names: AllowedHosts) -> Router {
-    let shared = Shared {
+    let shared = HttpState {
         manager,
         recorder,
-        listeners: Arc::new(Semaphore::new(events::LISTENERS)),
+        listeners: Arc::new(Semaphore::new(events::MAX_LISTENERS)),
     };
     Router::new()
         .route("/metrics", get(metrics::metrics))

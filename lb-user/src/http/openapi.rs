@@ -6,14 +6,16 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::{
-    api::{Events, Service, Services},
+    api::{Events, Services},
     error::ErrorBody,
     timeline::{Range, Timeline},
 };
 use crate::{
     event_stream::{CAPACITY, EventRecord},
-    status::Status,
+    status::{ServiceStatus, Status},
 };
+
+const BAD_REQUEST: &str = "A parameter is not valid";
 
 pub async fn document() -> Json<Value> {
     Json(describe())
@@ -27,7 +29,7 @@ fn describe() -> Value {
             settings.definitions_path = "/components/schemas".into();
         })
         .into_generator();
-    let unclear = [("400", "A parameter cannot be understood")];
+    let bad_request = [("400", BAD_REQUEST)];
     let service = json!({
         "name": "service",
         "in": "path",
@@ -39,18 +41,18 @@ fn describe() -> Value {
     let timeline = json!([{
         "name": "range",
         "in": "query",
-        "description": "How far back",
+        "description": "The time span until now",
         "schema": with_default(schemas.subschema_for::<Range>(), Range::default()),
     }, {
         "name": "service",
         "in": "query",
-        "description": "Only this service; one that is not known has no figures",
+        "description": "Only this service; an unknown one has no figures",
         "schema": { "type": "string" },
     }]);
     let limit = json!({
         "name": "limit",
         "in": "query",
-        "description": "The last so many of them",
+        "description": "The maximum number of events; the last ones are sent",
         "schema": { "type": "integer", "minimum": 1, "maximum": CAPACITY, "default": CAPACITY },
     });
     let paths = json!({
@@ -68,29 +70,29 @@ fn describe() -> Value {
             "operationId": "service",
             "summary": "One service",
             "parameters": [service],
-            "responses": responses::<Service>(&mut schemas, &[("404", "There is no such service")]),
+            "responses": responses::<ServiceStatus>(&mut schemas, &[("404", "There is no such service")]),
         } },
         "/api/v1/timeline": { "get": {
             "operationId": "timeline",
             "summary": "Memory, connections, refusals and bytes of every backend over time",
             "parameters": timeline,
-            "responses": responses::<Timeline>(&mut schemas, &unclear),
+            "responses": responses::<Timeline>(&mut schemas, &bad_request),
         } },
         "/api/v1/events": { "get": {
             "operationId": "events",
             "summary": "The last events, the oldest first",
             "parameters": [after(), limit],
-            "responses": responses::<Events>(&mut schemas, &unclear),
+            "responses": responses::<Events>(&mut schemas, &bad_request),
         } },
         "/api/v1/events/stream": { "get": {
             "operationId": "stream",
             "summary": "Each event as it happens, as Server-Sent Events",
             "description": "The data of each is an EventRecord. A client that is too slow gets, in \
-                place of the events it lost, one of type `lost`, with their number in `events`.",
+                place of the lost events, one of type `lost`, with their number in `events`.",
             "parameters": [after(), {
                 "name": "Last-Event-ID",
                 "in": "header",
-                "description": "As browsers send it when they come back: goes before `after`",
+                "description": "Sent by browsers that reconnect; overrides `after`",
                 "schema": { "type": "string" },
             }],
             "responses": stream_responses(&mut schemas),
@@ -137,15 +139,15 @@ fn responses<T: JsonSchema>(schemas: &mut SchemaGenerator, refusals: &[(&str, &s
 }
 
 fn stream_responses(schemas: &mut SchemaGenerator) -> Value {
-    // The event stream has no response schema that would refer to it.
+    // The response schema of the event stream does not refer to it.
     schemas.subschema_for::<EventRecord>();
     json!({
         "200": {
             "description": "The stream, which does not end by itself",
             "content": { "text/event-stream": { "schema": { "type": "string" } } },
         },
-        "400": refused(schemas, "A parameter cannot be understood"),
-        "503": refused(schemas, "Too many listen already"),
+        "400": refused(schemas, BAD_REQUEST),
+        "503": refused(schemas, "The server has the maximum number of listeners"),
         "default": refused(schemas, "No answer"),
     })
 }

@@ -1,4 +1,4 @@
-//! The slots of connections, and which connection is closed for another one.
+//! The slots of connections. If none is free, an idle connection is closed for a new one.
 
 use std::{
     collections::BTreeMap,
@@ -11,28 +11,29 @@ use tokio::{
     time::{Duration, Instant},
 };
 
-/// The most connections at a time.
+/// The maximum number of connections.
 const SLOTS: usize = 64;
 
-/// The most connections of one address.
+/// The maximum number of connections of one address.
 const SLOTS_PER_ADDRESS: usize = 48;
 
-/// The most further connections for health checks.
+/// The maximum number of further connections, for health checks only.
 const PROBE_SLOTS: usize = 8;
 
 /// The number of connections from which clients get a short timeout.
-const BUSY: usize = SLOTS / 2;
+const SHORT_TIMEOUT_FROM: usize = SLOTS / 2;
 
-/// After this time a response that is not sent yet no longer protects its connection.
+/// A connection whose response takes longer than this counts as idle.
 const SERVING_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// The connections, by number in the order in which they came.
+/// The slots of all connections.
 #[derive(Debug, Default, Clone)]
-pub struct ConnectionSlots(Arc<Mutex<State>>);
+pub struct ConnectionSlots(Arc<Mutex<SlotTable>>);
 
 #[derive(Debug, Default)]
-struct State {
-    next: u64,
+struct SlotTable {
+    /// The number of the last slot. Numbers increase with the time of the connection.
+    last: u64,
     taken: BTreeMap<u64, Arc<ConnectionSlot>>,
 }
 
@@ -47,7 +48,7 @@ pub struct ConnectionSlot {
     task: OnceLock<AbortHandle>,
 }
 
-/// What a connection does.
+/// The state of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stage {
     /// It waits for a request.
@@ -60,30 +61,30 @@ pub enum Stage {
 impl ConnectionSlots {
     /// Returns a slot for a connection from this address. Another connection may be closed for it.
     pub fn acquire(&self, from: IpAddr) -> Arc<ConnectionSlot> {
-        let mut state = self.lock();
+        let mut table = self.lock();
         let ordinary = |slot: &&Arc<ConnectionSlot>| !slot.is_for_probes;
-        let taken = state.taken.values().filter(ordinary).count();
-        let own = state.taken.values().filter(ordinary);
+        let taken = table.taken.values().filter(ordinary).count();
+        let own = table.taken.values().filter(ordinary);
         let own = own.filter(|slot| slot.from == from).count();
         let found = if own >= SLOTS_PER_ADDRESS {
-            state.close_longest_idle(|slot| slot.from == from)
+            table.close_longest_idle(|slot| slot.from == from)
         } else {
-            taken < SLOTS || state.close_longest_idle(|_| true)
+            taken < SLOTS || table.close_longest_idle(|_| true)
         };
-        let probes = state.taken.values().filter(|it| it.is_for_probes).count();
+        let probes = table.taken.values().filter(|it| it.is_for_probes).count();
         if !found && probes >= PROBE_SLOTS {
-            state.close_first_probe();
+            table.close_first_probe();
         }
-        state.next += 1;
+        table.last += 1;
         let slot = Arc::new(ConnectionSlot {
-            number: state.next,
+            number: table.last,
             from,
             is_for_probes: !found,
-            needs_short_timeout: !found || taken >= BUSY,
+            needs_short_timeout: !found || taken >= SHORT_TIMEOUT_FROM,
             stage: Mutex::new((Stage::Idle, Instant::now())),
             task: OnceLock::new(),
         });
-        state.taken.insert(slot.number, slot.clone());
+        table.taken.insert(slot.number, slot.clone());
         slot
     }
 
@@ -92,13 +93,13 @@ impl ConnectionSlots {
         self.lock().taken.remove(&slot.number);
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
-        // A panic leaves the state consistent.
+    fn lock(&self) -> MutexGuard<'_, SlotTable> {
+        // The table is consistent after a panic, too.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl State {
+impl SlotTable {
     /// Closes the connection among these that has been idle for longest; returns whether there was one.
     fn close_longest_idle(&mut self, filter: impl Fn(&ConnectionSlot) -> bool) -> bool {
         let now = Instant::now();
@@ -141,7 +142,7 @@ impl ConnectionSlot {
 
     /// Sets the task that is aborted to close the connection.
     pub fn set_task(&self, task: AbortHandle) {
-        // Set once, after the task is spawned.
+        // Called once, after the task is spawned.
         _ = self.task.set(task);
     }
 
@@ -153,7 +154,7 @@ impl ConnectionSlot {
         *self.stage() = (stage, Instant::now());
     }
 
-    /// Returns since when it is idle; nothing if it is not.
+    /// Returns the time since which the connection is idle; `None` if it is not.
     fn idle_since(&self, now: Instant) -> Option<Instant> {
         let (stage, since) = *self.stage();
         match stage {
@@ -216,14 +217,14 @@ mod tests {
             .map(|_| slots.acquire(address(11)))
             .collect();
         assert!(probes.iter().all(|slot| slot.is_for_probes()));
-        let state = slots.lock();
-        assert!(!state.taken.contains_key(&probes[0].number));
-        assert!(state.taken.contains_key(&probes[1].number));
+        let table = slots.lock();
+        assert!(!table.taken.contains_key(&probes[0].number));
+        assert!(table.taken.contains_key(&probes[1].number));
         assert!(
             listeners
                 .iter()
-                .all(|it| state.taken.contains_key(&it.number))
+                .all(|it| table.taken.contains_key(&it.number))
         );
-        assert_eq!(state.taken.len(), SLOTS + PROBE_SLOTS);
+        assert_eq!(table.taken.len(), SLOTS + PROBE_SLOTS);
     }
 }

@@ -1,4 +1,4 @@
-//! Figures over time in three rings of bounded size, so that a page opened after an incident shows it.
+//! Figures over time in three rings of bounded size, so that a page that is opened after an incident shows it.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -15,13 +15,13 @@ use tracing::debug;
 use crate::{
     history::now_ms,
     manager::ManagerHandle,
-    status::{Backend, Status},
+    status::{BackendStatus, Status},
 };
 
 /// How often the manager samples.
 const TICK_MS: u64 = 5_000;
 
-/// The most backends of a ring; further ones are not recorded.
+/// The maximum number of backends of a ring; further ones are not recorded.
 const MAX_TRACKS: usize = 4_096;
 
 /// How far back a timeline reaches.
@@ -39,15 +39,15 @@ pub enum Range {
     Day,
 }
 
-/// Figures over time, one for each time of `at_ms`; null where one was unknown.
+/// Figures over time, one for each time of `at_ms`; null if unknown.
 #[derive(Debug, Default, PartialEq, Serialize, JsonSchema)]
 pub struct Timeline {
     /// Now, in milliseconds since 1970 by the manager's clock.
     pub now_ms: u64,
     pub range: Range,
-    /// The time that one sample stands for.
+    /// The time between two samples.
     pub interval_ms: u64,
-    /// When the samples were taken, by the same clock; the oldest first.
+    /// The times of the samples, by the same clock; the oldest first.
     pub at_ms: Vec<u64>,
     /// By service, then by backend.
     pub services: BTreeMap<String, BTreeMap<String, Track>>,
@@ -56,7 +56,7 @@ pub struct Timeline {
 /// The figures of one backend. A worker that is down and has no open connection has none.
 #[derive(Debug, Default, PartialEq, Serialize, JsonSchema)]
 pub struct Track {
-    /// The least within the interval.
+    /// The minimum within the interval.
     pub memory_available_bytes: Vec<Option<u64>>,
     /// Connections begun since the maps were made.
     pub connections: Vec<Option<u64>>,
@@ -64,7 +64,7 @@ pub struct Track {
     pub refused: Vec<Option<u64>>,
     /// Bytes of whole frames in both directions, since the maps were made.
     pub bytes: Vec<Option<u64>>,
-    /// Open connections: the most within the interval.
+    /// Open connections: the maximum within the interval.
     pub open: Vec<Option<u64>>,
 }
 
@@ -97,7 +97,7 @@ struct Figures {
     bytes: u64,
 }
 
-/// Stands for an unknown `memory_kib`. As `open` it stands for a backend without figures.
+/// An unknown `memory_kib`. As `open`, it marks a backend without figures.
 const UNKNOWN: u32 = u32::MAX;
 
 impl Range {
@@ -129,7 +129,7 @@ impl Default for Recorder {
 }
 
 impl Recorder {
-    /// Takes samples until this future is dropped.
+    /// Records samples until this future is dropped.
     pub async fn record(&self, manager: ManagerHandle) {
         let mut ticks = interval(Duration::from_millis(TICK_MS));
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -137,7 +137,7 @@ impl Recorder {
             ticks.tick().await;
             match manager.totals().await {
                 Ok(status) => self.sample(&status, now_ms()),
-                // The timeline has a gap then.
+                // The timeline then has a gap.
                 Err(error) => debug!("no sample for the timeline: {error:#}"),
             }
         }
@@ -182,7 +182,7 @@ impl Recorder {
 }
 
 impl Ring {
-    /// Begins a slot if the last one is over. A clock that was set back begins one, too.
+    /// Begins a slot if the interval of the last one is over, or if the clock was set back.
     fn advance(&mut self, at_ms: u64) {
         if let Some(slot) = self.slots.back_mut() {
             let age = at_ms.checked_sub(slot.first_ms);
@@ -209,7 +209,7 @@ impl Ring {
     }
 
     /// Adds a backend's figures to the last slot.
-    fn add(&mut self, service: &str, backend: &Backend) {
+    fn add(&mut self, service: &str, backend: &BackendStatus) {
         let Some(new) = Figures::new(backend) else {
             return;
         };
@@ -239,16 +239,16 @@ impl Figures {
         bytes: 0,
     };
 
-    /// Returns nothing for a worker that is not heard and has no open connection.
-    fn new(Backend { seen, traffic }: &Backend) -> Option<Self> {
-        let is_heard =
+    /// Returns `None` for a worker that sends no heartbeats and has no open connection.
+    fn new(BackendStatus { seen, traffic }: &BackendStatus) -> Option<Self> {
+        let has_heartbeats =
             seen.name == MANAGER || !matches!(seen.health, Health::Down | Health::Unknown);
-        if !is_heard && traffic.flows == 0 {
+        if !has_heartbeats && traffic.flows == 0 {
             return None;
         }
         let known =
             |number: u64| u32::try_from(number).map_or(UNKNOWN - 1, |it| it.min(UNKNOWN - 1));
-        let memory = seen.memory_available_bytes.filter(|_| is_heard);
+        let memory = seen.memory_available_bytes.filter(|_| has_heartbeats);
         Some(Self {
             memory_kib: memory.map_or(UNKNOWN, |bytes| known(bytes / 1024)),
             open: known(traffic.flows),
@@ -263,7 +263,7 @@ impl Figures {
             return later;
         }
         Self {
-            // An unknown figure is the greatest.
+            // `UNKNOWN` is the maximum.
             memory_kib: self.memory_kib.min(later.memory_kib),
             open: self.open.max(later.open),
             ..later

@@ -222,7 +222,7 @@ impl Manager {
         let new = pending.drain_counts();
         self.emitter
             .metrics
-            .asked(new.found, new.not_found, new.limited);
+            .count_lookups(new.found, new.not_found, new.limited);
         outcome.found += new.found;
         outcome.not_found += new.not_found;
         outcome.limited += new.limited;

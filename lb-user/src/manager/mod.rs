@@ -48,7 +48,7 @@ use crate::{
     heartbeat_receiver::HeartbeatReceiver,
     history::{History, now_ms},
     membership::{EjectionRecord, LivenessRecord, Membership},
-    status::{Interface, ManagerSnapshot},
+    status::{InterfaceStatus, ManagerSnapshot},
     systemd::Watchdog,
 };
 use background::{Background, BackgroundResult};
@@ -107,7 +107,7 @@ pub struct Manager {
     peer_events: PeerEvents,
     /// The services whose selection another program has written.
     moved: Vec<Moved>,
-    interfaces: Vec<Interface>,
+    interfaces: Vec<InterfaceStatus>,
     /// `None` without a peer.
     replicated: Option<Replicated>,
     started: Instant,
@@ -174,7 +174,7 @@ impl Manager {
             // In every round, so that a flood of datagrams cannot delay a deadline.
             let now = Instant::now();
             if let Some(late) = deadline.and_then(|due| now.checked_duration_since(due)) {
-                self.emitter.metrics.lag(late);
+                self.emitter.metrics.observe_lag(late);
             }
             self.count_connections(now);
             if self.core.wants_traffic(now) {
@@ -194,7 +194,7 @@ impl Manager {
         self.remove_absent_members();
         self.check_nat_ports();
         self.check_selections();
-        self.emitter.metrics.lag(late);
+        self.emitter.metrics.observe_lag(late);
         self.count_removed_backends();
         self.check_return_paths();
         self.update_topology();

@@ -8,7 +8,7 @@ use tracing::{debug, error, warn};
 use super::Manager;
 use crate::{
     datapath::{Pins, Routes},
-    status::Interface,
+    status::InterfaceStatus,
 };
 use lb_core::Event;
 
@@ -65,7 +65,7 @@ impl Manager {
 
     /// Records that a map could not be written. Everything is written again later.
     pub(super) fn map_write_failed(&mut self, error: &anyhow::Error) {
-        self.emitter.metrics.map_write_failed();
+        self.emitter.metrics.count_map_write_failure();
         let error = format!("{error:#}");
         self.recovery.write_failed_again = true;
         if self.recovery.writes_fail {
@@ -111,7 +111,7 @@ impl Manager {
             self.emitter.emit(change);
         }
         let attachments = self.datapath.attachments();
-        self.interfaces = attachments.map(Interface::from).collect();
+        self.interfaces = attachments.map(InterfaceStatus::from).collect();
         self.update_links();
     }
 

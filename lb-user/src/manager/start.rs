@@ -170,7 +170,7 @@ impl Prepared {
             replicated,
             interfaces: datapath
                 .attachments()
-                .map(status::Interface::from)
+                .map(status::InterfaceStatus::from)
                 .collect(),
             core: Core::resume(settings.clone(), &adopted, Instant::now()),
             recovery: Recovery::new(Pins::hold(&pin_path)?),

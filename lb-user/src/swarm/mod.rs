@@ -18,7 +18,7 @@ use tracing::debug;
 
 pub use docker::Docker;
 
-use crate::worker_source::SourceClient;
+use crate::{abort_on_drop::AbortOnDrop, worker_source::SourceClient};
 
 /// Events that come closer together than this make one poll.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -59,13 +59,5 @@ async fn watch_events(docker: Docker, woken: watch::Sender<()>) {
             debug!("{error:#}");
         }
         sleep(EVENTS_RETRY).await;
-    }
-}
-
-struct AbortOnDrop(tokio::task::JoinHandle<()>);
-
-impl Drop for AbortOnDrop {
-    fn drop(&mut self) {
-        self.0.abort();
     }
 }

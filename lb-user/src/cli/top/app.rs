@@ -1,12 +1,12 @@
-//! What the screen shows and what keys do; it neither asks nor draws.
+//! The state of the screen, and the effect of keys. Requests and drawing are elsewhere.
 
 use std::{collections::VecDeque, time::Instant};
 
-use lb_core::{AdminAction, AdminState, BackendId, MANAGER, ServiceSnapshot};
+use lb_core::{AdminAction, AdminState, BackendId, MANAGER};
 use memlb::{
     control::{AdminReply, ClientError, Request},
     event_stream::EventRecord,
-    status::{Backend, Status},
+    status::{BackendStatus, ServiceStatus, Status},
 };
 use ratatui::{
     crossterm::event::{KeyCode, KeyEvent, KeyModifiers},
@@ -15,10 +15,10 @@ use ratatui::{
 
 use super::{order::Order, rates::Rates};
 
-/// How many events are kept for the screen.
-const ENTRIES: usize = 200;
+/// The number of events that are kept for the screen.
+const MAX_EVENTS: usize = 200;
 
-/// What a key asks of the world outside.
+/// The result of a key that the application itself does not handle.
 #[derive(Debug, PartialEq)]
 pub enum UserAction {
     Leave,
@@ -33,22 +33,21 @@ pub struct App {
     pub entries: VecDeque<EventRecord>,
     /// Why the manager does not answer.
     pub trouble: Option<String>,
-    /// What became of the last order.
+    /// The result of the last order.
     pub note: Option<String>,
-    /// An order that waits for its yes.
-    pub asked: Option<(String, AdminAction)>,
+    /// The order that waits for a confirmation.
+    pub unconfirmed: Option<(String, AdminAction)>,
     pub has_color: bool,
     /// The cursor in the rows that are shown.
     pub rows: TableState,
     pub order: Order,
     pub is_reversed: bool,
-    /// Only workers with this in their name, address or state are shown.
+    /// Only workers whose name, address or state contains it are shown.
     pub search: String,
-    /// Whether keys go to the search.
+    /// Whether keys edit the search.
     pub is_searching: bool,
     pub shows_help: bool,
-    /// The worker under the cursor: the cursor follows it when the order changes. Nothing before the cursor was
-    /// moved.
+    /// The worker under the cursor, which the cursor follows when the order changes. `None` until the cursor is moved.
     pointed: Option<BackendId>,
     service: usize,
 }
@@ -65,7 +64,7 @@ impl App {
         self.rates.update(&status, now);
         self.status = Some(status);
         self.trouble = None;
-        self.follow_pointed();
+        self.restore_cursor();
     }
 
     pub fn set_disconnected(&mut self, why: String) {
@@ -74,7 +73,7 @@ impl App {
 
     pub fn add_event(&mut self, entry: EventRecord) {
         self.entries.push_front(entry);
-        self.entries.truncate(ENTRIES);
+        self.entries.truncate(MAX_EVENTS);
     }
 
     pub fn handle_reply(&mut self, answer: Result<AdminReply, ClientError>) {
@@ -90,21 +89,21 @@ impl App {
         });
     }
 
-    /// Returns the service on the screen, its place, and how many there are.
-    pub fn service(&self) -> Option<(&ServiceSnapshot<Backend>, usize, usize)> {
+    /// Returns the service on the screen, its index, and the number of services.
+    pub fn service(&self) -> Option<(&ServiceStatus, usize, usize)> {
         let services = &self.status.as_ref()?.services;
         let place = self.service.min(services.len().checked_sub(1)?);
         Some((&services[place], place, services.len()))
     }
 
     /// Returns the backends on the screen, in their order.
-    pub fn shown(&self) -> Vec<&Backend> {
+    pub fn shown(&self) -> Vec<&BackendStatus> {
         let Some((service, ..)) = self.service() else {
             return Vec::new();
         };
         let backends = &service.backends;
         let places = self.order.places(backends, &self.rates, &self.search);
-        let mut shown: Vec<&Backend> = places.iter().map(|it| &backends[*it]).collect();
+        let mut shown: Vec<&BackendStatus> = places.iter().map(|it| &backends[*it]).collect();
         if self.is_reversed {
             shown.reverse();
         }
@@ -112,7 +111,7 @@ impl App {
     }
 
     /// Returns the backend that the cursor is on.
-    pub fn pointed(&self) -> Option<&Backend> {
+    pub fn pointed(&self) -> Option<&BackendStatus> {
         self.shown().get(self.rows.selected()?).copied()
     }
 
@@ -121,7 +120,7 @@ impl App {
         if control_c {
             return Some(UserAction::Leave);
         }
-        if let Some((worker, action)) = self.asked.take() {
+        if let Some((worker, action)) = self.unconfirmed.take() {
             return (key.code == KeyCode::Char('y')).then_some(UserAction::Order(Request::Order {
                 worker,
                 service: None,
@@ -151,13 +150,13 @@ impl App {
             _ => {}
         }
         self.pointed = None;
-        self.follow_pointed();
+        self.restore_cursor();
     }
 
     fn end_search(&mut self) {
         self.search.clear();
         self.is_searching = false;
-        self.follow_pointed();
+        self.restore_cursor();
     }
 
     fn handle_command_key(&mut self, key: KeyCode) -> Option<UserAction> {
@@ -179,11 +178,11 @@ impl App {
             }
             KeyCode::Char('s') => {
                 self.order = self.order.next();
-                self.follow_pointed();
+                self.restore_cursor();
             }
             KeyCode::Char('r') => {
                 self.is_reversed = !self.is_reversed;
-                self.follow_pointed();
+                self.restore_cursor();
             }
             KeyCode::Char('d') => self.request_command(AdminAction::SetState {
                 state: AdminState::Drain,
@@ -206,8 +205,8 @@ impl App {
         self.rows.select(Some(place));
     }
 
-    /// Puts the cursor on the worker that it was on, or else on the row where it was.
-    fn follow_pointed(&mut self) {
+    /// Moves the cursor to the worker that it was on, else to the row that it was in.
+    fn restore_cursor(&mut self) {
         let shown = self.shown();
         let last = shown.len().saturating_sub(1);
         let place = match self.pointed {
@@ -222,7 +221,7 @@ impl App {
         if let Some((_, place, count)) = self.service() {
             self.service = (place + count).saturating_add_signed(by) % count;
             self.pointed = None;
-            self.follow_pointed();
+            self.restore_cursor();
         }
     }
 
@@ -230,11 +229,11 @@ impl App {
         let pointed = self.pointed().map(|backend| &backend.seen);
         match pointed.map(|seen| (seen.name.clone(), seen.backend_id)) {
             Some((name, _)) if name == MANAGER => {
-                self.note = Some("the manager itself cannot be held".to_owned());
+                self.note = Some("the fallback cannot be drained".to_owned());
             }
             Some((name, id)) => {
                 self.pointed = Some(id);
-                self.asked = Some((name, action));
+                self.unconfirmed = Some((name, action));
             }
             None => {}
         }

@@ -1,13 +1,13 @@
-//! The columns of the workers, and which of them go first where there is no room.
+//! The columns of the workers, and the ranks by which they are left out.
 
 use lb_core::MANAGER;
-use memlb::status::Backend;
+use memlb::status::BackendStatus;
 
 use super::{bar::bar, rates::Rate};
 use crate::cli::{
     health::{paint, sign},
     shorten::{self, share},
-    status_view::{bytes, count, heard},
+    status_view::{bytes, count, heartbeat_age},
     table::{Cell, Column, Row},
     terminal::Paint,
 };
@@ -32,8 +32,8 @@ pub const COLUMNS: &[Column] = &[
     Column::figure("in all", 9).at_least(6),
 ];
 
-pub fn row(backend: &Backend, rate: Option<Rate>) -> Row {
-    let Backend { seen, traffic } = backend;
+pub fn row(backend: &BackendStatus, rate: Option<Rate>) -> Row {
+    let BackendStatus { seen, traffic } = backend;
     let state = paint(seen.state);
     let figure = |figure: Option<u64>| figure.map_or(Cell::new("-"), bytes);
     let full = match (seen.memory_available_bytes, seen.memory_total_bytes) {
@@ -46,7 +46,7 @@ pub fn row(backend: &Backend, rate: Option<Rate>) -> Row {
         .memory_pressure
         .map_or("-".to_owned(), |it| it.to_string());
     let rate_of = |figure: fn(Rate) -> f64| rate.map(|it| figure(it) as u64);
-    let cells = vec![
+    Row::new(vec![
         name.paint(match seen.share {
             0 => Paint::Plain,
             _ => Paint::Bold,
@@ -60,26 +60,22 @@ pub fn row(backend: &Backend, rate: Option<Rate>) -> Row {
         figure(seen.memory_available_bytes),
         figure(seen.memory_total_bytes),
         Cell::new(waits),
-        heard(seen.age_ms),
+        heartbeat_age(seen.age_ms),
         Cell::new(share(seen.share)),
         count(traffic.flows),
-        rate.map_or(Cell::new("-"), |it| fresh(it.connections)),
+        rate.map_or(Cell::new("-"), |it| connection_rate(it.connections)),
         rate.map_or(Cell::new("-"), |it| match it.failed > 0.0 {
-            true => fresh(it.failed).paint(Paint::Bad),
+            true => connection_rate(it.failed).paint(Paint::Bad),
             false => Cell::new("0"),
         }),
         figure(rate_of(|it| it.bytes_in)),
         figure(rate_of(|it| it.bytes_out)),
         count(traffic.connections),
-    ];
-    Row {
-        cells,
-        notes: Vec::new(),
-    }
+    ])
 }
 
 /// New connections a second.
-fn fresh(rate: f64) -> Cell {
+fn connection_rate(rate: f64) -> Cell {
     match rate < 1_000.0 {
         true => Cell::new(format!("{rate:.1}")),
         false => Cell::new(format!("{rate:.0}")).short(shorten::count(rate as u64)),

@@ -11,11 +11,11 @@ mod rates;
 pub(super) mod tests;
 mod view;
 
-use std::{io::IsTerminal, path::PathBuf, thread, time::Duration};
+use std::{io::IsTerminal, thread, time::Duration};
 
 use anyhow::{Context, ensure};
 use memlb::{
-    control::{AdminReply, ClientError, ControlClient, Request, parse_reply},
+    control::{AdminReply, ClientError, ControlClient, DISCONNECTED, Request, parse_reply},
     event_filter::EventFilter,
     event_stream::EventRecord,
 };
@@ -30,10 +30,10 @@ use tokio::{
 };
 
 use self::app::{App, UserAction};
-use super::{CliResult, block_on, remote, terminal::Output};
+use super::{CliResult, block_on, remote::ControlSocket, terminal::Output};
 
-/// How often the manager is asked.
-const PACE: Duration = Duration::from_secs(1);
+/// The interval of requests for the status, and of attempts to reconnect.
+const REFRESH_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Show services, workers, traffic and events live on the whole terminal
 ///
@@ -41,16 +41,14 @@ const PACE: Duration = Duration::from_secs(1);
 /// worker, m for maintenance, u to end either, q to quit. Orders need a confirmation.
 #[derive(clap::Args)]
 pub struct Args {
-    /// The manager's control socket [default: $MEMLB_CONTROL_SOCKET, else the one in /etc/memlb/memlb.toml, else
-    /// /run/memlb/manager.sock]
-    #[arg(long, value_name = "PATH")]
-    control_socket: Option<PathBuf>,
+    #[command(flatten)]
+    socket: ControlSocket,
 }
 
 pub fn run(args: &Args) -> CliResult {
     ensure_terminal()?;
-    let client = remote::client(args.control_socket.clone());
-    // Whether there is a manager at all is better said before the screen is taken.
+    let client = args.socket.client();
+    // An unreachable manager is reported before the screen is cleared.
     block_on(client.request::<memlb::status::Status>(&Request::Status))?;
     let mut terminal = ratatui::init();
     let ended = block_on(watch(&mut terminal, &client));
@@ -61,7 +59,7 @@ pub fn run(args: &Args) -> CliResult {
 fn ensure_terminal() -> anyhow::Result<()> {
     ensure!(
         std::io::stdout().is_terminal() && std::io::stdin().is_terminal(),
-        "memlb top needs a terminal; `memlb status` prints the same once, --json for programs"
+        "memlb top needs a terminal; `memlb status` prints the same once, with --json for programs"
     );
     Ok(())
 }
@@ -69,24 +67,24 @@ fn ensure_terminal() -> anyhow::Result<()> {
 async fn watch(terminal: &mut DefaultTerminal, client: &ControlClient) -> anyhow::Result<()> {
     let mut app = App::new(Output::stdout().has_color);
     let mut keys = keys();
-    let mut entries = entries(client.clone());
+    let mut events = events(client.clone());
     let mut terminate = signal(SignalKind::terminate()).context("catch SIGTERM")?;
-    let mut ticks = interval(PACE);
+    let mut ticks = interval(REFRESH_INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             _ = terminate.recv() => return Ok(()),
             _ = ticks.tick() => refresh(&mut app, client).await,
-            Some(entry) = entries.recv() => {
-                app.add_event(entry);
+            Some(event) = events.recv() => {
+                app.add_event(event);
                 // An event is shown at once; one refresh covers several.
-                while let Ok(entry) = entries.try_recv() {
-                    app.add_event(entry);
+                while let Ok(event) = events.try_recv() {
+                    app.add_event(event);
                 }
                 refresh(&mut app, client).await;
             }
             key = keys.recv() => match key {
-                // Any other event of the terminal is a reason to draw, too: it was resized, say.
+                // Other events of the terminal, such as a resize, also need a redraw.
                 Some(None) => {}
                 Some(Some(key)) => match app.handle_key(key) {
                     Some(UserAction::Leave) => return Ok(()),
@@ -112,7 +110,7 @@ async fn refresh(app: &mut App, client: &ControlClient) {
     }
 }
 
-/// Reads the keyboard on a thread of its own; nothing stands for an event that is no key.
+/// Reads events of the terminal on a thread of its own; `None` is an event that is not a key.
 fn keys() -> mpsc::UnboundedReceiver<Option<KeyEvent>> {
     let (sender, receiver) = mpsc::unbounded_channel();
     thread::spawn(move || {
@@ -129,15 +127,15 @@ fn keys() -> mpsc::UnboundedReceiver<Option<KeyEvent>> {
     receiver
 }
 
-/// Follows the manager's events, and reconnects after an error.
-fn entries(client: ControlClient) -> mpsc::Receiver<EventRecord> {
+/// Receives the manager's events, and reconnects after an error.
+fn events(client: ControlClient) -> mpsc::Receiver<EventRecord> {
     let (sender, receiver) = mpsc::channel(64);
     tokio::spawn(async move {
         let mut last = 0;
         while !sender.is_closed() {
-            // Why there is no answer is said where the status is asked for.
+            // `refresh` reports the error.
             if stream_events(&client, &sender, &mut last).await.is_err() {
-                sleep(PACE).await;
+                sleep(REFRESH_INTERVAL).await;
             }
         }
     });
@@ -162,5 +160,5 @@ async fn stream_events(
             sender.send(entry).await.context("the screen is gone")?;
         }
     }
-    Err(anyhow::anyhow!("the manager has gone").into())
+    Err(anyhow::anyhow!(DISCONNECTED).into())
 }

@@ -1,12 +1,12 @@
-//! In which order the workers stand, and which of them are shown.
+//! The order and the selection of the workers on the screen.
 
 use lb_core::{BackendSnapshot, MANAGER, ShareReason};
-use memlb::status::Backend;
+use memlb::status::BackendStatus;
 
 use super::rates::Rates;
 use crate::cli::{health::paint, terminal::Paint};
 
-/// What the rows are sorted by.
+/// The order of the rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Order {
     /// Workers that are down or cannot serve first, then those that an operator holds.
@@ -45,8 +45,9 @@ impl Order {
         }
     }
 
-    /// Returns the places of the backends that match `search`, in this order. Equal ones stay as configured.
-    pub fn places(self, backends: &[Backend], rates: &Rates, search: &str) -> Vec<usize> {
+    /// Returns the indices of the backends that match `search`, in this order. Equal ones keep the order of the
+    /// configuration.
+    pub fn places(self, backends: &[BackendStatus], rates: &Rates, search: &str) -> Vec<usize> {
         let search = search.to_lowercase();
         let matches = |place: &usize| {
             let seen = &backends[*place].seen;
@@ -55,7 +56,7 @@ impl Order {
         };
         let mut places: Vec<usize> = (0..backends.len()).filter(matches).collect();
         let key = |place: &usize| {
-            let Backend { seen, traffic } = &backends[*place];
+            let BackendStatus { seen, traffic } = &backends[*place];
             let first = match self {
                 Self::Trouble => trouble(seen),
                 Self::Name => 0,
@@ -67,7 +68,7 @@ impl Order {
                     u64::MAX - (rate * 1_000.0) as u64
                 }
             };
-            // The fallback is no worker.
+            // The fallback is last.
             (seen.name == MANAGER, first)
         };
         places.sort_by_key(key);
@@ -78,7 +79,7 @@ impl Order {
     }
 }
 
-/// Less is worse.
+/// The rank of a worker by its trouble; less is worse.
 fn trouble(seen: &BackendSnapshot) -> u64 {
     let needs_help = |it: &ShareReason| it.kind.is_trouble();
     match paint(seen.state) {

@@ -1,10 +1,10 @@
-//! How fast counters grow, from one status to the next.
+//! The rates of counters between two statuses.
 
 use std::{collections::BTreeMap, time::Instant};
 
 use memlb::{datapath::BackendTraffic, status::Status};
 
-/// What a backend does in a second.
+/// The rates of a backend, per second.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Rate {
     pub connections: f64,
@@ -14,7 +14,7 @@ pub struct Rate {
     pub bytes_out: f64,
 }
 
-/// Remembers the last two readings.
+/// The rates between the last two readings.
 #[derive(Debug, Default)]
 pub struct Rates {
     last: Option<(Instant, Counts)>,
@@ -29,7 +29,7 @@ struct Counts {
 }
 
 impl Rates {
-    /// Takes a reading. One that follows too soon is left out: it would jump about.
+    /// Records a reading. Ignores one that follows within half a second: its rates would fluctuate.
     pub fn update(&mut self, status: &Status, now: Instant) {
         let verdicts = status.verdicts.iter();
         let counts = Counts {

@@ -15,7 +15,7 @@ use memlb::{
     datapath::{BackendTraffic, Packets, Stats},
     event_stream::EventRecord,
     peer::{PeerState, PeerStatus},
-    status::{Heartbeats, Interface, ManagerSnapshot, Status},
+    status::{Heartbeats, InterfaceStatus, ManagerSnapshot, Status},
 };
 use proptest::prelude::*;
 use ratatui::{Terminal, backend::TestBackend, buffer::Buffer, crossterm::event::KeyCode};
@@ -130,7 +130,7 @@ fn confirms_an_order_before_it_is_sent() {
     ] {
         app.handle_key(KeyCode::Char('m').into());
         assert_eq!(app.handle_key(key.into()), None);
-        assert_eq!(app.asked, None);
+        assert_eq!(app.unconfirmed, None);
     }
     assert_eq!(
         app.handle_key(KeyCode::Char('q').into()),
@@ -143,8 +143,8 @@ fn the_manager_itself_cannot_be_held() {
     let mut app = lab();
     app.handle_key(KeyCode::End.into());
     assert_eq!(app.handle_key(KeyCode::Char('d').into()), None);
-    assert_eq!(app.asked, None);
-    assert!(screen(&mut app, 80, 24).contains("the manager itself cannot be held"));
+    assert_eq!(app.unconfirmed, None);
+    assert!(screen(&mut app, 80, 24).contains("the fallback cannot be drained"));
 }
 
 #[test]
@@ -399,7 +399,7 @@ pub fn status(workers: usize, connections: u64, start: Instant) -> Status {
         sources: Vec::new(),
         uptime_ms: 8_040_000,
         config_file: None,
-        interfaces: vec![Interface {
+        interfaces: vec![InterfaceStatus {
             name: "eth1".to_owned(),
             attachment: "tc".to_owned(),
             reason: String::new(),

@@ -1,11 +1,11 @@
-//! Draws the screen. Whatever has no room is left out or abbreviated: no figure is cut.
+//! Draws the screen. What does not fit is left out or abbreviated; no figure is cut.
 
 use lb_common::verdict::Verdict;
-use lb_core::{AdminAction, AdminState, ServiceSnapshot, Severity};
+use lb_core::{AdminAction, AdminState, Severity};
 use memlb::{
     peer::PeerState,
     peer_report::{lag, problems},
-    status::{Backend, Status, failures, refusals, remarks},
+    status::{BackendStatus, ServiceStatus, Status, failures, format_seconds, refusals, remarks},
 };
 use ratatui::{
     Frame,
@@ -20,7 +20,6 @@ use super::{
     columns::{COLUMNS, row},
 };
 use crate::cli::{
-    remote::format_seconds,
     status_view::remark_paint,
     table::fit,
     terminal::{Output, Paint},
@@ -89,7 +88,7 @@ pub fn draw(frame: &mut Frame, app: &mut App) {
     }
 }
 
-/// Breaks texts at spaces, so that no figure is cut. Words that are longer than a line are shortened.
+/// Wraps texts at spaces, so that no figure is cut. Words that are longer than a line are shortened.
 fn wrapped(spans: &[Span<'static>], width: u16) -> Vec<Line<'static>> {
     let width = usize::from(width.max(1));
     let mut lines: Vec<Line<'static>> = vec![Line::default()];
@@ -127,7 +126,7 @@ fn add(lines: &mut [Line<'static>], span: Span<'static>) {
 
 fn head(app: &App, width: u16) -> Vec<Line<'static>> {
     let Some(status) = &app.status else {
-        return vec![Line::from("asking the manager …")];
+        return vec![Line::from("waiting for the manager …")];
     };
     let mut lines = wrapped(&title(status, app), width);
     let peers = peers(status);
@@ -163,7 +162,7 @@ fn title(status: &Status, app: &App) -> Vec<Span<'static>> {
     spans
 }
 
-/// The other managers, and what they lack.
+/// The peers, and their problems.
 fn peers(status: &Status) -> Vec<Span<'static>> {
     let mut spans = Vec::new();
     if status.handed_over.is_some() {
@@ -184,11 +183,7 @@ fn peers(status: &Status) -> Vec<Span<'static>> {
     spans
 }
 
-fn decision(
-    service: &ServiceSnapshot<Backend>,
-    place: usize,
-    count: usize,
-) -> [Vec<Span<'static>>; 2] {
+fn decision(service: &ServiceStatus, place: usize, count: usize) -> [Vec<Span<'static>>; 2] {
     let which = match count {
         1 => String::new(),
         _ => format!("  service {} of {count} ◂▸", place + 1),
@@ -273,9 +268,9 @@ fn packets(app: &App, width: u16) -> Vec<Line<'static>> {
         .collect()
 }
 
-/// What there is no column for, of the worker that the cursor is on.
+/// The remarks on the worker under the cursor.
 fn pointed(app: &App) -> Vec<Span<'static>> {
-    let Some(Backend { seen, traffic }) = app.pointed() else {
+    let Some(BackendStatus { seen, traffic }) = app.pointed() else {
         return match app.search.is_empty() {
             true => Vec::new(),
             false => vec![format!("no worker matches {:?}", app.search).yellow()],
@@ -311,10 +306,10 @@ fn entries(frame: &mut Frame, app: &App, area: Rect) {
 
 fn foot(app: &App, width: u16) -> Vec<Line<'static>> {
     let bar = Style::new().fg(Color::Black).bg(Color::Yellow);
-    if let Some((worker, action)) = &app.asked {
+    if let Some((worker, action)) = &app.unconfirmed {
         let question = format!(
             "{} {worker} in all its services? y to do it, any other key not to",
-            asked(action)
+            action_text(action)
         );
         return wrapped(&[Span::styled(question, bar)], width);
     }
@@ -337,7 +332,7 @@ fn foot(app: &App, width: u16) -> Vec<Line<'static>> {
     wrapped(&[order.into(), keys.dim()], width)
 }
 
-fn asked(action: &AdminAction) -> &'static str {
+fn action_text(action: &AdminAction) -> &'static str {
     match action {
         AdminAction::SetState {
             state: AdminState::Drain,
@@ -376,7 +371,7 @@ fn help(frame: &mut Frame, area: Rect) {
     frame.render_widget(Paragraph::new(text), window.inner(Margin::new(2, 1)));
 }
 
-/// What had a colour behind it is shown reversed.
+/// Removes colours. Text on a coloured background is shown reversed.
 fn remove_color(frame: &mut Frame) {
     for cell in &mut frame.buffer_mut().content {
         if cell.bg != Color::Reset {

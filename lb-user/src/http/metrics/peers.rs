@@ -1,4 +1,4 @@
-//! The figures of peers.
+//! The metrics of peers.
 
 use std::time::Duration;
 
@@ -53,7 +53,7 @@ impl Scrape {
                 self.add("memlb_peer_acknowledgement_seconds", &labels, seconds(us))?;
             }
         }
-        // What this manager passes to the peer, and what it learns from it.
+        // Records that this manager sends to the peer, and records that it receives.
         let sent = (peer.complete, peer.records_sent, peer.bytes_sent);
         let received = (
             peer.received_complete,

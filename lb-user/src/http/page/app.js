@@ -1,4 +1,4 @@
-// Puts the page together: what comes in from the manager goes to the parts that show it.
+// Connects the parts of the page: passes the manager's status and events to them.
 
 import { Events } from "./events.js";
 import { byId, duration, write } from "./format.js";
@@ -19,18 +19,18 @@ const picture = new Picture(new Workers(pick));
 const graphs = new Graphs(series, show);
 
 let status = null;
-/** The service and the worker that the address names. */
-let place = read();
-/** How far each view was scrolled when the reader left it. */
+/** The service and the worker in the page's address. */
+let place = readAddress();
+/** The scroll position of each view when the reader left it. */
 const scrolled = new Map();
 
 new Live({
-  status(news) {
-    status = news;
-    for (const service of news.services) {
-      service.moved = news.kernel_selections.find((moved) => moved.service === service.name);
+  status(received) {
+    status = received;
+    for (const service of status.services) {
+      service.moved = status.kernel_selections.find((moved) => moved.service === service.name);
     }
-    series.add(news);
+    series.add(status);
     show();
   },
   event(entry) {
@@ -72,7 +72,7 @@ function show() {
 }
 
 /** The address is #SERVICE or #SERVICE/WORKER. */
-function read() {
+function readAddress() {
   const parts = location.hash.slice(1).split("/").map(decoded);
   return { service: parts[0] || null, worker: parts[1] || null };
 }
@@ -90,14 +90,14 @@ function pick(name) {
   const service = place.service ?? status.services[0].name;
   const parts = name === null ? [service] : [service, name];
   history.replaceState(null, "", `#${parts.map(encodeURIComponent).join("/")}`);
-  place = read();
+  place = readAddress();
   show();
   if (name !== null) byId("worker").scrollIntoView({ block: "nearest" });
 }
 
 addEventListener("hashchange", () => {
   const before = place;
-  place = read();
+  place = readAddress();
   if (before.service !== place.service) scrolled.set(before.service, scrollY);
   show();
   if (before.service === place.service) return;
@@ -108,7 +108,7 @@ addEventListener("hashchange", () => {
 byId("skip").addEventListener("click", () => byId("main").focus());
 
 const THEMES = ["auto", "light", "dark"];
-function dress(theme) {
+function applyTheme(theme) {
   if (theme === "auto") delete document.documentElement.dataset.theme;
   else document.documentElement.dataset.theme = theme;
   write(byId("theme"), `◐ ${theme}`);
@@ -118,9 +118,9 @@ function dress(theme) {
 byId("theme").addEventListener("click", () => {
   const theme = THEMES[(THEMES.indexOf(localStorage.theme ?? "auto") + 1) % THEMES.length];
   localStorage.theme = theme;
-  dress(theme);
+  applyTheme(theme);
 });
-dress(THEMES.includes(localStorage.theme) ? localStorage.theme : "auto");
+applyTheme(THEMES.includes(localStorage.theme) ? localStorage.theme : "auto");
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", show);
 
 byId("motion").addEventListener("click", () => {

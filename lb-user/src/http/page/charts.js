@@ -1,18 +1,19 @@
-// Lines over time on a canvas, readable by pointer and by keyboard.
+// A line chart over time on a canvas; pointer and keyboard move a cursor over it.
 
 import { shorten } from "./names.js";
 
 const MARGIN = { top: 12, bottom: 24 };
 const SHORTEST_MS = 60_000;
-/** Up to so many lines have a colour and a name each. Of more, these few, and a band from lowest to highest. */
+/** Up to this number of lines, each has a colour and a name. */
 const COLOURS = 8;
+/** With more lines, this number have a name, and a band shows the range of all. */
 const NAMED = 6;
-/** Of which at most so many because their workers are in trouble. */
+/** The maximum number of these that are named because their workers are in trouble. */
 const TROUBLED = 2;
 const TIME_STEPS_S = [15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10800, 14400, 21600];
 
 export class Chart {
-  /** `low` says that the lowest lines matter, not the highest. */
+  /** `low`: the lowest lines matter, not the highest. */
   constructor(canvas, readout, low = false) {
     this.short = new Map();
     this.named = [];
@@ -36,7 +37,7 @@ export class Chart {
     this.draw();
   }
 
-  /** Chooses the lines that get a name, and keeps the colour of each as long as it has one. */
+  /** Chooses the lines that get a name. A named line keeps its colour. */
   choose() {
     const { lines } = this.data;
     const last = ({ values }) => values.findLast((value) => value !== null) ?? 0;
@@ -225,7 +226,7 @@ export class Chart {
       .filter(({ values }) => values.length > 0 && values.at(-1) !== null)
       .map(({ name, values, strong }) => ({ name, strong, at: y(values.at(-1)) }))
       .sort((one, other) => one.at - other.at);
-    // Names that would lie on each other make room: first downwards, then back up from the bottom.
+    // Overlapping names are moved apart: first downwards, then back up from the bottom.
     const apart = 15;
     labels.forEach((label, place) => {
       const above = place === 0 ? MARGIN.top - apart : labels[place - 1].at;
@@ -243,7 +244,7 @@ export class Chart {
     }
   }
 
-  /** Draws the cursor and writes what lies under it; without a cursor, the latest. */
+  /** Draws the cursor, and writes the figures at the cursor, or the latest without one. */
   mark({ pen, colour, x, bottom }) {
     const { times, lines, format, sum } = this.data;
     if (times.length === 0) return;
@@ -275,12 +276,12 @@ function colourOf(canvas, name) {
   return getComputedStyle(canvas).color;
 }
 
-/** Steps of a scale that suits bytes: about four, each a power of two. */
+/** The step of a scale of bytes: a power of two, for about four steps. */
 export function binaryStep(most) {
   return 2 ** Math.ceil(Math.log2(Math.max(most, 1024) / 4));
 }
 
-/** Steps of 1, 2 or 5 times a power of ten; at most five of them. */
+/** The step of a decimal scale: 1, 2 or 5 times a power of ten, for at most five steps. */
 export function decimalStep(most) {
   const rough = Math.max(most, 4) / 4;
   const power = 10 ** Math.floor(Math.log10(rough));
@@ -307,7 +308,7 @@ function ago(seconds) {
   return seconds < 3600 ? `−${seconds / 60} min` : `−${seconds / 3600} h`;
 }
 
-/** The stretches in which nothing is missing. */
+/** The sections of a line between missing points. */
 function parts(points) {
   const all = [[]];
   for (const point of points) {

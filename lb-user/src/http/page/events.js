@@ -1,4 +1,4 @@
-// Events: the list, its filters, and the one that stands for each service.
+// The list of events, its filters, and the event that the overview shows for each service.
 
 import { byId, keep, make, write } from "./format.js";
 import { natural } from "./names.js";
@@ -6,9 +6,9 @@ import { workersOf } from "./trouble.js";
 
 const KEPT = 500;
 const SHOWN = 200;
-/** A warning older than this does not stand for a service any more. */
+/** The overview shows no warning that is older than this. */
 const RECENT_MS = 3_600_000;
-/** Fields of an event in which a worker can be named. */
+/** The fields of events that name a worker. */
 const NAMING = ["worker", "from", "to", "most", "least", "one", "other"];
 
 export class Events {
@@ -28,7 +28,7 @@ export class Events {
   }
 
   lost(events) {
-    const message = `${events} events were too fast for this page; the event log has them`;
+    const message = `this page was too slow for ${events} events; the event log has them`;
     const time = new Date().toISOString();
     this.add({ id: `lost ${time}`, time, severity: "warn", message, event: "lost" });
   }
@@ -72,10 +72,12 @@ export class Events {
     byId("no-events").hidden = wanted.length > 0;
   }
 
-  /** The latest warning of the last hour that concerns a service, or else its latest event but for moves of shares. */
+  /** The latest warning of the last hour about a service, or else its latest event other than a change of shares. */
   worst(service) {
     const own = new Set(workersOf(service).map(({ name }) => name));
-    const about = this.entries.filter((entry) => named(entry) && concerns(entry, service.name, own));
+    const about = this.entries.filter(
+      (entry) => (entry.service ?? entry.worker) && concerns(entry, service.name, own),
+    );
     const recent = Date.now() - RECENT_MS;
     const warning = about.find(({ severity, at }) => severity === "warn" && at > recent);
     return warning ?? about.find(({ event }) => event !== "shares_changed");
@@ -85,10 +87,6 @@ export class Events {
 function concerns(entry, service, workers) {
   if (entry.service) return entry.service === service;
   return entry.worker ? workers.has(entry.worker) : true;
-}
-
-function named(entry) {
-  return Boolean(entry.service ?? entry.worker);
 }
 
 function item(entry) {

@@ -1,4 +1,4 @@
-// Figures as people read them, and small helpers for the page's elements.
+// Formats figures, and has helpers for the page's elements.
 
 const UNITS = ["B", "KiB", "MiB", "GiB", "TiB"];
 
@@ -23,10 +23,9 @@ export function byteRate(perSecond) {
   return perSecond === null ? "–" : `${brief(perSecond)}/s`;
 }
 
-/** Bytes, without a decimal where there is none. */
+/** Bytes, without ".0". */
 export function brief(count) {
-  const text = bytes(count);
-  return text.replace(".0 ", " ");
+  return bytes(count).replace(".0 ", " ");
 }
 
 export function percent(value) {
@@ -56,7 +55,7 @@ export function age(ms) {
   return ms < 10000 ? `${ms} ms` : duration(ms);
 }
 
-/** A word for the state, and a sign that can be told apart without colour. */
+/** A sign and a word for each state: they differ without colour, too. */
 export const STATES = {
   up: ["●", "up"],
   down: ["✕", "down"],
@@ -89,7 +88,7 @@ export function capital(text) {
   return text.charAt(0).toUpperCase() + text.slice(1);
 }
 
-/** Makes an element; nothing here is ever read as HTML. */
+/** Makes an element. The text is never parsed as HTML. */
 export function make(tag, className, text) {
   const element = document.createElement(tag);
   if (className) element.className = className;
@@ -97,12 +96,12 @@ export function make(tag, className, text) {
   return element;
 }
 
-/** Writes only what changed, so that nothing is read out or repainted in vain. */
+/** Writes only a changed text, so that nothing is announced or repainted in vain. */
 export function write(element, text) {
   if (element.textContent !== text) element.textContent = text;
 }
 
-/** Brings the children of `parent` in line with `items`, one for each, made again only when needed. */
+/** Updates the children of `parent` to `items`, one for each, and keeps the existing ones. */
 export function keep(parent, items, key, create, update) {
   const known = new Map([...parent.children].map((child) => [child.dataset.key, child]));
   items.forEach((item, index) => {

@@ -38,7 +38,7 @@ export class Graphs {
     this.ask(service.name, range);
     const { times, tracks } = this.series.over(service.name, range);
     const workers = new Map(workersOf(service).map((worker) => [worker.name, worker]));
-    // Those that are gone come last.
+    // Removed workers come last.
     const names = [...service.backends.map(({ name }) => name), ...tracks.keys()];
     const idle = (name) => name === "manager" && !tracks.get(name)?.connections.some((value) => value > 0);
     const shown = [...new Set(names)].filter((name) => tracks.has(name) && !idle(name));
@@ -56,7 +56,7 @@ export class Graphs {
     }
   }
 
-  /** Asks what the manager remembers, now and from time to time. */
+  /** Requests the manager's samples, now and at intervals. */
   async ask(service, range) {
     const key = `${service} ${range}`;
     const { from, every } = RANGES[range];
@@ -81,7 +81,7 @@ const VIEWS = {
     const values = times.map((_, index) => (known(index) ? total(lines, index) : null));
     return { lines: [{ name: "total", values }], fill: true };
   },
-  /** Shares of the total; of memory, the part of the worker's own. */
+  /** Shares of the total; of memory, the part of the worker's own total. */
   percent(lines, times, figure, workers) {
     const totals = times.map((_, index) => total(lines, index));
     const whole = (name, index) =>

@@ -1,4 +1,4 @@
-// What is shown as lists and tables: packets, heartbeats, connection tables, all figures.
+// The lists and tables: packets, heartbeats, connection tables, all figures.
 
 import { age, byId, bytes, count, facts, keep, make, part100, rate, state, words, write } from "./format.js";
 

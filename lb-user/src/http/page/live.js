@@ -1,8 +1,8 @@
-// Keeps in touch with the manager: its status every second, its events as they happen.
+// Requests the manager's status every second, and receives its events as they happen.
 
-const EVERY_MS = 1000;
-const PATIENCE_MS = 4000;
-const AGAIN_MS = 2000;
+const INTERVAL_MS = 1000;
+const TIMEOUT_MS = 4000;
+const RETRY_MS = 2000;
 
 export class Live {
   /** `on` has status(status), event(entry), lost(count) and live(word). */
@@ -17,10 +17,10 @@ export class Live {
   start() {
     document.addEventListener("visibilitychange", () => this.ask());
     this.ask();
-    this.recall();
+    this.loadEvents();
   }
 
-  /** Asks for the status now, and from then on every second. */
+  /** Requests the status now, and then every second. */
   async ask() {
     if (this.asking) {
       this.again = true;
@@ -36,18 +36,18 @@ export class Live {
       this.on.live("lost", String(error.message ?? error));
     }
     this.asking = false;
-    const wait = this.again ? 50 : EVERY_MS;
+    const wait = this.again ? 50 : INTERVAL_MS;
     if (!document.hidden) this.timer = setTimeout(() => this.ask(), wait);
   }
 
-  /** Asks for the events that were before, then listens. */
-  async recall() {
+  /** Requests the past events, then listens. */
+  async loadEvents() {
     try {
       const { events } = await json("/api/v1/events");
-      for (const entry of events) this.take(entry);
+      for (const entry of events) this.handle(entry);
       this.listen();
     } catch {
-      setTimeout(() => this.recall(), AGAIN_MS);
+      setTimeout(() => this.loadEvents(), RETRY_MS);
     }
   }
 
@@ -55,30 +55,30 @@ export class Live {
     const after = this.last === null ? "" : `?after=${this.last}`;
     const stream = new EventSource(`/api/v1/events/stream${after}`);
     stream.onmessage = (message) => {
-      this.take(JSON.parse(message.data));
+      this.handle(JSON.parse(message.data));
       this.ask();
     };
     stream.addEventListener("lost", (message) => this.on.lost(JSON.parse(message.data).events));
     stream.onerror = () => {
-      // By itself it comes back only when the connection broke, not when it was refused.
-      if (stream.readyState === EventSource.CLOSED) setTimeout(() => this.listen(), AGAIN_MS);
+      // The browser reconnects after a broken connection, not after an error response.
+      if (stream.readyState === EventSource.CLOSED) setTimeout(() => this.listen(), RETRY_MS);
     };
   }
 
-  take(entry) {
+  handle(entry) {
     if (this.last !== null && entry.id <= this.last) return;
     this.last = entry.id;
     this.on.event(entry);
   }
 }
 
-/** Asks what the manager remembers of a service. */
+/** Requests the manager's samples of a service. */
 export function timeline(service, range) {
   return json(`/api/v1/timeline?range=${range}&service=${encodeURIComponent(service)}`);
 }
 
 async function json(path) {
-  const answer = await fetch(path, { signal: AbortSignal.timeout(PATIENCE_MS) });
+  const answer = await fetch(path, { signal: AbortSignal.timeout(TIMEOUT_MS) });
   const body = await answer.json();
   if (!answer.ok) throw new Error(body.error);
   return body;

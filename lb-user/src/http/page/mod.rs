@@ -1,4 +1,4 @@
-//! The web page: a few static files in the program.
+//! The web page: static files that the program contains.
 
 use axum::{
     Router,
@@ -7,7 +7,7 @@ use axum::{
     routing::get,
 };
 
-use super::Shared;
+use super::HttpState;
 
 const HTML: &str = "text/html; charset=utf-8";
 const CSS: &str = "text/css; charset=utf-8";
@@ -36,7 +36,7 @@ const FILES: [(&str, &str, &str); 18] = [
     ("/page/workers.js", SCRIPT, include_str!("workers.js")),
 ];
 
-pub fn router() -> Router<Shared> {
+pub fn router() -> Router<HttpState> {
     FILES
         .into_iter()
         .fold(Router::new(), |router, (path, kind, content)| {
@@ -56,7 +56,7 @@ mod tests {
 
     use super::*;
 
-    /// The guard's Content-Security-Policy allows nothing else, and the page must work without the Internet.
+    /// The guard's Content-Security-Policy allows nothing else, and the page must work offline.
     #[test]
     fn refers_to_nothing_but_its_own_files() {
         for (path, _, content) in FILES {

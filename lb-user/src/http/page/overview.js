@@ -1,10 +1,10 @@
-// All services at a glance, those in trouble first.
+// The overview of all services, those in trouble first.
 
 import { byId, byteRate, count, facts, keep, make, rate, write } from "./format.js";
 import { natural } from "./names.js";
 import { ATTENTION, stateOf, workersOf } from "./trouble.js";
 
-/** With more services than these, they can be searched. */
+/** With more services than this, the page has a search field. */
 const SEARCH = 15;
 const COLUMNS = ["state", "workers", "new", "open", "refused", "bytes", "worst"];
 
@@ -87,7 +87,7 @@ function sums(status, rows) {
   ];
 }
 
-/** The roles keep the table one where a phone shows its rows as cards. */
+/** The roles keep the table's semantics where a phone shows its rows as cards. */
 function create({ service }) {
   const row = make("tr");
   row.setAttribute("role", "row");

@@ -1,4 +1,4 @@
-// The other managers of the same services: whether each knows all connections, and how far behind it is.
+// The peers: whether each knows all connections, and its lag.
 
 import { byId, bytes, count, duration, facts, keep, make, words, write } from "./format.js";
 
@@ -7,7 +7,7 @@ const STATES = {
   connecting: ["○", "not connected"],
   refused: ["✕", "refused"],
 };
-/** From this lag on, a take-over loses too much. */
+/** A peer with at least this lag is reported as late. */
 const LATE_US = 1_000_000;
 
 export function peers(status) {
@@ -53,7 +53,7 @@ function fill(item, peer) {
   }
 }
 
-/** What an operator should look at, as {key, title, text} of the list of risks. */
+/** The problems of peers, as [key, title, text] of the list of risks. */
 export function peerRisks(status) {
   const found = status.peers.flatMap((peer) =>
     faults(peer).map(([kind, title, text]) => [`peer ${peer.name} ${kind}`, `Peer ${peer.name} ${title}`, text]),
@@ -73,11 +73,11 @@ function faults(peer) {
   const found = [];
   if (peer.state !== "connected") {
     const reason = peer.reason ?? "it has not answered yet";
-    found.push(["state", "is not connected", `${reason}. Connections that begin now are lost if this machine dies`]);
+    found.push(["state", "is not connected", `${reason}. New connections are lost if this machine dies`]);
   } else if (!peer.complete) {
-    found.push(["complete", "does not know all connections yet", "A take-over now loses those that it does not know"]);
+    found.push(["complete", "does not know all connections yet", "A take-over now loses the connections that it does not know"]);
   } else if (peer.lag_us !== null && peer.lag_us >= LATE_US) {
-    found.push(["lag", "is late", `Its lag is ${lag(peer.lag_us)}: so much is lost if this machine dies`]);
+    found.push(["lag", "is late", `Its lag is ${lag(peer.lag_us)}: newer connections are lost if this machine dies`]);
   }
   if (peer.configuration_matches === false) {
     found.push(["settings", "has other settings", "Compare what memlb check --shared prints on both managers"]);

@@ -1,14 +1,14 @@
-// The picture: clients, manager and workers, and the traffic between them.
+// The picture of clients, manager and workers, with the traffic between them.
 
 import { byId, rate, write } from "./format.js";
 import { workersOf } from "./trouble.js";
 
 const SVG = "http://www.w3.org/2000/svg";
-/** Length of the pattern that moves along a link, in pixels; as in style.css. */
+/** The period of the pattern that moves along a link, in pixels; style.css has the same. */
 const PERIOD = 16;
 
 export class Picture {
-  /** `workers` are the cards to which the links lead. */
+  /** The links lead to the cards of `workers`. */
   constructor(workers) {
     this.root = byId("picture");
     this.svg = byId("links");
@@ -45,7 +45,7 @@ export class Picture {
     this.draw();
   }
 
-  /** Decides which links there are; where they run is measured when they are drawn. */
+  /** Determines the links; `draw` determines their positions. */
   plan(workers, flows, total) {
     const [clients, manager] = [byId("clients"), byId("manager")];
     const links = [{ from: clients, to: manager, flow: total, state: "up", selected: true }];
@@ -76,13 +76,13 @@ export class Picture {
     while (this.svg.children.length > links.length) this.svg.lastChild.remove();
     links.forEach((link, index) => {
       const element = this.svg.children[index];
-      const path = way(box(link.from, frame), box(link.to, frame));
+      const path = linkPath(box(link.from, frame), box(link.to, frame));
       element.setAttribute("data-state", link.state);
       element.toggleAttribute("data-selected", link.selected);
       const [line, inward, outward] = element.children;
       set(line, "d", path);
-      move(inward, path, link.flow.in);
-      move(outward, path, link.flow.out);
+      animate(inward, path, link.flow.in);
+      animate(outward, path, link.flow.out);
     });
   }
 }
@@ -108,7 +108,7 @@ function box(element, frame) {
 }
 
 /** Beside each other: a curve. Below each other: down a gutter and in from the left. */
-function way(from, to) {
+function linkPath(from, to) {
   const right = from.left + from.width;
   const middle = (one) => one.top + one.height / 2;
   if (to.left >= right) {
@@ -126,17 +126,17 @@ function way(from, to) {
   return `M${x} ${bottom}L${x} ${y - 10}Q${x} ${y} ${x + 10} ${y}L${to.left} ${y}`;
 }
 
-/** Lets dots run along a path, faster and thicker with more traffic. */
-function move(path, way, bytesPerSecond) {
-  path.toggleAttribute("hidden", bytesPerSecond <= 0);
+/** Moves dots along a path, faster and thicker with more traffic. */
+function animate(element, path, bytesPerSecond) {
+  element.toggleAttribute("hidden", bytesPerSecond <= 0);
   if (bytesPerSecond <= 0) return;
-  set(path, "d", way);
-  // In steps, since changing the pace makes the dots jump.
+  set(element, "d", path);
+  // In steps, because the dots jump when their speed changes.
   const step = Math.min(7, Math.max(1, Math.round(Math.log10(bytesPerSecond))));
-  if (path.dataset.step === String(step)) return;
-  path.dataset.step = step;
-  path.style.strokeWidth = `${2 + step * 0.45}px`;
-  path.style.animationDuration = `${(PERIOD / (14 * step)).toFixed(2)}s`;
+  if (element.dataset.step === String(step)) return;
+  element.dataset.step = step;
+  element.style.strokeWidth = `${2 + step * 0.45}px`;
+  element.style.animationDuration = `${(PERIOD / (14 * step)).toFixed(2)}s`;
 }
 
 function set(element, attribute, value) {

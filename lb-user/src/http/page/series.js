@@ -1,11 +1,11 @@
-// Figures over time: what the manager remembers, and after it what was seen here. Counters become rates.
+// Figures over time: the manager's samples, then the page's own. Converts counters to rates.
 
-/** How long each sample of every second is kept; older ones come from the manager. */
+/** The time for which the page keeps its samples, one a second; older ones come from the manager. */
 const KEPT_MS = 90_000;
-/** Rates are taken over this long: shorter jumps about, longer lags behind. */
+/** The time over which rates are computed: shorter ones fluctuate, longer ones lag. */
 const RATE_MS = 1800;
 
-/** Span, distance of samples, the manager's name for it, and how often the manager is asked. */
+/** Span and interval of samples, the manager's name of the range, and the interval of requests for it. */
 export const RANGES = {
   "1m": { span: 60_000, step: 1000, from: "10m", every: 60_000 },
   "10m": { span: 600_000, step: 5000, from: "10m", every: 30_000 },
@@ -22,11 +22,11 @@ export class Series {
     this.marks = [];
     /** The manager's samples of one service, by its name for the range. */
     this.recalled = { service: null, ranges: {} };
-    /** How far this clock is ahead of the manager's. */
+    /** This clock minus the manager's. */
     this.ahead = 0;
   }
 
-  /** Takes what the manager remembers of a service. */
+  /** Stores the manager's samples of a service. */
   recall(service, timeline, now = Date.now()) {
     this.ahead = now - timeline.now_ms;
     if (this.recalled.service !== service) this.recalled = { service, ranges: {} };
@@ -53,7 +53,7 @@ export class Series {
     for (const service of status.services) {
       const backends = (services[service.name] = {});
       for (const backend of service.backends) {
-        // As the manager records it: the line of a worker that is gone ends.
+        // As the manager does: the line of a worker without heartbeats and connections ends.
         const heard = backend.name === "manager" || !["down", "unknown"].includes(backend.health);
         if (!heard && backend.flows === 0) continue;
         backends[backend.name] = {
@@ -77,13 +77,13 @@ export class Series {
     while (at - this.live[0].at > KEPT_MS) this.live.shift();
   }
 
-  /** Remembers that a service's selection changed, at a time by the manager's clock. */
+  /** Stores the time of a change of a service's selection, by the manager's clock. */
   mark(service, time) {
     this.marks.push({ service, time });
     if (this.marks.length > 500) this.marks.shift();
   }
 
-  /** A counter's increase a second, now; null if it is not known. */
+  /** The present rate of a counter, in increments a second; null if unknown. */
   rate(read) {
     const end = this.live.length - 1;
     const now = this.live[end];
@@ -95,7 +95,7 @@ export class Series {
     return this.rate((sample) => sample.services[service]?.[backend]?.[counter]);
   }
 
-  /** How many connections to a service the manager itself refuses a second. */
+  /** The connections to a service that the manager itself refuses, per second. */
   refusedByManager(service) {
     return this.rate((sample) => sample.refusals[service] ?? 0) ?? 0;
   }
@@ -135,11 +135,11 @@ export class Series {
     return { times: kept.map(({ at }) => at), tracks };
   }
 
-  /** The manager's samples, then those seen here: at least `step` apart, and the newest in any case. */
+  /** The manager's samples, then the page's own: at least `step` apart, and always the newest. */
   rows(service, from, step) {
     const recalled = this.recalled.service === service ? (this.recalled.ranges[from] ?? []) : [];
     const live = this.live.map(({ at, services }) => ({ at, backends: services[service] ?? {} }));
-    // All that there is of a manager that has just started.
+    // All samples of a manager that has just started.
     const isShort = (live.at(-1)?.at ?? 0) - (recalled[0]?.at ?? live[0]?.at ?? 0) < KEPT_MS;
     const apartMs = isShort ? 0 : step * 0.9;
     const rows = apartMs === 0 ? recalled.filter(({ at }) => at < (live[0]?.at ?? Infinity)) : [...recalled];
@@ -155,7 +155,7 @@ export class Series {
   }
 }
 
-/** The place of the sample before `end` from which a rate is taken; -1 if there is none. */
+/** The index of the sample before `end` from which a rate is computed; -1 if there is none. */
 function since(rows, end) {
   let begin = end - 1;
   while (begin > 0 && rows[end].at - rows[begin].at < RATE_MS) begin -= 1;

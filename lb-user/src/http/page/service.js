@@ -1,10 +1,10 @@
-// What holds for a service now, why, and since when.
+// A service's present selection, its reason and its age.
 
 import { byId, bytes, capital, count, duration, facts, keep, make, words, write } from "./format.js";
 import { peerRisks } from "./peers.js";
 import { ATTENTION, rankOf, stateOf, whyNot, workersOf } from "./trouble.js";
 
-/** Rules whose reason holds as long as the selection. That of any other rule is a record of its time. */
+/** Rules whose reason holds as long as the selection. The reason of any other rule may have ended since. */
 const LASTING = new Set(["nothing_heard", "no_worker_up", "spread"]);
 const REMARKS = 5;
 
@@ -41,7 +41,7 @@ export function service(service, refused, refusals) {
 function headline(service) {
   const workers = workersOf(service);
   const takers = workers.filter(({ share }) => share > 0).length;
-  if (service.moved) return `New connections go to ${spoken(service.moved.selected)}`;
+  if (service.moved) return `New connections go to ${selectionName(service.moved.selected)}`;
   if (service.selected === "none") return "New connections are refused";
   if (service.selected === "manager") return "The manager serves by itself";
   if (service.selected !== "*") return `New connections go to ${service.selected}`;
@@ -49,7 +49,7 @@ function headline(service) {
   return `New connections are spread over ${over} workers`;
 }
 
-function spoken(selected) {
+function selectionName(selected) {
   return { "*": "all workers", none: "no worker" }[selected] ?? selected;
 }
 
@@ -58,8 +58,8 @@ function now(service) {
   if (service.moved) {
     const { selected, since_ms: since } = service.moved;
     return (
-      `▲ Another program wrote ${spoken(selected)} to the kernel's map ${duration(since)} ago. The manager had chosen ` +
-      `${spoken(service.selected)}, and writes the map with its next choice.`
+      `▲ Another program wrote ${selectionName(selected)} to the kernel's map ${duration(since)} ago. The manager had chosen ` +
+      `${selectionName(service.selected)}, and writes the map with its next choice.`
     );
   }
   if (service.problem) return `▲ ${capital(service.problem)}`;
@@ -73,7 +73,7 @@ function now(service) {
   return `Now: ${has(selected)}${best}.`;
 }
 
-/** Each worker in trouble, or kept from serving, with its reason; the worst first. */
+/** The workers in trouble or kept from serving, with their reasons, the worst first. */
 function remarks(service) {
   const found = workersOf(service)
     .map((worker) => ({ worker, rank: rankOf(worker, 0), why: whyNot(worker) }))
@@ -97,7 +97,7 @@ function remarks(service) {
   );
 }
 
-/** What endangers all services: shown on every view. */
+/** The risks to all services, which every view shows. */
 export function risks(status) {
   const { authentication, unsigned, refused_lately: lately } = status.heartbeats;
   const found = [];
@@ -105,12 +105,12 @@ export function risks(status) {
     found.push([
       "authentication",
       "Risk: heartbeats are not authenticated",
-      "Any host that can send to the manager's heartbeat port can declare workers up or down, and so move or stop " +
+      "Any host that can send to the manager's heartbeat port can declare workers up or down, and so redirect or stop " +
         "traffic. memlb keygen makes keys; then set authentication = \"enforce\" under [heartbeats].",
     ]);
   } else if (authentication === "permissive") {
     const names = Object.keys(unsigned ?? {});
-    const who = names.length === 0 ? "So far every worker signs: set it to enforce." : `Not signed: ${list(names)}.`;
+    const who = names.length === 0 ? "All workers sign: set it to enforce." : `Not signed: ${list(names)}.`;
     found.push(["authentication", "Risk: unsigned heartbeats are accepted", `Authentication is permissive. ${who}`]);
   }
   for (const { name, attachment, reason } of status.interfaces) {

@@ -1,6 +1,6 @@
-// What needs an operator, and how much: the order of services and workers follows from it.
+// Ranks services and workers by how much they need an operator.
 
-/** Reasons why an operator should look at a worker. A test compares them with the code. */
+/** The reasons that need an operator. A test compares them with the code. */
 const TROUBLE = new Set([
   "down",
   "unhealthy",
@@ -12,7 +12,7 @@ const TROUBLE = new Set([
   "pressure",
   "full",
 ]);
-/** Reasons that keep a worker from serving, and are wanted or pass. */
+/** The reasons that keep a worker from serving, but are intended or temporary. */
 const HELD = new Set(["unknown", "leaving", "maintenance", "draining", "zero_weight", "paused"]);
 
 /** 3: in trouble; 2: refuses connections, or its heartbeats are missing; 1: kept from serving; 0: in order. */
@@ -42,7 +42,7 @@ export function stateOf(service, refused) {
   return { level: 0, sign: "●", word: "in order", troubled };
 }
 
-/** From this level on, an operator should look. */
+/** A service of this level or above needs an operator. */
 export const ATTENTION = 2;
 
 /** Why a worker gets no new connections, or fewer than its share; "" if it gets its share. */

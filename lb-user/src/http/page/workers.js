@@ -1,21 +1,21 @@
-// The workers of a service: a few as cards, many as tiles, those in trouble first; and one of them in full.
+// The workers of a service: few as cards, many as tiles, those in trouble first; and the figures of the chosen one.
 
 import { age, brief, byId, byteRate, bytes, capital, count, duration, facts, keep, make, part100, rate, state, write } from "./format.js";
 import { natural, shorten } from "./names.js";
 import { rankOf, whyNot } from "./trouble.js";
 
-/** With more workers than these, each is a tile, and one line leads to all of them. */
+/** With more workers than this, each is a tile, and one link leads to all of them. */
 const CARDS = 12;
-/** With more than these, they can be searched. */
+/** With more workers than this, the page has a search field. */
 const SEARCH = 8;
-/** So many tiles are shown at first, on a phone fewer. */
+/** The number of tiles that are shown at first; fewer on a phone. */
 const [FIRST, FIRST_PHONE] = [48, 16];
-/** The order by shares, which change all the time, is kept for so long. */
+/** The order by shares, which change often, is kept for this time. */
 const ORDER_MS = 10_000;
 const PHONE = matchMedia("(max-width: 480px)");
 
 export class Workers {
-  /** `pick` gets the name of the worker that is pointed out, or null. */
+  /** `pick` is called with the name of the chosen worker, or null. */
   constructor(pick) {
     this.list = byId("workers");
     this.find = byId("find");
@@ -63,7 +63,7 @@ export class Workers {
     if (sorted.length > 0 && this.letters === 20) this.measure();
   }
 
-  /** In trouble first, then by share. Nothing moves under a reader's pointer or focus. */
+  /** In trouble first, then by share. The order does not change under the pointer or the focus. */
   sort(service, workers, flows) {
     const ranks = new Map(workers.map((worker) => [worker.name, rankOf(worker, flows.get(worker.name).refused)]));
     const key = `${service} ${[...ranks].join(";")}`;
@@ -81,7 +81,7 @@ export class Workers {
     return this.order.names.map((name) => byName.get(name));
   }
 
-  /** Finds how many letters of a name have room. */
+  /** Measures how many letters of a name fit. */
   measure() {
     const name = this.list.querySelector("li:not([hidden]) .name");
     if (!name) return;
@@ -139,7 +139,7 @@ function fill(card, worker, flow, name, dense) {
   const traffic = dense ? "" : ` · ${byteRate(flow.in + flow.out)}`;
   write(part("figures"), `${rate(flow.connections)} new/s · ${count(worker.flows)} open${traffic}`);
   const refused = flow.refused > 0 ? [`▲ ${rate(flow.refused)} refused/s`] : [];
-  // That another worker is selected stands in the headline.
+  // The headline says that another worker is selected.
   const why = worker.reason?.kind === "not_selected" ? "" : whyNot(worker);
   const missing = worker.heartbeats_missing ? ["▲ heartbeats missing"] : [];
   write(part("why"), [...refused, ...missing, ...(why ? [why] : [])].join(" · "));
@@ -152,14 +152,14 @@ function tally(workers) {
   return [...counts].map(([name, number]) => `${number} ${state(name).join(" ")}`).join(" · ");
 }
 
-/** When its agent was last heard. */
+/** The age of its last heartbeat. */
 function heartbeat({ agent, age_ms: ms, heartbeats_missing: missing }) {
   if (agent === false) return "none expected: agent = false";
   const last = ms === null ? "never heard" : `${age(ms)} ago`;
   return missing ? `missing, last ${last}; its packets keep it up` : last;
 }
 
-/** The worker that the reader points out, in full. */
+/** All figures of the chosen worker. */
 function detail(worker, flow) {
   byId("worker").hidden = !worker;
   if (!worker) return;
