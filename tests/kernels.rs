@@ -11,12 +11,12 @@ use std::{
 };
 
 use memlb_tests::{
-    Cluster, ClusterOptions, Connection, Process, Shape, client,
+    Cluster, ClusterOptions, Connection, Process, Shape, balancers, client,
     cluster::worker_name,
     command::output,
     eventually,
     kernel::Series,
-    peers, root_test,
+    root_test,
     transfer::{Download, random_bytes},
 };
 use serde_json::Value;
@@ -136,7 +136,7 @@ virtual_server {address} {port} {{
 }
 
 fn start_keepalived(cluster: &Cluster, file: &Path) -> Process {
-    peers::forward(&cluster.topology).unwrap();
+    balancers::forward(&cluster.topology).unwrap();
     let directory = &cluster.paths.directory;
     let mut keepalived = cluster.topology.manager.command("keepalived");
     keepalived

@@ -1,4 +1,4 @@
-//! What clients suffer when the selection changes under load.
+//! Failed requests while the selection changes under load.
 
 use std::{
     fs,
@@ -25,24 +25,24 @@ const ASK_INTERVAL: Duration = Duration::from_millis(10);
 const PATIENCE: Duration = Duration::from_secs(2);
 const DEADLINE: Duration = Duration::from_secs(5);
 
-/// How long the system of 2018 is watched.
+/// Duration of the measurement of the system of 2018.
 const WATCHED: Duration = Duration::from_secs(12);
 
-/// Longer than any measurement: wrk is stopped, it does not end by itself.
+/// Longer than any measurement, because SIGINT ends wrk.
 const WITHOUT_END: Duration = Duration::from_secs(3600);
 
 #[derive(Debug, Serialize)]
-pub struct Outcome {
+pub struct SelectionChanges {
     pub changes: usize,
     pub seconds: f64,
     pub kept_alive: Figures,
     pub one_each: Figures,
-    /// Requests of a further client that looks at every page.
+    /// Requests of a further client that checks every page.
     pub checked: usize,
     pub checked_wrong: Vec<String>,
 }
 
-impl Outcome {
+impl SelectionChanges {
     pub fn requests(&self) -> u64 {
         self.kept_alive.requests + self.one_each.requests + self.checked as u64
     }
@@ -54,17 +54,19 @@ impl Outcome {
     }
 }
 
-/// Moves memlb's selection to and fro by the workers' memory figures.
+/// Moves memlb's selection between the workers by their memory figures.
 pub fn of_memlb(
     laboratory: &Laboratory,
     wrk: &Wrk,
     directory: &Path,
     interrupt: &Interrupt,
-) -> Result<Outcome> {
+) -> Result<SelectionChanges> {
     say(format!(
         "moving the selection {CHANGES} times under load, memlb"
     ));
-    let cluster = laboratory.cluster().context("memlb is at work")?;
+    let cluster = laboratory
+        .cluster()
+        .context("the laboratory has no memlb")?;
     under_load(laboratory, wrk, directory, || {
         for change in 0..CHANGES {
             interrupt.check()?;
@@ -80,7 +82,7 @@ pub fn of_2018(
     wrk: &Wrk,
     directory: &Path,
     interrupt: &Interrupt,
-) -> Result<Outcome> {
+) -> Result<SelectionChanges> {
     say("moving the selection at each reload under load, nginx of 2018");
     let decide = |reloads: u32| laboratory.worker(usize::from(reloads.is_multiple_of(2)));
     under_load(laboratory, wrk, directory, || {
@@ -98,7 +100,7 @@ pub fn of_2018(
 }
 
 fn move_selection(cluster: &Cluster, change: usize) -> Result<()> {
-    // Well beyond the threshold, which is 100 MiB: the difference at the start.
+    // Beyond the threshold of 100 MiB, which is the difference at the start.
     const ABOVE_KB: u64 = 800 * 1024;
     const BELOW_KB: u64 = 100 * 1024;
     let before = selections(cluster)?;
@@ -114,7 +116,7 @@ fn move_selection(cluster: &Cluster, change: usize) -> Result<()> {
     Ok(())
 }
 
-/// Counts in the event log: asking the manager would walk its flow table each time.
+/// Counts in the event log, because the status would make the manager read its flow table each time.
 fn selections(cluster: &Cluster) -> Result<usize> {
     let log = fs::read_to_string(cluster.paths.event_log()).context("read the event log")?;
     Ok(log.matches("\"selection_changed\"").count())
@@ -125,7 +127,7 @@ fn under_load(
     wrk: &Wrk,
     directory: &Path,
     work: impl FnOnce() -> Result<usize>,
-) -> Result<Outcome> {
+) -> Result<SelectionChanges> {
     let (client, target) = (laboratory.client(), laboratory.target());
     let load = |one_each| Load {
         connections: CONNECTIONS,
@@ -146,7 +148,7 @@ fn under_load(
     let seconds = started.elapsed().as_secs_f64();
 
     let report = probe.stop()?;
-    Ok(Outcome {
+    Ok(SelectionChanges {
         changes,
         seconds,
         kept_alive: stop(&mut kept_alive)?,
@@ -155,7 +157,7 @@ fn under_load(
         checked_wrong: report
             .requests
             .iter()
-            .filter_map(|ask| match &ask.answer {
+            .filter_map(|request| match &request.answer {
                 Ok(page) if page == "Worker1" || page == "Worker2" => None,
                 Ok(page) => Some(format!("the page was {page:?}")),
                 Err(error) => Some(error.clone()),

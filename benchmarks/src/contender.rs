@@ -1,4 +1,4 @@
-//! Who is compared.
+//! The compared systems.
 
 use clap::ValueEnum;
 use serde::Serialize;
@@ -7,17 +7,17 @@ use serde::Serialize;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum Contender {
-    /// No balancer at all: the client asks the worker itself
+    /// No balancer: the client connects to the worker
     Direct,
-    /// The manager only forwards IP, without netfilter: what any box in the way costs
+    /// The manager only forwards IP, without netfilter: the minimum cost of a hop
     Router,
     /// memlb, attached by TC
     MemlbTc,
     /// memlb, attached by XDP
     MemlbXdp,
-    /// memlb in mode dsr: the worker answers the client itself
+    /// memlb in mode dsr: the worker replies to the client directly
     MemlbDsr,
-    /// memlb in mode routed: the worker sees the client's address and answers by way of the manager
+    /// memlb in mode routed: the worker sees the client's address and replies through the manager
     MemlbRouted,
     /// nginx as the system of 2018 had it, reloading every 3 s
     Nginx2018,
@@ -27,7 +27,7 @@ pub enum Contender {
     HaproxyTcp,
     /// nftables: DNAT and masquerade
     Nftables,
-    /// IPVS: NAT; compared only where asked for, since few kernels have it
+    /// IPVS: NAT; compared only on request, because few kernels have it
     Ipvs,
 }
 
@@ -48,7 +48,7 @@ impl Contender {
         }
     }
 
-    /// What it is called on the command line.
+    /// The name on the command line.
     pub fn name(self) -> String {
         let value = self.to_possible_value();
         value.map_or_else(String::new, |value| value.get_name().to_owned())

@@ -1,5 +1,5 @@
-//! Benchmarks in an emulated machine with one of Debian's kernels. Its clock goes by its instructions: one
-//! nanosecond each, whatever this machine does meanwhile.
+//! Benchmarks in an emulated machine with one of Debian's kernels. Its clock counts instructions, one nanosecond each, so
+//! that the load of this machine has no effect.
 
 use std::time::Duration;
 
@@ -13,46 +13,46 @@ use xtask::{
     workspace::say,
 };
 
-const SERIES: Series = Series {
+/// The kernel of emulated machines.
+pub const SERIES: Series = Series {
     major: 6,
     minor: 12,
 };
 
-/// What a benchmark writes its report to, behind its table.
+/// Option by which a benchmark writes its report to stdout, after its table.
 pub const REPORT: &str = "--json /proc/self/fd/1";
 
-/// Runs the only task of `load` in the machine, which keeps its files under `name`. Returns the task's table
-/// and report.
+/// Runs the only task of `load` in the machine, whose files are in folder `name`. Returns the task's table and report.
 pub fn run(name: &str, load: &Load<'_>, deadline: Duration) -> Result<(String, Value)> {
     let interrupt = Interrupt::catch()?;
     let cache = cache();
     let kernel = Kernel::provide(SERIES, &cache)?;
     let release = kernel.release.clone();
     let guest = Guest::prepare(kernel, cache.join(name), load)?;
-    let (said, took) = guest.run(deadline, &interrupt)?;
+    let (output, took) = guest.run(deadline, &interrupt)?;
     let (task, _) = load.tasks.first().context("there is a task")?;
-    let found = results(&said, task).with_context(|| {
+    let found = results(&output, task).with_context(|| {
         guest.show_logs();
         format!("{task} failed on Linux {release}")
     })?;
-    say(format!("that took {} s", took.as_secs()));
+    say(format!("the machine ran for {} s", took.as_secs()));
     Ok(found)
 }
 
-/// Finds the tables of a task, and the report behind them, in what the guest has said.
-fn results(said: &str, task: &str) -> Result<(String, Value)> {
-    let end = said
+/// Finds the tables of a task, and the report after them, in the output of the guest.
+fn results(output: &str, task: &str) -> Result<(String, Value)> {
+    let end = output
         .find(&format!("memlb: {task} ended with 0"))
-        .context("it did not come to its end")?;
-    let said = &said[..end];
-    let json = said.find("\n{").or_else(|| said.find("\n["));
-    let json = json.context("it has no report")?;
-    let report = serde_json::from_str(&said[json..]).context("read its report")?;
+        .context("it did not end with success")?;
+    let output = &output[..end];
+    let json = output.find("\n{").or_else(|| output.find("\n["));
+    let json = json.context("its output has no report")?;
+    let report = serde_json::from_str(&output[json..]).context("read its report")?;
     let is_progress = |line: &&str| {
         let beginnings = ["xtask: ", "memlb: ", "measuring "];
         beginnings.iter().any(|it| line.starts_with(it))
     };
-    let tables: Vec<&str> = said[..json]
+    let tables: Vec<&str> = output[..json]
         .lines()
         .filter(|line| !is_progress(line))
         .collect();

@@ -1,32 +1,32 @@
-//! What memlb is expected to reach at the least.
+//! The ratios that memlb must reach.
 
 use serde::Serialize;
 
 use super::{
     contender::Contender::{self, Direct, MemlbDsr, MemlbTc, Nginx2018, Router},
-    rounds::{Row, Samples},
+    rounds::{Samples, Workload},
     statistics::Spread,
 };
 
-const EXPECTED: [(Contender, Row, Contender, f64); 12] = [
-    (MemlbTc, Row::KeptAlive, Direct, 0.85),
-    (MemlbTc, Row::KeptAlive, Router, 1.05),
-    (MemlbTc, Row::KeptAlive, Nginx2018, 4.0),
-    (MemlbTc, Row::OneEach, Direct, 0.75),
-    (MemlbTc, Row::OneEach, Router, 1.1),
-    (MemlbTc, Row::OneEach, Nginx2018, 1.3),
-    (MemlbTc, Row::Bulk, Direct, 0.85),
-    (MemlbTc, Row::Bulk, Router, 1.0),
-    (MemlbTc, Row::Bulk, Nginx2018, 3.0),
-    (MemlbDsr, Row::KeptAlive, Direct, 0.95),
-    (MemlbDsr, Row::OneEach, Direct, 0.9),
-    (MemlbDsr, Row::Bulk, Direct, 0.95),
+const EXPECTED: [(Contender, Workload, Contender, f64); 12] = [
+    (MemlbTc, Workload::KeptAlive, Direct, 0.85),
+    (MemlbTc, Workload::KeptAlive, Router, 1.05),
+    (MemlbTc, Workload::KeptAlive, Nginx2018, 4.0),
+    (MemlbTc, Workload::OneEach, Direct, 0.75),
+    (MemlbTc, Workload::OneEach, Router, 1.1),
+    (MemlbTc, Workload::OneEach, Nginx2018, 1.3),
+    (MemlbTc, Workload::Bulk, Direct, 0.85),
+    (MemlbTc, Workload::Bulk, Router, 1.0),
+    (MemlbTc, Workload::Bulk, Nginx2018, 3.0),
+    (MemlbDsr, Workload::KeptAlive, Direct, 0.95),
+    (MemlbDsr, Workload::OneEach, Direct, 0.9),
+    (MemlbDsr, Workload::Bulk, Direct, 0.95),
 ];
 
-/// A ratio of memlb to another, beside what is expected of it.
+/// A measured ratio of memlb to another contender, and its minimum.
 #[derive(Debug, Clone, Serialize)]
 pub struct Comparison {
-    pub row: Row,
+    pub row: Workload,
     pub of: Contender,
     pub against: Contender,
     pub at_least: f64,
@@ -34,7 +34,7 @@ pub struct Comparison {
     pub reached: bool,
 }
 
-/// Compares what was measured with what is expected.
+/// Compares the measured ratios with the minima.
 pub fn compare(samples: &Samples) -> Vec<Comparison> {
     EXPECTED
         .into_iter()
@@ -52,8 +52,8 @@ pub fn compare(samples: &Samples) -> Vec<Comparison> {
         .collect()
 }
 
-/// Returns what is expected of a contender against `base`.
-pub fn at_least(of: Contender, row: Row, base: Contender) -> Option<f64> {
+/// Returns the minimum of a contender's ratio to `base`.
+pub fn at_least(of: Contender, row: Workload, base: Contender) -> Option<f64> {
     EXPECTED
         .into_iter()
         .find(|expected| (expected.0, expected.1, expected.2) == (of, row, base))

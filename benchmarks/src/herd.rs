@@ -1,4 +1,4 @@
-//! How full workers get whose memory really fills, by policy and by how old reports are.
+//! Peak memory of workers whose connections use memory, by policy and by report interval.
 
 use std::{fmt::Write as _, time::Duration};
 
@@ -11,17 +11,17 @@ use xtask::{interrupt::Interrupt, workspace::say};
 
 const POLICIES: [&str; 3] = ["memory", "balanced", "round_robin"];
 
-/// Between reports, and how long it is measured with them.
+/// Report intervals, each with the duration of its measurement.
 const INTERVALS: [(Duration, Duration); 2] = [
     (Duration::from_millis(500), Duration::from_secs(8)),
     (Duration::from_secs(5), Duration::from_secs(20)),
 ];
 
-/// `balanced` shall keep the fullest worker emptier than `memory` does by so much.
+/// Highest accepted ratio of the fullest worker's peak under `balanced` to that under `memory`.
 const MOST_OF_MEMORY: f64 = 0.7;
 
 #[derive(Debug, Serialize)]
-pub struct Row {
+pub struct HerdRow {
     report_interval_ms: u128,
     policy: &'static str,
     fullest_percent: f64,
@@ -30,7 +30,7 @@ pub struct Row {
     failures: Vec<String>,
 }
 
-pub fn measure(interrupt: &Interrupt) -> Result<Vec<Row>> {
+pub fn measure(interrupt: &Interrupt) -> Result<Vec<HerdRow>> {
     let mut rows = Vec::new();
     for (report_interval, duration) in INTERVALS {
         for policy in POLICIES {
@@ -42,8 +42,8 @@ pub fn measure(interrupt: &Interrupt) -> Result<Vec<Row>> {
                 duration,
                 seed: 1,
             };
-            let outcome = herd.run().with_context(|| format!("try {policy}"))?;
-            rows.push(Row {
+            let outcome = herd.run().with_context(|| format!("measure {policy}"))?;
+            rows.push(HerdRow {
                 report_interval_ms: report_interval.as_millis(),
                 policy,
                 fullest_percent: outcome.fullest_percent(),
@@ -56,8 +56,8 @@ pub fn measure(interrupt: &Interrupt) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
-/// Returns what was measured in words, and how many figures are missed.
-pub fn text(rows: &[Row]) -> (String, usize) {
+/// Returns the table, and the number of missed figures.
+pub fn text(rows: &[HerdRow]) -> (String, usize) {
     let mut titles = vec!["policy".to_owned(), "reports every".to_owned()];
     titles.extend(SIZES_MIB.map(|mib| format!("{mib} MiB")));
     titles.extend(["fullest", "failed"].map(str::to_owned));

@@ -1,20 +1,16 @@
-//! What a packet costs in the programs in instructions, by the same benchmark that times them: in an emulated
-//! machine, where a nanosecond is an instruction.
+//! The cost of a packet in instructions: the packet benchmark in an emulated machine, where a nanosecond is an instruction.
 
 use std::{path::Path, time::Duration};
 
 use anyhow::Result;
 use serde_json::Value;
 
-use super::{
-    emulated::{self, REPORT},
-    started,
-};
-use xtask::{build_ebpf, kernels::Load};
+use super::emulated::{self, REPORT};
+use xtask::{build_ebpf, kernels::Load, test_binaries::build_benchmark};
 
 const TASK: &str = "packet";
 
-/// Where the guest finds the baselines.
+/// Path of the baselines in the guest.
 const BASELINE: &str = "/tasks/baseline";
 
 /// Far more than it takes.
@@ -22,16 +18,12 @@ const DEADLINE: Duration = Duration::from_secs(30 * 60);
 
 /// Boots the machine and measures there, in so many `rounds`. Returns the table and the report.
 pub fn of_packets(memlb: &Path, rounds: u16) -> Result<(String, Value)> {
-    let (benchmark, baseline) = (started::build(TASK)?, build_ebpf::baseline());
+    let (benchmark, baseline) = (build_benchmark(TASK)?, build_ebpf::baseline());
+    let arguments =
+        format!("--bench --instructions --baseline {BASELINE} --rounds {rounds} {REPORT}");
     let load = Load {
-        memlb,
-        modules: &[],
-        programs: &[],
         files: vec![(BASELINE, &baseline)],
-        tasks: vec![(TASK, &benchmark)],
-        script: format!(
-            "{TASK} --bench --instructions --baseline {BASELINE} --rounds {rounds} {REPORT}\n"
-        ),
+        ..Load::of_task(memlb, TASK, &benchmark, &arguments)
     };
     emulated::run("instructions", &load, DEADLINE)
 }

@@ -1,5 +1,5 @@
-//! A contender at work, in namespaces of its own: one's netfilter rules and
-//! connection tracking must not slow another.
+//! A running contender in namespaces of its own, so that netfilter rules and connection tracking of one contender do not
+//! slow another.
 
 use std::{
     fs,
@@ -10,17 +10,17 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use memlb_tests::{
     Cluster, ClusterOptions, Nginx, Node, Process, Shape, Topology,
+    balancers::haproxy,
     client::get,
     cluster::{SERVICE_PORT, worker_name, worker_port},
-    peers::haproxy,
     wait_for,
 };
 use serde_json::Value;
 use tempfile::TempDir;
 
 use super::{
+    balancers::{self, Proxy, Style},
     contender::Contender,
-    peers::{self, Proxy, Style},
     wrk::BULK_PATH,
 };
 
@@ -28,45 +28,45 @@ const WORKERS: usize = 2;
 const BULK_BYTES: usize = 1 << 20;
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// A client, a manager and two workers. Every contender sends everything to
-/// the first worker, as memory would have it. Dropping it takes it down.
+/// A client, a manager and two workers. Every contender sends all connections to the first worker, as policy `memory` would.
+/// Dropping it removes it.
 #[derive(Debug)]
 pub struct Laboratory {
     pub contender: Contender,
     system: System,
-    /// Where the workers' web servers listen.
+    /// Addresses of the workers' web servers.
     workers: Vec<SocketAddrV4>,
 }
 
 #[derive(Debug)]
 enum System {
     Memlb(Box<Cluster>),
-    Peer(Box<Peer>),
+    Other(Box<OtherBalancer>),
 }
 
-/// In the order in which it is taken down.
+/// In the order of removal.
 #[derive(Debug)]
-struct Peer {
+struct OtherBalancer {
     balancer: Option<Process>,
     proxy: Option<Proxy>,
     servers: Vec<Nginx>,
     topology: Topology,
-    /// Kept for its end only.
+    /// Removed when it is dropped.
     _files: TempDir,
 }
 
 impl Laboratory {
-    /// Sets everything up and makes sure that the first worker's page comes back.
+    /// Starts all parts and checks that clients get the first worker's page.
     ///
     /// # Errors
-    /// When a part of it does not start.
+    /// A part does not start.
     pub fn build(contender: Contender) -> Result<Self> {
         let system = match contender {
             Contender::MemlbTc => memlb("tc", Mode::Nat)?,
             Contender::MemlbXdp => memlb("xdp", Mode::Nat)?,
             Contender::MemlbDsr => memlb("tc", Mode::Dsr)?,
             Contender::MemlbRouted => memlb("tc", Mode::Routed)?,
-            _ => System::Peer(Box::new(Peer::build(contender)?)),
+            _ => System::Other(Box::new(OtherBalancer::build(contender)?)),
         };
         let workers = addresses(system.topology())?;
         let laboratory = Self {
@@ -81,8 +81,8 @@ impl Laboratory {
                 .with_context(|| format!("write {}", body.display()))?;
         }
         laboratory.check().with_context(|| {
-            let (label, said) = (contender.label(), laboratory.balancer_log());
-            format!("try the laboratory of {label}, whose balancer printed: {said}")
+            let (label, log) = (contender.label(), laboratory.balancer_log());
+            format!("check the laboratory of {label}, whose balancer printed: {log}")
         })?;
         Ok(laboratory)
     }
@@ -91,7 +91,7 @@ impl Laboratory {
         &self.topology().client
     }
 
-    /// Returns where the client asks.
+    /// Returns the address for clients.
     pub fn target(&self) -> SocketAddr {
         match self.contender {
             Contender::Direct | Contender::Router => self.worker(0).into(),
@@ -107,41 +107,40 @@ impl Laboratory {
     pub fn servers(&self) -> &[Nginx] {
         match &self.system {
             System::Memlb(cluster) => &cluster.servers,
-            System::Peer(peer) => &peer.servers,
+            System::Other(other) => &other.servers,
         }
     }
 
     pub fn cluster(&self) -> Option<&Cluster> {
         match &self.system {
             System::Memlb(cluster) => Some(cluster),
-            System::Peer(_) => None,
+            System::Other(_) => None,
         }
     }
 
-    /// Returns where and how memlb is attached, and why so.
+    /// Returns where and how memlb is attached, and the reason.
     ///
     /// # Errors
-    /// When the manager does not answer.
+    /// The manager does not answer.
     pub fn attachment(&self) -> Result<Option<Value>> {
         self.cluster()
             .map(|cluster| Ok(cluster.status()?["interfaces"].take()))
             .transpose()
     }
 
-    /// Does `work` with everything going on that belongs to this contender;
-    /// `decide` names the worker for the system of 2018 at each of its turns.
-    /// Returns how often it reloaded, too.
+    /// Runs `work`. Meanwhile, the system of 2018 reloads its configuration with the worker that `decide` returns. Returns
+    /// the number of reloads, too.
     ///
     /// # Errors
-    /// When a reload fails.
+    /// A reload failed.
     pub fn during<T>(
         &self,
         decide: impl Fn(u32) -> SocketAddrV4 + Send,
         work: impl FnOnce() -> T,
     ) -> Result<(T, u32)> {
         match &self.system {
-            System::Peer(peer) if self.contender == Contender::Nginx2018 => {
-                let proxy = peer.proxy.as_ref().context("the proxy has been started")?;
+            System::Other(other) if self.contender == Contender::Nginx2018 => {
+                let proxy = other.proxy.as_ref().context("the proxy has been started")?;
                 proxy.reload_during(decide, work)
             }
             _ => Ok((work(), 0)),
@@ -156,7 +155,7 @@ impl Laboratory {
     pub fn balancer(&self) -> Option<&Process> {
         match &self.system {
             System::Memlb(cluster) => cluster.manager.as_ref(),
-            System::Peer(peer) => peer.balancer.as_ref(),
+            System::Other(other) => other.balancer.as_ref(),
         }
     }
 
@@ -190,7 +189,7 @@ impl Laboratory {
             .lines()
             .filter_map(|line| line.strip_prefix(COUNTER))
             .find_map(|rest| rest.split_whitespace().next()?.parse().ok())
-            .context("nstat does not tell how many packets were forwarded")
+            .context("nstat prints no number of forwarded packets")
     }
 }
 
@@ -198,12 +197,12 @@ impl System {
     fn topology(&self) -> &Topology {
         match self {
             Self::Memlb(cluster) => &cluster.topology,
-            Self::Peer(peer) => &peer.topology,
+            Self::Other(other) => &other.topology,
         }
     }
 }
 
-impl Peer {
+impl OtherBalancer {
     fn build(contender: Contender) -> Result<Self> {
         let files = tempfile::Builder::new()
             .prefix("memlb-bench-")
@@ -234,9 +233,9 @@ impl Peer {
             Contender::HaproxyTcp => {
                 balancer = Some(haproxy(&topology, &[worker], 4_000, files.path())?);
             }
-            Contender::Nftables => peers::translate(&topology, worker, files.path())?,
-            Contender::Ipvs => peers::balance_by_ipvs(&topology, worker)?,
-            Contender::Router => peers::route_through_manager(&topology)?,
+            Contender::Nftables => balancers::translate(&topology, worker, files.path())?,
+            Contender::Ipvs => balancers::balance_by_ipvs(&topology, worker)?,
+            Contender::Router => balancers::route_through_manager(&topology)?,
             Contender::Direct
             | Contender::MemlbTc
             | Contender::MemlbXdp
@@ -269,7 +268,7 @@ fn memlb(attach: &str, mode: Mode) -> Result<System> {
         ..ClusterOptions::default()
     })?;
     if mode == Mode::Routed {
-        peers::answer_through_manager(&cluster.topology)?;
+        balancers::answer_through_manager(&cluster.topology)?;
     }
     Ok(System::Memlb(Box::new(cluster)))
 }

@@ -1,4 +1,4 @@
-//! The options of the benchmark of connections, which checks them itself, and its run in an emulated machine.
+//! The options of the benchmark of connections, which validates them, and its run in an emulated machine.
 
 use std::{path::Path, time::Duration};
 
@@ -6,11 +6,8 @@ use anyhow::Result;
 use clap::Args;
 use serde_json::Value;
 
-use super::{
-    emulated::{self, REPORT},
-    started,
-};
-use xtask::{kernels::Load, packages::Tool, tools};
+use super::emulated::{self, REPORT};
+use xtask::{kernels::Load, packages::Tool, test_binaries::build_benchmark, tools};
 
 pub const TOOLS: &[Tool] = tools! {
     "haproxy" "haproxy" "is one of the contenders";
@@ -25,7 +22,7 @@ pub const EMULATED_TOOLS: &[Tool] = tools! {
     "sysctl" "procps" "makes the manager forward packets, and queues long";
 };
 
-/// What the contenders take in the emulated machine.
+/// Modules and programs of the contenders in the emulated machine.
 const MODULES: &[&str] = &[
     "ip_vs",
     "ip_vs_rr",
@@ -39,8 +36,7 @@ const TASK: &str = "load";
 /// Far more than it takes.
 const DEADLINE: Duration = Duration::from_secs(6 * 60 * 60);
 
-/// What is measured there unless the options name something else. One processor carries it, which executes 10⁹
-/// instructions a second.
+/// Defaults in the emulated machine: loads that one processor of 10⁹ instructions a second can carry.
 const EMULATED_SCENARIOS: &str =
     "--scenario=rate-100,rate-300,server-resets,client-closes,client-resets,many-19900";
 const EMULATED_BALANCERS: &str =
@@ -48,35 +44,35 @@ const EMULATED_BALANCERS: &str =
 const EMULATED_SECONDS: &str = "--seconds=10";
 
 #[derive(Debug, Args)]
-pub struct Options {
-    /// Measures only these, such as rate-100 or one-38000; an unknown name lists all
+pub struct LoadOptions {
+    /// Measure only these, such as rate-100 or one-38000; an unknown name lists all
     #[arg(long, value_name = "SCENARIO", value_delimiter = ',')]
     scenario: Vec<String>,
-    /// Compares only these, of direct, nftables, haproxy-tcp, ipvs, memlb-tc, memlb-xdp, memlb-dsr, memlb-routed,
+    /// Compare only these, of direct, nftables, haproxy-tcp, ipvs, memlb-tc, memlb-xdp, memlb-dsr, memlb-routed,
     /// memlb-two-sources
     #[arg(long, value_name = "BALANCER", value_delimiter = ',')]
     balancers: Vec<String>,
-    /// How often everything is measured; every balancer has its turn in each round
+    /// Number of rounds; each round measures every balancer once
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
     rounds: u16,
-    /// How long connections are opened at a rate [default: the scenario's]
+    /// Duration of a scenario with a rate [default: the scenario's]
     #[arg(long)]
     seconds: Option<u64>,
-    /// How many connections are opened a second [default: the scenario's]
+    /// Connections a second [default: the scenario's]
     #[arg(long)]
     rate: Option<u32>,
-    /// Only tries whether everything works: short, and with few connections
+    /// Only check that everything works: short, and with few connections
     #[arg(long)]
     quick: bool,
     /// A setting of memlb's configuration, as for `memlb manager --set`
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
-    /// Measures on Debian's Linux 6.12 under emulation, which has IPVS, with loads that the emulated machine carries
+    /// Measure on Debian's Linux 6.12 under emulation, which has IPVS, with loads that the emulated machine can carry
     #[arg(long)]
     pub emulated: bool,
 }
 
-impl Options {
+impl LoadOptions {
     /// Returns them as the benchmark's arguments.
     pub fn arguments(&self) -> Vec<String> {
         let mut arguments = vec![format!("--rounds={}", self.rounds)];
@@ -96,22 +92,19 @@ impl Options {
     /// Boots the machine and measures there. Returns the tables and the report.
     ///
     /// # Errors
-    /// When the machine cannot be made, or the benchmark fails there.
+    /// The machine cannot be made, or the benchmark failed there.
     pub fn measure_emulated(&self, memlb: &Path) -> Result<(String, Value)> {
-        let benchmark = started::build(TASK)?;
+        let benchmark = build_benchmark(TASK)?;
         let load = Load {
-            memlb,
             modules: MODULES,
             programs: PROGRAMS,
-            files: Vec::new(),
-            tasks: vec![(TASK, &benchmark)],
-            script: self.script(),
+            ..Load::of_task(memlb, TASK, &benchmark, &self.emulated_arguments())
         };
         emulated::run(TASK, &load, DEADLINE)
     }
 
-    /// The line by which the guest starts the benchmark.
-    fn script(&self) -> String {
+    /// The benchmark's arguments in the machine.
+    fn emulated_arguments(&self) -> String {
         let mut arguments = self.arguments();
         let defaults = [
             (self.scenario.is_empty(), EMULATED_SCENARIOS),
@@ -120,7 +113,7 @@ impl Options {
         ];
         let missing = defaults.iter().filter(|(is_missing, _)| *is_missing);
         arguments.extend(missing.map(|(_, argument)| (*argument).to_owned()));
-        format!("{TASK} --bench {} {REPORT}\n", arguments.join(" "))
+        format!("--bench {} {REPORT}", arguments.join(" "))
     }
 }
 
@@ -128,20 +121,18 @@ impl Options {
 mod tests {
     use clap::{Args, Command, FromArgMatches};
 
-    use super::Options;
+    use super::LoadOptions;
 
-    fn options(given: &str) -> Options {
-        let command = Options::augment_args(Command::new("load"));
+    fn options(given: &str) -> LoadOptions {
+        let command = LoadOptions::augment_args(Command::new("load"));
         let matches = command.get_matches_from(given.split(' '));
-        Options::from_arg_matches(&matches).expect("valid options")
+        LoadOptions::from_arg_matches(&matches).expect("valid options")
     }
 
     #[test]
-    fn measures_in_the_emulated_machine_what_it_carries() {
-        let script = options("load --emulated --balancers ipvs").script();
-        assert!(
-            script.starts_with("load --bench --rounds=1 --balancers=ipvs --scenario=rate-100,")
-        );
+    fn selects_loads_that_the_emulated_machine_can_carry() {
+        let arguments = options("load --emulated --balancers ipvs").emulated_arguments();
+        assert!(arguments.starts_with("--bench --rounds=1 --balancers=ipvs --scenario=rate-100,"));
     }
 
     #[test]

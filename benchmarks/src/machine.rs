@@ -1,4 +1,4 @@
-//! What a figure was measured on, without which it means nothing.
+//! Description of the machine of a measurement.
 
 use std::{
     fs,
@@ -16,7 +16,7 @@ pub struct Machine {
     pub processor: String,
     pub processors: usize,
     pub memory_mib: u64,
-    /// What others used of all processors in the second before the measurement.
+    /// Load of all processors in the second before the measurement.
     pub busy_before_percent: f64,
     pub versions: Vec<(&'static str, String)>,
 }
@@ -45,7 +45,7 @@ impl Machine {
     }
 }
 
-/// How the processors have spent their time since the machine started.
+/// Processor time since the boot.
 #[derive(Debug, Clone, Copy)]
 pub struct ProcessorTime {
     total: u64,
@@ -73,7 +73,7 @@ impl ProcessorTime {
         }
     }
 
-    /// Returns how much of the time since then the machine's host took for itself.
+    /// Returns the share of the time since then that the hypervisor stole.
     pub fn stolen_percent_since(self) -> f64 {
         let now = Self::now();
         percent(now.stolen - self.stolen, now.total - self.total)
@@ -106,7 +106,7 @@ fn value(text: &str, key: &str) -> String {
         .unwrap_or_else(|| "unknown".into())
 }
 
-/// Some of them say it on stderr, and some call it a failure.
+/// Some programs print it to stderr, and some exit with a failure.
 fn version(program: impl AsRef<Path>, flag: &str) -> String {
     let output = Command::new(program.as_ref())
         .arg(flag)
@@ -115,7 +115,7 @@ fn version(program: impl AsRef<Path>, flag: &str) -> String {
     let Ok(output) = output else {
         return "missing".into();
     };
-    let said = [output.stdout, output.stderr].concat();
-    let line = String::from_utf8_lossy(&said);
+    let printed = [output.stdout, output.stderr].concat();
+    let line = String::from_utf8_lossy(&printed);
     line.lines().next().unwrap_or_default().trim().into()
 }

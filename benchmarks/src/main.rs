@@ -1,5 +1,6 @@
-//! Measures what memlb costs and spares, beside its peers, on this machine.
+//! Compares memlb with other balancers on this machine, and measures its parts.
 
+mod balancers;
 mod changes;
 mod contender;
 mod emulated;
@@ -13,7 +14,6 @@ mod machine;
 mod migration;
 mod outage;
 mod pair;
-mod peers;
 mod picture;
 mod processor;
 mod report;
@@ -45,7 +45,7 @@ use self::{
     laboratory::Laboratory,
     machine::{Machine, ProcessorTime},
     report::Report,
-    rounds::{Row, Samples},
+    rounds::{Samples, Workload},
     wrk::Wrk,
 };
 use xtask::{
@@ -58,13 +58,13 @@ use xtask::{
 };
 
 const TOOLS: &[Tool] = tools! {
-    "wrk" "wrk" "puts load on the contenders and measures";
+    "wrk" "wrk" "generates load and measures";
     "haproxy" "haproxy" "is one of the contenders";
     "nft" "nftables" "is one of the contenders";
 };
 
 const IPVS_TOOLS: &[Tool] = tools! {
-    "wrk" "wrk" "puts load on the contenders and measures";
+    "wrk" "wrk" "generates load and measures";
     "ipvsadm" "ipvsadm" "sets IPVS up";
     "sysctl" "procps" "makes the manager forward packets";
 };
@@ -95,7 +95,7 @@ struct Comparison {
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..))]
     seconds: u64,
     /// Measure only these figures
-    #[arg(long, value_name = "ROW", value_delimiter = ',')]
+    #[arg(long, value_name = "FIGURE", value_delimiter = ',')]
     only: Vec<Item>,
     /// Compare only these contenders
     #[arg(long, value_name = "CONTENDER", value_delimiter = ',')]
@@ -116,29 +116,28 @@ enum Other {
     /// Measures the manager: its share of a core with 1,000 workers, how late it notices the death of one,
     /// and the effect of 1,000 decisions a second on clients
     Control,
-    /// Measures how full real workers get, by policy and by report interval
+    /// Measures the peak memory of real workers, by policy and by report interval
     Herd,
-    /// Measures two managers: what it costs them to know each other's connections, how late they do, and what a
-    /// sudden death loses
+    /// Measures two managers: the cost and the lag of their replication, and the connections that a crash loses
     Pair {
         /// Duration of one measurement at a rate
         #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u64).range(1..))]
         seconds: u64,
-        /// Measures a sudden death on Debian's Linux 6.12 under emulation, beside IPVS's sync daemon
+        /// Measure a crash on Debian's Linux 6.12 under emulation, compared with IPVS's sync daemon
         #[arg(long)]
         emulated: bool,
     },
-    /// What is measured beside IPVS's sync daemon, inside the emulated machine
+    /// The comparison with IPVS's sync daemon, inside the emulated machine
     #[command(hide = true)]
     Sync,
-    /// Measures connection rates and many connections at once, beside nftables and HAProxy
-    Load(load::Options),
-    /// Moves a worker to another host while clients use it, behind memlb, HAProxy, nftables and nothing
-    Migration(migration::Options),
-    /// Serves in a virtual machine that moves
+    /// Measures connection rates and many connections at once, compared with nftables and HAProxy
+    Load(load::LoadOptions),
+    /// Moves a worker to another host while clients use it, with memlb, HAProxy, nftables or no balancer
+    Migration(migration::MigrationOptions),
+    /// The server in a virtual machine that moves
     #[command(hide = true)]
     Serve { port: u16 },
-    /// Compares memlb with IPVS on Debian's Linux 6.12 under emulation, by instructions
+    /// Compares memlb with IPVS in instructions, on Debian's Linux 6.12 under emulation
     Ipvs {
         /// Number of rounds; each round measures every contender once
         #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..))]
@@ -147,7 +146,7 @@ enum Other {
         #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u64).range(1..))]
         seconds: u64,
     },
-    /// Measures the cost of a packet in the programs, and of the minimum
+    /// Measures the cost of a packet in the programs, compared with the minimum
     Packet {
         /// Number of rounds [default: 51; with --instructions: 3]
         #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
@@ -158,7 +157,7 @@ enum Other {
     },
 }
 
-/// What can be measured.
+/// A figure of the comparison.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Item {
     /// Small pages over kept-alive connections
@@ -183,12 +182,12 @@ fn main() -> ExitCode {
     ExitCode::FAILURE
 }
 
-/// Sets everything up and measures.
+/// Builds what a benchmark needs, and measures.
 fn bench(options: &Options) -> Result<()> {
     if let Some(Other::Serve { port }) = options.other {
         return migration::serve(port);
     }
-    // What is built and written belongs to the user; what measures is root's.
+    // Made before this program restarts as root, so that the files belong to the user.
     for file in options.files() {
         File::create(file).with_context(|| format!("create {}", file.display()))?;
     }
@@ -259,7 +258,7 @@ fn bench(options: &Options) -> Result<()> {
     }
 }
 
-/// Measures in an emulated machine, if the benchmark is one for it. Returns the tables and the report.
+/// Runs a benchmark of the emulated machine; `None` for others. Returns the tables and the report.
 fn measure_emulated(benchmark: &Other) -> Option<Result<(String, Value)>> {
     let build = |tools: &[Tool]| -> Result<PathBuf> {
         setup::for_kernels()?;
@@ -284,7 +283,7 @@ fn measure_emulated(benchmark: &Other) -> Option<Result<(String, Value)>> {
 }
 
 impl Options {
-    /// Returns what is needed beside what the lab needs.
+    /// Returns the tools of the benchmark, besides those of the lab.
     fn tools(&self) -> &'static [Tool] {
         match self.other {
             Some(Other::Control | Other::Herd) => &[],
@@ -309,11 +308,11 @@ impl Comparison {
         self.only.is_empty() || self.only.contains(&item)
     }
 
-    fn rows(&self) -> Vec<Row> {
+    fn rows(&self) -> Vec<Workload> {
         let rows = [
-            (Item::KeptAlive, Row::KeptAlive),
-            (Item::OneEach, Row::OneEach),
-            (Item::Bulk, Row::Bulk),
+            (Item::KeptAlive, Workload::KeptAlive),
+            (Item::OneEach, Workload::OneEach),
+            (Item::Bulk, Workload::Bulk),
         ];
         let wanted = rows.into_iter().filter(|(item, _)| self.wants(*item));
         wanted.map(|(_, row)| row).collect()
@@ -324,7 +323,7 @@ impl Comparison {
             return self.with.clone();
         }
         if self.rows().is_empty() {
-            // What is measured beside the rows takes these only.
+            // The other figures need these contenders only.
             let others: &[Contender] = match self.wants(Item::Processor) {
                 true => &processor::COMPARED,
                 false => &[Contender::MemlbTc, Contender::Nginx2018],
@@ -339,7 +338,7 @@ impl Comparison {
     }
 }
 
-/// Returns the `memlb` binary, everything installed and built.
+/// Installs the tools, and builds memlb unless it is given. Returns its path.
 fn provide(tools: &[Tool]) -> Result<PathBuf> {
     if let Some(given) = env::var_os(BINARY) {
         return Ok(given.into());

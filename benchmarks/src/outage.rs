@@ -1,4 +1,4 @@
-//! How long clients are without an answer when the link of the selected worker is cut.
+//! The outage of clients when the link of the selected worker is cut.
 
 use std::time::{Duration, Instant};
 
@@ -11,7 +11,7 @@ use serde_json::Value;
 use super::{laboratory::Laboratory, statistics::Spread};
 use xtask::{interrupt::Interrupt, workspace::say};
 
-/// How often the client sends a request, answered or not.
+/// Interval of the client's requests, answered or not.
 const ASK_INTERVAL: Duration = Duration::from_millis(10);
 
 /// Shorter than the second after which TCP repeats a SYN: a lost SYN counts as a failure.
@@ -30,14 +30,16 @@ pub struct Outage {
     pub reached: bool,
 }
 
-/// Cuts the selected worker off, so many times, and measures each time.
+/// Cuts the selected worker off for a number of `repetitions`, and measures each outage.
 pub fn measure(
     laboratory: &Laboratory,
     repetitions: usize,
     interrupt: &Interrupt,
 ) -> Result<Outage> {
     say("cutting the selected worker off");
-    let cluster = laboratory.cluster().context("memlb is at work")?;
+    let cluster = laboratory
+        .cluster()
+        .context("the laboratory has no memlb")?;
     let mut longest_gaps_ms = Vec::new();
     for _ in 0..repetitions {
         interrupt.check()?;

@@ -1,4 +1,4 @@
-//! What it costs two managers to know each other's connections, how late they do, and what a sudden death loses.
+//! Cost and lag of the replication between two managers, and the connections that a crash loses.
 
 use std::{
     fmt,
@@ -26,32 +26,32 @@ pub const TOOLS: &[Tool] = tools! {
 
 /// Connections a second.
 const RATES: [u32; 2] = [5_000, 20_000];
-/// What peers may cost the sender and the receiver, of one core, at the higher rate.
+/// Highest accepted cost of peers for sender and receiver, of one core, at the higher rate.
 const SENDER_AT_MOST: f64 = 0.02;
 const RECEIVER_AT_MOST: f64 = 0.04;
-/// How late a record may be acknowledged at the lower rate: half of all, and 99 of 100.
+/// Highest accepted lag of acknowledgements at the lower rate: median and 99th percentile.
 const LAG_AT_MOST: [Duration; 2] = [Duration::from_millis(3), Duration::from_millis(10)];
 
-/// Connections a second at the sudden death, each of which lives for three seconds.
+/// Connections a second at the crash. Each lives for three seconds.
 const TURNOVER: u32 = 1_000;
-const BEFORE_DEATH: Duration = Duration::from_secs(6);
-const AFTER_DEATH: Duration = Duration::from_secs(2);
-/// A connection of that age should survive.
+const BEFORE_CRASH: Duration = Duration::from_secs(6);
+const AFTER_CRASH: Duration = Duration::from_secs(2);
+/// Age from which on a connection must survive.
 const OLD: Duration = Duration::from_secs(1);
 const SURVIVES_AT_LEAST: f64 = 0.999;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// What was measured.
+/// The measured figures.
 #[derive(Debug, Serialize)]
-pub struct Outcome {
-    costs: Vec<Cost>,
-    deaths: Vec<Death>,
+pub struct PairFigures {
+    costs: Vec<ReplicationCost>,
+    crashes: Vec<Crash>,
 }
 
-/// One measurement at a rate. Shares are of one core; the manager process with the system calls that it makes.
+/// One measurement at a rate. Shares are of one core, of the manager process with its system calls.
 #[derive(Debug, Serialize)]
-struct Cost {
+struct ReplicationCost {
     rate: u32,
     peers: bool,
     active_share: f64,
@@ -64,9 +64,9 @@ struct Cost {
     lag_p99_ms: f64,
 }
 
-/// What became of connections when the active manager's machine was cut off.
+/// The fate of connections when the active manager's machine was cut off.
 #[derive(Debug, Serialize)]
-pub struct Death {
+pub struct Crash {
     peers: bool,
     open: usize,
     lost: usize,
@@ -79,10 +79,10 @@ pub struct Death {
 /// Measures everything with and without peers.
 ///
 /// # Errors
-/// When a laboratory cannot be made, or a client fails.
-pub fn measure(duration: Duration, interrupt: &Interrupt) -> Result<Outcome> {
+/// The setup of a laboratory or a client failed.
+pub fn measure(duration: Duration, interrupt: &Interrupt) -> Result<PairFigures> {
     raise_open_files()?;
-    let (mut costs, mut deaths) = (Vec::new(), Vec::new());
+    let (mut costs, mut crashes) = (Vec::new(), Vec::new());
     for peers in [false, true] {
         let pair = start(peers)?;
         for rate in RATES {
@@ -90,10 +90,10 @@ pub fn measure(duration: Duration, interrupt: &Interrupt) -> Result<Outcome> {
             say(format!("{rate} connections a second, {}", with(peers)));
             costs.push(cost(&pair, rate, duration)?);
         }
-        say(format!("sudden death, {}", with(peers)));
-        deaths.push(death(pair)?);
+        say(format!("crash, {}", with(peers)));
+        crashes.push(crash(pair)?);
     }
-    Ok(Outcome { costs, deaths })
+    Ok(PairFigures { costs, crashes })
 }
 
 fn start(peers: bool) -> Result<Pair> {
@@ -113,7 +113,7 @@ fn start(peers: bool) -> Result<Pair> {
     Ok(pair)
 }
 
-fn cost(pair: &Pair, rate: u32, duration: Duration) -> Result<Cost> {
+fn cost(pair: &Pair, rate: u32, duration: Duration) -> Result<ReplicationCost> {
     let target = [SocketAddrV4::new(SERVICE_ADDRESS, LOAD_PORT)];
     let stop = AtomicBool::new(false);
     let load = Load {
@@ -136,7 +136,7 @@ fn cost(pair: &Pair, rate: u32, duration: Duration) -> Result<Cost> {
             false => Ok(0),
         }
     };
-    Ok(Cost {
+    Ok(ReplicationCost {
         rate,
         peers,
         active_share: share(0),
@@ -155,14 +155,14 @@ fn used(pair: &Pair, index: usize) -> Result<Duration> {
     processor::of_group(controller.context("the controller runs")?.pid())
 }
 
-fn death(pair: Pair) -> Result<Death> {
+fn crash(pair: Pair) -> Result<Crash> {
     let peers = pair.options().peers;
-    Death::of(&pair.network, TURNOVER, peers, || Ok(()))
+    Crash::of(&pair.network, TURNOVER, peers, || Ok(()))
 }
 
-impl Death {
+impl Crash {
     pub const COLUMNS: [&str; 7] = [
-        "sudden death",
+        "crash",
         "open",
         "lost",
         "older than 1 s",
@@ -171,10 +171,10 @@ impl Death {
         "new after",
     ];
 
-    /// Cuts the first manager off while clients open so many connections a second, and has the addresses moved.
+    /// Cuts the first manager off while clients open `per_second` connections, and moves the addresses by `moves`.
     ///
     /// # Errors
-    /// When they cannot be moved, or the client fails.
+    /// `moves` or the client failed.
     pub fn of(
         network: &PairNetwork,
         per_second: u32,
@@ -182,11 +182,11 @@ impl Death {
         moves: impl FnOnce() -> Result<()>,
     ) -> Result<Self> {
         let turnover = Turnover::start(&network.client, per_second)?;
-        thread::sleep(BEFORE_DEATH);
+        thread::sleep(BEFORE_CRASH);
         network.cut_off(0)?;
         let event = Instant::now();
         moves()?;
-        thread::sleep(AFTER_DEATH);
+        thread::sleep(AFTER_CRASH);
         let report = turnover.finish()?;
         let lost = report.ages_of_lost(event);
         let is_old = |age: &Duration| *age > OLD;
@@ -223,14 +223,14 @@ fn with(peers: bool) -> &'static str {
     if peers { "with peers" } else { "without peers" }
 }
 
-impl Outcome {
-    /// Returns how many figures are missed.
+impl PairFigures {
+    /// Returns the number of missed figures.
     pub fn missed(&self) -> usize {
         let missed = self.verdicts().into_iter().filter(|(_, reached)| !reached);
         missed.count()
     }
 
-    /// Returns what is expected, and whether it is so.
+    /// Returns the expectations, and whether they are met.
     fn verdicts(&self) -> Vec<(String, bool)> {
         let cost = |rate, peers| {
             let mut costs = self.costs.iter();
@@ -267,8 +267,8 @@ impl Outcome {
             );
             verdicts.push((text, cost.lag_p50_ms <= half && cost.lag_p99_ms <= most));
         }
-        if let Some(death) = self.deaths.iter().find(|it| it.peers) {
-            let share = 1.0 - death.old_lost as f64 / death.old.max(1) as f64;
+        if let Some(crash) = self.crashes.iter().find(|it| it.peers) {
+            let share = 1.0 - crash.old_lost as f64 / crash.old.max(1) as f64;
             let text = format!(
                 "{:.2} % of the connections older than {OLD:?} survive, at least {:.1} %",
                 share * 100.0,
@@ -280,7 +280,7 @@ impl Outcome {
     }
 }
 
-impl fmt::Display for Outcome {
+impl fmt::Display for PairFigures {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut table = Table::new(&[
             "connections/s",
@@ -305,9 +305,9 @@ impl fmt::Display for Outcome {
             ]);
         }
         writeln!(f, "the manager processes, of one core\n\n{table}")?;
-        let mut table = Table::new(&Death::COLUMNS);
-        for death in &self.deaths {
-            table.row(death.row(with(death.peers).to_owned()));
+        let mut table = Table::new(&Crash::COLUMNS);
+        for crash in &self.crashes {
+            table.row(crash.row(with(crash.peers).to_owned()));
         }
         writeln!(f, "{table}")?;
         for (text, reached) in self.verdicts() {
@@ -320,11 +320,11 @@ impl fmt::Display for Outcome {
 
 #[cfg(test)]
 mod tests {
-    use super::{Cost, Death, Outcome, RATES};
+    use super::{Crash, PairFigures, RATES, ReplicationCost};
 
     #[test]
-    fn judges_what_was_measured() {
-        let cost = |rate, peers, share| Cost {
+    fn compares_figures_with_expectations() {
+        let cost = |rate, peers, share| ReplicationCost {
             rate,
             peers,
             active_share: share,
@@ -336,7 +336,7 @@ mod tests {
             lag_p50_ms: 1.0,
             lag_p99_ms: 11.0,
         };
-        let death = Death {
+        let crash = Crash {
             peers: true,
             open: 3000,
             lost: 3,
@@ -345,13 +345,13 @@ mod tests {
             oldest_lost_ms: 1100.0,
             new_connection_ms: 400.0,
         };
-        let outcome = Outcome {
+        let outcome = PairFigures {
             costs: vec![
                 cost(RATES[1], false, 0.01),
                 cost(RATES[0], true, 0.02),
                 cost(RATES[1], true, 0.04),
             ],
-            deaths: vec![death],
+            crashes: vec![crash],
         };
         let reached: Vec<bool> = outcome.verdicts().iter().map(|it| it.1).collect();
         // Sender, receiver, lag, survival.

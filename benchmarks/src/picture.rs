@@ -2,7 +2,7 @@
 
 use super::{
     report::{Median, Report, goal},
-    rounds::Row,
+    rounds::Workload,
     statistics::Spread,
     svg::Svg,
 };
@@ -18,7 +18,7 @@ const FOOTING: f64 = 46.0;
 
 /// Returns the picture as SVG.
 pub fn draw(report: &Report) -> String {
-    let panels: Vec<(Row, Vec<&Median>)> = Row::ALL
+    let panels: Vec<(Workload, Vec<&Median>)> = Workload::ALL
         .into_iter()
         .filter(|row| report.samples.has(*row))
         .map(|row| {
@@ -39,7 +39,7 @@ pub fn draw(report: &Report) -> String {
         28.0,
         "title",
         "start",
-        "Throughput with each balancer in the way, of no balancer at all",
+        "Throughput with each balancer, relative to no balancer",
     );
     svg.text(
         20.0,
@@ -60,12 +60,12 @@ pub fn draw(report: &Report) -> String {
         top + 30.0,
         "note",
         "start",
-        "The tick at memlb, TC is what is expected of it at the least.",
+        "The tick at memlb, TC is its expected minimum.",
     );
     svg.finish()
 }
 
-fn panel(svg: &mut Svg, top: f64, row: Row, medians: &[&Median], scale: f64) -> f64 {
+fn panel(svg: &mut Svg, top: f64, row: Workload, medians: &[&Median], scale: f64) -> f64 {
     svg.text(20.0, top + 22.0, "panel", "start", row.label());
     let first = top + PANEL_HEADING;
     let bottom = first + PITCH * medians.len() as f64;

@@ -1,5 +1,5 @@
-//! What serving a gigabyte costs the balancer's machine: the time of its processes, and of the programs that
-//! the kernel runs for it. What the network itself costs there is left out, for all alike.
+//! Processor time of a balancer for each gigabyte: of its processes and of its BPF programs. Excludes the kernel's network
+//! stack, for all contenders alike.
 
 use std::{fmt::Display, fs, path::Path, process::Command, time::Duration};
 
@@ -11,7 +11,7 @@ use serde_json::Value;
 use super::{
     contender::Contender,
     laboratory::Laboratory,
-    rounds::{self, Row},
+    rounds::{self, Workload},
     statistics::Spread,
     table::Table,
     wrk::Wrk,
@@ -27,28 +27,28 @@ pub const COMPARED: [Contender; 6] = [
     Contender::HaproxyTcp,
 ];
 
-/// What mode dsr may cost of what nginx does, at the most.
+/// Highest accepted cost of mode dsr, relative to nginx.
 const AT_MOST: f64 = 1.0 / 20.0;
 
-/// What a gigabyte of bodies of 1 MiB costs.
+/// The cost of a gigabyte, in bodies of 1 MiB.
 #[derive(Debug, Serialize)]
-pub struct Cost {
+pub struct ProcessorCost {
     pub contender: Contender,
     pub seconds_per_gigabyte: Spread,
 }
 
-/// Measures everyone there is in each of so many `rounds`.
+/// Measures the present contenders once in each of the `rounds`.
 ///
 /// # Errors
-/// When the kernel does not time its programs, or wrk fails.
+/// The kernel does not time its programs, or wrk failed.
 pub fn measure(
     laboratories: &[Laboratory],
     rounds: usize,
     duration: Duration,
     wrk: &Wrk,
     interrupt: &Interrupt,
-) -> Result<Vec<Cost>> {
-    say("measuring what a gigabyte costs the balancer's processors");
+) -> Result<Vec<ProcessorCost>> {
+    say("measuring the balancers' processor time for each gigabyte");
     let timing = Timing::start()?;
     let compared: Vec<_> = laboratories
         .iter()
@@ -62,7 +62,7 @@ pub fn measure(
         }
     }
     let costs = compared.iter().zip(costs).map(|(laboratory, costs)| {
-        Ok(Cost {
+        Ok(ProcessorCost {
             contender: laboratory.contender,
             seconds_per_gigabyte: Spread::of(costs).context("at least one round")?,
         })
@@ -86,13 +86,13 @@ fn measure_once(
         Ok(of_group(balancer.pid())? + programs)
     };
     let before = used()?;
-    let figures = rounds::measure(laboratory, Row::Bulk, duration, wrk)?;
+    let figures = rounds::measure(laboratory, Workload::Bulk, duration, wrk)?;
     let gigabytes = figures.bytes_per_second() * duration.as_secs_f64() / 1e9;
     Ok(used()?.saturating_sub(before).as_secs_f64() / gigabytes)
 }
 
 /// Returns the table for people.
-pub fn text(costs: &[Cost]) -> String {
+pub fn text(costs: &[ProcessorCost]) -> String {
     let nginx = costs
         .iter()
         .filter(|it| {
@@ -135,7 +135,7 @@ pub fn text(costs: &[Cost]) -> String {
     format!("\n{table}")
 }
 
-/// While it lives, the kernel takes the time of every program, which costs each run some time more.
+/// Lets the kernel measure the run time of every BPF program until it is dropped. This slows each run a little.
 #[derive(Debug)]
 pub struct Timing {
     before: String,
@@ -145,13 +145,13 @@ impl Timing {
     const SWITCH: &str = "/proc/sys/kernel/bpf_stats_enabled";
 
     pub fn start() -> Result<Self> {
-        let change = format!("have the kernel time programs: {}", Self::SWITCH);
+        let change = format!("switch the timing of programs on in {}", Self::SWITCH);
         let before = fs::read_to_string(Self::SWITCH).with_context(|| change.clone())?;
         fs::write(Self::SWITCH, "1").context(change)?;
         Ok(Self { before })
     }
 
-    /// Returns how long all managers' programs on this machine have run while they were timed.
+    /// Returns the run time of all managers' programs on this machine since the timing was switched on.
     pub fn of_managers(&self) -> Result<Duration> {
         let programs = output(Command::new("bpftool").args(["--json", "prog", "show"]))?;
         let programs: Vec<Value> =
@@ -178,12 +178,12 @@ impl Drop for Timing {
     }
 }
 
-/// Returns how long a process has run on a processor, and its children that have ended.
+/// Returns the processor time of a process and of its ended children.
 pub fn of_process(pid: u32) -> Result<Duration> {
     ticks(&stat(pid)?[11..15])
 }
 
-/// Returns how long the thread of that directory below /proc has run on a processor.
+/// Returns the processor time of the thread of `directory` below /proc.
 pub fn of_thread(directory: &Path) -> Result<Duration> {
     ticks(&stat(directory.display())?[11..13])
 }
@@ -198,7 +198,7 @@ fn ticks(fields: &[String]) -> Result<Duration> {
     Ok(TICK * sum)
 }
 
-/// The same of all processes of a group.
+/// Returns the processor time of all processes of a group.
 pub fn of_group(group: u32) -> Result<Duration> {
     let mut sum = Duration::ZERO;
     for entry in fs::read_dir("/proc").context("read /proc")? {
@@ -209,7 +209,7 @@ pub fn of_group(group: u32) -> Result<Duration> {
         else {
             continue;
         };
-        // It may have ended meanwhile: its parent has the time then.
+        // A process that has ended is included in its parent's time.
         if stat(pid).is_ok_and(|fields| fields[2] == group.to_string()) {
             sum += of_process(pid).unwrap_or_default();
         }
@@ -217,7 +217,7 @@ pub fn of_group(group: u32) -> Result<Duration> {
     Ok(sum)
 }
 
-/// Returns how many bytes of a process are in memory.
+/// Returns the resident memory of a process in bytes.
 pub fn resident(pid: u32) -> Result<u64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
     let mut lines = status.lines();

@@ -1,4 +1,4 @@
-//! What was measured: for people on the terminal, for programs as JSON.
+//! The report of the comparison, as text and as JSON.
 
 use std::fmt::Write;
 
@@ -6,13 +6,13 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::{
-    changes::Outcome,
+    changes::SelectionChanges,
     contender::Contender,
     expectation::{self, Comparison},
     machine::Machine,
     outage::Outage,
-    processor::{self, Cost},
-    rounds::{CONNECTIONS, Row, Samples},
+    processor::{self, ProcessorCost},
+    rounds::{CONNECTIONS, Samples, Workload},
     statistics::Spread,
     table::Table,
 };
@@ -29,17 +29,17 @@ pub struct Report {
     pub medians: Vec<Median>,
     pub expectations: Vec<Comparison>,
     pub outage: Option<Outage>,
-    pub changes: Vec<(Contender, Outcome)>,
-    pub processor: Vec<Cost>,
+    pub changes: Vec<(Contender, SelectionChanges)>,
+    pub processor: Vec<ProcessorCost>,
     pub samples: Samples,
-    /// What the machine's host took meanwhile.
+    /// Share of the processors' time that the hypervisor stole meanwhile.
     pub stolen_percent: f64,
 }
 
-/// What is left of a contender's rounds in one row.
+/// The medians of a contender's rounds for one workload.
 #[derive(Debug, Serialize)]
 pub struct Median {
-    pub row: Row,
+    pub row: Workload,
     pub contender: Contender,
     pub unit: &'static str,
     pub value: Option<Spread>,
@@ -52,9 +52,9 @@ pub struct Median {
     pub to_ipvs: Option<Spread>,
 }
 
-/// Returns the medians of every contender in every row.
+/// Returns the medians of every contender for every workload.
 pub fn medians(samples: &Samples, contenders: &[Contender]) -> Vec<Median> {
-    let rows = Row::ALL.into_iter().filter(|row| samples.has(*row));
+    let rows = Workload::ALL.into_iter().filter(|row| samples.has(*row));
     rows.flat_map(|row| {
         contenders.iter().map(move |contender| {
             let to = |base| samples.ratios(row, *contender, base);
@@ -76,13 +76,13 @@ pub fn medians(samples: &Samples, contenders: &[Contender]) -> Vec<Median> {
 }
 
 impl Report {
-    /// Returns the report for people.
+    /// Returns the report as text.
     pub fn text(&self) -> String {
         let mut text = self.heading();
         if !self.medians.is_empty() {
             text += &self.method();
         }
-        for row in Row::ALL {
+        for row in Workload::ALL {
             if self.samples.has(row) {
                 text += &self.row(row);
             }
@@ -105,8 +105,8 @@ impl Report {
             ..
         } = &self.machine;
         let mut text = format!(
-            "\nLinux {kernel}, {processors} × {processor}; others used {busy_before_percent:.0} % of them just \
-             before, the host {:.1} % meanwhile\n",
+            "\nLinux {kernel}, {processors} × {processor}; load before the measurement {busy_before_percent:.0} %, stolen \
+             by the hypervisor {:.1} %\n",
             self.stolen_percent
         );
         for (contender, interfaces) in &self.attachment {
@@ -121,7 +121,7 @@ impl Report {
     }
 
     fn method(&self) -> String {
-        let noise = Row::ALL.into_iter().filter_map(|row| {
+        let noise = Workload::ALL.into_iter().filter_map(|row| {
             let Spread {
                 median,
                 least,
@@ -137,14 +137,14 @@ impl Report {
         let noise: Vec<String> = noise.collect();
         if self.rounds > 1 && !noise.is_empty() {
             text += &format!(
-                "no balancer at all swung about its own median by {}\n",
+                "no balancer: rounds differ from the median by {}\n",
                 noise.join(", ")
             );
         }
         text
     }
 
-    fn row(&self, row: Row) -> String {
+    fn row(&self, row: Workload) -> String {
         let rare = |contender, title| self.contenders.contains(&contender).then_some(title);
         let nginx = rare(Contender::Nginx2018, "of nginx 2018");
         let ipvs = rare(Contender::Ipvs, "of IPVS");
@@ -192,13 +192,7 @@ impl Report {
         if self.expectations.is_empty() {
             return String::new();
         }
-        let mut table = Table::new(&[
-            "expected at the least",
-            "expected",
-            "measured",
-            "from–to",
-            "",
-        ]);
+        let mut table = Table::new(&["expected minimum", "expected", "measured", "from–to", ""]);
         for comparison in &self.expectations {
             table.row([
                 format!(
@@ -221,7 +215,7 @@ impl Report {
             return String::new();
         };
         format!(
-            "\n  worker cut off without a word: longest gap of a client asking every 10 ms {:.0} ms \
+            "\n  link of the worker cut: longest outage of a client that sends a request every 10 ms {:.0} ms \
              (median of {}), {:.0} ms at worst; expected at most {} ms: {}\n",
             outage.spread.median,
             outage.longest_gaps_ms.len(),
@@ -258,7 +252,7 @@ impl Report {
     }
 }
 
-/// Returns the ratio that `median` should reach, if there is one.
+/// Returns the minimum of the ratio of `median` to no balancer, if there is one.
 pub fn goal(median: &Median) -> Option<f64> {
     expectation::at_least(median.contender, median.row, Contender::Direct)
 }

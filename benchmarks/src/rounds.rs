@@ -1,5 +1,5 @@
-//! The comparison: every contender in every round, so that what disturbs the
-//! machine meets all alike, and only ratios within a round are compared.
+//! The comparison: every round measures every contender, and only ratios within a round are compared, so that disturbances
+//! of the machine affect all contenders alike.
 
 use std::time::Duration;
 
@@ -15,13 +15,13 @@ use super::{
 };
 use xtask::{interrupt::Interrupt, workspace::say};
 
-/// As many connections as the comparison is made with.
+/// Connections of wrk.
 pub const CONNECTIONS: usize = 64;
 
-/// What is measured of every contender.
+/// A load of the comparison.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ValueEnum)]
 #[serde(rename_all = "kebab-case")]
-pub enum Row {
+pub enum Workload {
     /// Small pages over connections that are kept alive
     KeptAlive,
     /// Small pages over one connection each
@@ -30,7 +30,7 @@ pub enum Row {
     Bulk,
 }
 
-impl Row {
+impl Workload {
     pub const ALL: [Self; 3] = [Self::KeptAlive, Self::OneEach, Self::Bulk];
 
     pub fn label(self) -> &'static str {
@@ -71,10 +71,10 @@ impl Row {
 /// One measurement.
 #[derive(Debug, Clone, Serialize)]
 pub struct Sample {
-    pub row: Row,
+    pub row: Workload,
     pub contender: Contender,
     pub round: usize,
-    /// In the row's unit.
+    /// In the workload's unit.
     pub value: f64,
     #[serde(flatten)]
     pub figures: Figures,
@@ -86,10 +86,10 @@ pub struct Sample {
 pub struct Samples(Vec<Sample>);
 
 impl Samples {
-    /// Measures every row of every laboratory in each of so many `rounds`.
+    /// Measures every workload in every laboratory once in each of the `rounds`.
     pub fn measure(
         laboratories: &[Laboratory],
-        rows: &[Row],
+        rows: &[Workload],
         rounds: usize,
         duration: Duration,
         wrk: &Wrk,
@@ -102,7 +102,7 @@ impl Samples {
         for round in 0..rounds {
             say(format!("round {} of {rounds}", round + 1));
             for row in rows {
-                // A drift of the machine favours the first in one round and the last in the next.
+                // Alternating order, so that a drift of the machine favours no contender.
                 let mut turn: Vec<&Laboratory> = laboratories.iter().collect();
                 if round % 2 == 1 {
                     turn.reverse();
@@ -124,35 +124,35 @@ impl Samples {
         Ok(samples)
     }
 
-    pub fn of(&self, row: Row, contender: Contender) -> impl Iterator<Item = &Sample> {
+    pub fn of(&self, row: Workload, contender: Contender) -> impl Iterator<Item = &Sample> {
         self.0
             .iter()
             .filter(move |sample| (sample.row, sample.contender) == (row, contender))
     }
 
-    pub fn has(&self, row: Row) -> bool {
+    pub fn has(&self, row: Workload) -> bool {
         self.0.iter().any(|sample| sample.row == row)
     }
 
-    pub fn values(&self, row: Row, contender: Contender) -> Option<Spread> {
+    pub fn values(&self, row: Workload, contender: Contender) -> Option<Spread> {
         Spread::of(self.of(row, contender).map(|sample| sample.value))
     }
 
-    pub fn p99_ms(&self, row: Row, contender: Contender) -> Option<Spread> {
+    pub fn p99_ms(&self, row: Workload, contender: Contender) -> Option<Spread> {
         Spread::of(
             self.of(row, contender)
                 .map(|sample| sample.figures.p99_us as f64 / 1e3),
         )
     }
 
-    pub fn errors(&self, row: Row, contender: Contender) -> u64 {
+    pub fn errors(&self, row: Workload, contender: Contender) -> u64 {
         self.of(row, contender)
             .map(|sample| sample.figures.errors.total())
             .sum()
     }
 
     /// Returns how `contender` compares with `base`, round by round.
-    pub fn ratios(&self, row: Row, contender: Contender, base: Contender) -> Option<Spread> {
+    pub fn ratios(&self, row: Workload, contender: Contender, base: Contender) -> Option<Spread> {
         let ratios = self.of(row, contender).filter_map(|sample| {
             let base = self
                 .of(row, base)
@@ -166,7 +166,7 @@ impl Samples {
 /// Measures one contender once.
 pub fn measure(
     laboratory: &Laboratory,
-    row: Row,
+    row: Workload,
     duration: Duration,
     wrk: &Wrk,
 ) -> Result<Figures> {

@@ -1,28 +1,20 @@
-//! Builds and starts the benchmarks in `benches`: of the programs themselves, packet by
-//! packet, of the manager, and of many connections.
+//! Builds and starts the benchmarks in `benches`: of single packets, of the manager, and of many connections.
 
-use std::{
-    path::{Path, PathBuf},
-    process::{Command, Stdio},
-};
+use std::{path::Path, process::Command};
 
-use anyhow::{Context, Result, ensure};
-use memlb_tests::{
-    cluster::BINARY,
-    command::{line, run},
-};
-use serde_json::Value;
+use anyhow::Result;
+use memlb_tests::{cluster::BINARY, command::run};
 
 use xtask::{
     build_ebpf,
     privilege::{as_root, become_command},
-    workspace,
+    test_binaries::build_benchmark,
 };
 
 /// Measures packets in so many `rounds`.
 pub fn of_packets(rounds: u16, json: Option<&Path>) -> Result<()> {
     build_ebpf::build_ebpf()?;
-    let mut benchmark = as_root(build("packet")?);
+    let mut benchmark = as_root(build_benchmark("packet")?);
     benchmark.args(["--bench", "--rounds", &rounds.to_string()]);
     measure(benchmark, json)
 }
@@ -32,18 +24,18 @@ pub fn of_the_manager(memlb: &Path, json: Option<&Path>) -> Result<()> {
     let mut benchmark = as_root("env");
     benchmark
         .arg(format!("{BINARY}={}", memlb.display()))
-        .arg(build("control")?)
+        .arg(build_benchmark("control")?)
         .arg("--bench");
     measure(benchmark, json)
 }
 
-/// Measures connections through this binary, with further `arguments`. Returns only when that fails:
-/// the benchmark takes its laboratories down itself when it is interrupted.
+/// Measures connections through this binary, with further `arguments`. Returns only on failure: the benchmark replaces this
+/// process, because it removes its laboratories itself on an interrupt.
 pub fn of_connections(memlb: &Path, arguments: &[String], json: Option<&Path>) -> Result<()> {
     let mut benchmark = as_root("env");
     benchmark
         .arg(format!("{BINARY}={}", memlb.display()))
-        .arg(build("load")?)
+        .arg(build_benchmark("load")?)
         .arg("--bench")
         .args(arguments);
     if let Some(file) = json {
@@ -57,28 +49,4 @@ fn measure(mut benchmark: Command, json: Option<&Path>) -> Result<()> {
         benchmark.arg("--json").arg(file);
     }
     run(&mut benchmark)
-}
-
-/// Builds as the user what root then runs.
-pub fn build(name: &str) -> Result<PathBuf> {
-    let mut cargo = workspace::cargo();
-    cargo
-        .args(["bench", "--package=memlb-benchmarks", "--bench", name])
-        .args(["--no-run", "--message-format=json-render-diagnostics"])
-        .stderr(Stdio::inherit());
-    let output = cargo
-        .output()
-        .with_context(|| format!("start `{}`", line(&cargo)))?;
-    ensure!(
-        output.status.success(),
-        "`{}` ended with {}",
-        line(&cargo),
-        output.status
-    );
-    String::from_utf8_lossy(&output.stdout)
-        .lines()
-        .filter_map(|message| serde_json::from_str::<Value>(message).ok())
-        .filter(|message| message["target"]["name"] == name)
-        .find_map(|message| Some(message["executable"].as_str()?.into()))
-        .with_context(|| format!("`{}` built no benchmark", line(&cargo)))
 }

@@ -10,7 +10,7 @@ pub struct Spread {
 }
 
 impl Spread {
-    /// Returns `None` of nothing.
+    /// Returns `None` if there are no values.
     pub fn of(values: impl IntoIterator<Item = f64>) -> Option<Self> {
         let mut values: Vec<f64> = values.into_iter().collect();
         values.sort_by(f64::total_cmp);

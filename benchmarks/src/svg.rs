@@ -1,4 +1,4 @@
-//! What pictures are drawn with.
+//! Drawing of SVG pictures.
 
 use std::fmt::Write;
 

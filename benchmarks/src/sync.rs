@@ -1,10 +1,11 @@
-//! memlb's peers beside IPVS's sync daemon: what a sudden death loses, in an emulated machine whose kernel has IPVS. There,
-//! this very program measures.
+//! Compares memlb's peers with IPVS's sync daemon: the connections that a crash loses, in an emulated machine whose kernel
+//! has IPVS. This program measures there.
 
 use std::{env, fmt, net::Ipv4Addr, net::SocketAddrV4, path::Path, time::Duration};
 
 use anyhow::{Context, Result};
 use memlb_tests::{
+    balancers::balance_by_ipvs,
     command::output,
     load::{Server, raise_open_files},
     namespace::unique_prefix,
@@ -12,14 +13,13 @@ use memlb_tests::{
         LOAD_PORT, Pair, PairNetwork, PairOptions, SERVICE_ADDRESS, Side, nat_source,
         worker_address,
     },
-    peers::balance_by_ipvs,
 };
 use serde::Serialize;
 use serde_json::Value;
 
 use super::{
     emulated::{self, REPORT},
-    pair::Death,
+    pair::Crash,
     table::Table,
 };
 use xtask::{kernels::Load, packages::Tool, tools};
@@ -39,35 +39,32 @@ const DEADLINE: Duration = Duration::from_secs(60 * 60);
 /// Connections a second, each of which lives for three seconds.
 const RATES: [u32; 2] = [100, 500];
 const WORKERS: usize = 2;
-/// By which workers answer clients in IPVS's translation. It moves with the service address.
+/// The workers' gateway in IPVS's NAT. It moves with the service address.
 const GATEWAY: Ipv4Addr = Ipv4Addr::new(192, 168, 57, 100);
-/// Verifying the programs takes an emulated processor long.
+/// The verifier takes long in an emulated machine.
 const PATIENCE: Duration = Duration::from_secs(240);
 
-/// What a sudden death loses.
+/// The connections that a crash loses.
 #[derive(Debug, Serialize)]
-pub struct Compared(Vec<Row>);
+pub struct Compared(Vec<SyncRow>);
 
 #[derive(Debug, Serialize)]
-struct Row {
+struct SyncRow {
     who: &'static str,
     per_second: u32,
-    death: Death,
+    crash: Crash,
 }
 
 /// Boots the machine and compares there. Returns the table and the report.
 ///
 /// # Errors
-/// When the machine cannot be made, or the comparison fails there.
+/// The machine cannot be made, or the comparison failed there.
 pub fn compare(memlb: &Path) -> Result<(String, Value)> {
     let here = env::current_exe().context("find this program")?;
     let load = Load {
-        memlb,
         modules: MODULES,
         programs: PROGRAMS,
-        files: Vec::new(),
-        tasks: vec![(TASK, &here)],
-        script: format!("{TASK} sync {REPORT}\n"),
+        ..Load::of_task(memlb, TASK, &here, &format!("sync {REPORT}"))
     };
     emulated::run(TASK, &load, DEADLINE)
 }
@@ -75,27 +72,27 @@ pub fn compare(memlb: &Path) -> Result<(String, Value)> {
 /// Measures memlb and IPVS in turn, in the machine.
 ///
 /// # Errors
-/// When one of them cannot be set up, or a client fails.
+/// The setup of one of them or a client failed.
 pub fn measure() -> Result<Compared> {
     raise_open_files()?;
     let mut rows = Vec::new();
     for per_second in RATES {
         for (who, measure) in [
-            ("memlb", of_memlb as fn(u32) -> Result<Death>),
+            ("memlb", of_memlb as fn(u32) -> Result<Crash>),
             ("IPVS, sync daemon", of_ipvs),
         ] {
-            let death = measure(per_second).with_context(|| format!("measure {who}"))?;
-            rows.push(Row {
+            let crash = measure(per_second).with_context(|| format!("measure {who}"))?;
+            rows.push(SyncRow {
                 who,
                 per_second,
-                death,
+                crash,
             });
         }
     }
     Ok(Compared(rows))
 }
 
-fn of_memlb(per_second: u32) -> Result<Death> {
+fn of_memlb(per_second: u32) -> Result<Crash> {
     let pair = Pair::start(&PairOptions {
         peers: true,
         keepalived: false,
@@ -106,11 +103,11 @@ fn of_memlb(per_second: u32) -> Result<Death> {
     pair.network.take_over(0, &sources)?;
     pair.wait_until_complete(PATIENCE)?;
     let moves = || pair.network.take_over(1, &sources);
-    Death::of(&pair.network, per_second, true, moves)
+    Crash::of(&pair.network, per_second, true, moves)
 }
 
-/// IPVS with its settings as they are.
-fn of_ipvs(per_second: u32) -> Result<Death> {
+/// IPVS with its default settings.
+fn of_ipvs(per_second: u32) -> Result<Crash> {
     let network = PairNetwork::create(&unique_prefix(), 2, WORKERS)?;
     let mut servers = Vec::new();
     for worker in &network.workers {
@@ -123,7 +120,7 @@ fn of_ipvs(per_second: u32) -> Result<Death> {
     }
     network.take_over(0, &[GATEWAY])?;
     let moves = || network.take_over(1, &[GATEWAY]);
-    Death::of(&network, per_second, true, moves)
+    Crash::of(&network, per_second, true, moves)
 }
 
 fn balance(network: &PairNetwork, index: usize, role: &str) -> Result<()> {
@@ -140,14 +137,14 @@ fn balance(network: &PairNetwork, index: usize, role: &str) -> Result<()> {
 
 impl fmt::Display for Compared {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut table = Table::new(&Death::COLUMNS);
-        for Row {
+        let mut table = Table::new(&Crash::COLUMNS);
+        for SyncRow {
             who,
             per_second,
-            death,
+            crash,
         } in &self.0
         {
-            table.row(death.row(format!("{per_second}/s, {who}")));
+            table.row(crash.row(format!("{per_second}/s, {who}")));
         }
         table.fmt(f)
     }

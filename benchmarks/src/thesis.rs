@@ -1,7 +1,6 @@
 //! Repeats the experiment of 2018 and prints it beside its published figures.
 
 use std::{
-    fs,
     path::Path,
     thread,
     time::{Duration, Instant},
@@ -24,7 +23,7 @@ const CONTENDERS: [Contender; 2] = [Contender::Nginx2018, Contender::MemlbTc];
 const ASK_INTERVAL: Duration = Duration::from_millis(50);
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// What the thesis says of one number of clients; two figures are those of the two workers.
+/// The thesis's figures for one number of clients; pairs are of the two workers.
 struct Published {
     clients: usize,
     cpu_percent: [f64; 2],
@@ -53,11 +52,11 @@ const PUBLISHED: [Published; 3] = [
     },
 ];
 
-/// What must be known to compare the two.
+/// How the published and the new figures differ.
 pub const NOTE: &str = "  published: of whole virtual machines with 700 MB each; here: of the workers' nginx \
 processes alone, CPU in % of one processor\n";
 
-/// The same, measured here.
+/// The figures that were measured here.
 #[derive(Debug, Serialize)]
 pub struct Measured {
     pub contender: Contender,
@@ -67,11 +66,11 @@ pub struct Measured {
     pub megabits_per_second: f64,
     pub requests_per_second: f64,
     pub failed_requests: u64,
-    /// Which page was served, and how often in a row.
+    /// The pages that were served, each with the number of times in a row.
     pub pages: Vec<(String, usize)>,
 }
 
-/// Repeats it with the system of 2018 and with memlb.
+/// Repeats the experiment with the system of 2018 and with memlb.
 pub fn measure(
     directory: &Path,
     duration: Duration,
@@ -196,21 +195,15 @@ fn processor_times(laboratory: &Laboratory) -> Result<[Duration; 2]> {
 }
 
 fn resident_mb(laboratory: &Laboratory) -> Result<[f64; 2]> {
-    of_both(laboratory, |pid| {
-        let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-        let kib = line.and_then(|rest| rest.split_whitespace().next());
-        let kib: f64 = kib.context("no VmRSS")?.parse()?;
-        Ok(kib * 1024.0 / 1e6)
-    })
+    of_both(laboratory, |pid| Ok(processor::resident(pid)? as f64 / 1e6))
 }
 
-fn of_both<T>(laboratory: &Laboratory, look: impl Fn(u32) -> Result<T>) -> Result<[T; 2]> {
-    let look = |index: usize| {
+fn of_both<T>(laboratory: &Laboratory, read: impl Fn(u32) -> Result<T>) -> Result<[T; 2]> {
+    let read_worker = |index: usize| {
         let server = laboratory.servers().get(index).context("two workers")?;
-        look(server.process.pid()).context("look at a worker's nginx")
+        read(server.process.pid()).context("read /proc of a worker's nginx")
     };
-    Ok([look(0)?, look(1)?])
+    Ok([read_worker(0)?, read_worker(1)?])
 }
 
 fn runs(report: &Report) -> Vec<(String, usize)> {

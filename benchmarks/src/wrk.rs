@@ -1,4 +1,4 @@
-//! Load by wrk, and what it measured.
+//! Load by wrk, and its results.
 
 use std::{
     fs,
@@ -15,20 +15,20 @@ use serde::{Deserialize, Serialize};
 /// The large body's name on every worker.
 pub const BULK_PATH: &str = "/1MiB";
 
-/// As many as this machine class has processors; the server and the packet path share them.
+/// One for each processor; the servers and the packet path share them.
 const THREADS: usize = 2;
 
-/// What wrk shall ask for.
+/// The load of wrk.
 #[derive(Debug, Clone, Copy)]
 pub struct Load {
     pub connections: usize,
     pub duration: Duration,
-    /// One connection for each request instead of keeping them alive.
+    /// One connection for each request, without keep-alive.
     pub one_each: bool,
     pub path: &'static str,
 }
 
-/// What wrk saw.
+/// The results of wrk.
 #[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
 pub struct Figures {
     pub requests: u64,
@@ -71,17 +71,17 @@ impl Errors {
     }
 }
 
-/// wrk with the script that makes its summary readable to programs.
+/// wrk with the script that prints its summary as JSON.
 #[derive(Debug, Clone)]
 pub struct Wrk {
     script: PathBuf,
 }
 
 impl Wrk {
-    /// Puts the script into `directory`.
+    /// Writes the script to `directory`.
     ///
     /// # Errors
-    /// When that cannot be written to.
+    /// The script cannot be written.
     pub fn prepare(directory: &Path) -> Result<Self> {
         let script = directory.join("wrk.lua");
         fs::write(&script, include_str!("wrk.lua"))
@@ -89,16 +89,15 @@ impl Wrk {
         Ok(Self { script })
     }
 
-    /// Puts `load` on `server` from inside `client` and returns what came of it.
+    /// Runs `load` against `server` from inside `client`, and returns the results.
     ///
     /// # Errors
-    /// When wrk fails, as it does without a listener.
+    /// wrk failed, for example because nothing listens.
     pub fn measure(&self, client: &Namespace, server: SocketAddr, load: Load) -> Result<Figures> {
         figures(&output(&mut self.command(client, server, load))?)
     }
 
-    /// Returns the command that puts `load` on `server` from inside `client`;
-    /// SIGINT ends it early, with its summary.
+    /// Returns the command of [`Self::measure`]. SIGINT ends wrk early, with its summary.
     pub fn command(&self, client: &Namespace, server: SocketAddr, load: Load) -> Command {
         let Load {
             connections,
@@ -120,10 +119,10 @@ impl Wrk {
     }
 }
 
-/// Finds the summary in what wrk printed.
+/// Finds the summary in the output of wrk.
 ///
 /// # Errors
-/// When there is none.
+/// There is none.
 pub fn figures(printed: &str) -> Result<Figures> {
     let line = printed.lines().find(|line| line.starts_with('{'));
     line.and_then(|line| serde_json::from_str(line).ok())

@@ -5,6 +5,7 @@
 //! is made of can be had singly. Everything is taken down when dropped, the
 //! last made first, so that a test that fails or panics leaves nothing behind.
 
+pub mod balancers;
 pub mod cli;
 pub mod client;
 pub mod cluster;
@@ -26,7 +27,6 @@ pub mod notice;
 pub mod observe;
 pub mod pair;
 pub mod paths;
-pub mod peers;
 pub mod privilege;
 pub mod probe;
 pub mod process;

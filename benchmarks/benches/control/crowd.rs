@@ -1,5 +1,4 @@
-//! A thousand workers that sign, spoken for by one thread and one socket: cheap enough to stand beside
-//! what is measured.
+//! Signed heartbeats of a thousand workers, from one thread and one socket, so that they cost little beside the manager.
 
 use std::{
     collections::VecDeque,
@@ -24,14 +23,14 @@ pub const WORKERS: usize = 1_000;
 /// The agents' default.
 pub const INTERVAL: Duration = Duration::from_millis(100);
 
-/// The sender of all their heartbeats.
+/// The sender of all heartbeats.
 #[derive(Debug)]
 pub struct Crowd {
     keys: KeyRing,
-    /// In the order of their turns.
-    voices: VecDeque<SignedWorker>,
+    /// In the order of their next heartbeats.
+    workers: VecDeque<SignedWorker>,
     socket: UdpSocket,
-    /// One address, one nonce: whichever worker is answered.
+    /// The last nonce; the manager's nonces are for an address, not for a worker.
     nonce: Option<Nonce>,
     sent: u64,
 }
@@ -41,15 +40,15 @@ struct SignedWorker {
     key: Key,
     seq: u64,
     due: Instant,
-    spoke: SystemTime,
+    last_sent: SystemTime,
 }
 
 impl Crowd {
-    /// Starts a manager with one service of all of them, and sends nothing yet.
+    /// Starts a manager with one service of all workers. Sends nothing yet.
     ///
     /// # Errors
     ///
-    /// Says what of it does not start.
+    /// The manager does not start.
     pub fn start(policy: &str) -> Result<(Cluster, Self)> {
         let (mut workers, mut lines) = (String::new(), String::new());
         for number in 0..WORKERS {
@@ -88,17 +87,17 @@ impl Crowd {
         socket.connect(cluster.heartbeat_address())?;
         socket.set_nonblocking(true)?;
         let (start, step) = (Instant::now(), INTERVAL / WORKERS as u32);
-        let voices = (0..WORKERS).map(|number| {
+        let workers = (0..WORKERS).map(|number| {
             Some(SignedWorker {
                 key: keys.of_worker(&name(number)).next()?.clone(),
                 seq: 0,
                 // Agents start at any time.
                 due: start + step * number as u32,
-                spoke: SystemTime::UNIX_EPOCH,
+                last_sent: SystemTime::UNIX_EPOCH,
             })
         });
         let crowd = Self {
-            voices: voices.collect::<Option<_>>().context("a key for each")?,
+            workers: workers.collect::<Option<_>>().context("a key for each")?,
             keys,
             socket,
             nonce: None,
@@ -107,11 +106,11 @@ impl Crowd {
         Ok((cluster, crowd))
     }
 
-    /// Speaks for everybody, each at its time, for so long.
+    /// Sends each worker's heartbeats at their times, for `duration`.
     ///
     /// # Errors
     ///
-    /// Says why no heartbeat can be made.
+    /// A heartbeat cannot be encoded.
     pub fn send_for(&mut self, duration: Duration) -> Result<()> {
         let end = Instant::now() + duration;
         loop {
@@ -119,49 +118,52 @@ impl Crowd {
             if now >= end {
                 return Ok(());
             }
-            self.listen();
-            while self.voices.front().is_some_and(|voice| voice.due <= now) {
-                self.say(now)?;
+            self.receive_nonces();
+            while self.workers.front().is_some_and(|worker| worker.due <= now) {
+                self.send_next(now)?;
             }
-            let next = self.voices.front().map_or(end, |voice| voice.due.min(end));
+            let next = self
+                .workers
+                .front()
+                .map_or(end, |worker| worker.due.min(end));
             thread::sleep(next.saturating_duration_since(Instant::now()));
         }
     }
 
-    /// Lets the one that has just spoken fall silent; returns its name and when that was.
-    pub fn silence_one(&mut self) -> Option<(String, SystemTime)> {
-        let voice = self.voices.pop_back()?;
-        Some((voice.key.worker().to_owned(), voice.spoke))
+    /// Stops the worker that sent last. Returns its name and the time of its last heartbeat.
+    pub fn stop_one(&mut self) -> Option<(String, SystemTime)> {
+        let worker = self.workers.pop_back()?;
+        Some((worker.key.worker().to_owned(), worker.last_sent))
     }
 
     pub fn sent(&self) -> u64 {
         self.sent
     }
 
-    fn say(&mut self, now: Instant) -> Result<()> {
-        let Some(mut voice) = self.voices.pop_front() else {
+    fn send_next(&mut self, now: Instant) -> Result<()> {
+        let Some(mut worker) = self.workers.pop_front() else {
             return Ok(());
         };
-        voice.seq += 1;
-        // Who is late by more than a beat leaves it out.
-        voice.due = (voice.due + INTERVAL).max(now);
-        // Another figure each time, as of a machine that works.
-        let available_bytes = (400 << 20) - ((voice.seq % 256) << 12);
-        let mut heartbeat = heartbeat(voice.key.worker(), voice.seq, INTERVAL, available_bytes);
+        worker.seq += 1;
+        // A worker that is late by more than an interval skips a heartbeat.
+        worker.due = (worker.due + INTERVAL).max(now);
+        // A different figure each time, as of a busy machine.
+        let available_bytes = (400 << 20) - ((worker.seq % 256) << 12);
+        let mut heartbeat = heartbeat(worker.key.worker(), worker.seq, INTERVAL, available_bytes);
         heartbeat.nonce = self.nonce;
         let datagram = heartbeat
-            .encode_signed(&voice.key)
+            .encode_signed(&worker.key)
             .map_err(|refusal| anyhow::anyhow!("encode a heartbeat: {refusal}"))?;
-        // What the kernel has no room for is lost, as on a network.
+        // A datagram for which the kernel has no room is lost, as on a network.
         if self.socket.send(&datagram).is_ok() {
             self.sent += 1;
-            voice.spoke = SystemTime::now();
+            worker.last_sent = SystemTime::now();
         }
-        self.voices.push_back(voice);
+        self.workers.push_back(worker);
         Ok(())
     }
 
-    fn listen(&mut self) {
+    fn receive_nonces(&mut self) {
         let mut buffer = [0; 1_200];
         while let Ok(length) = self.socket.recv(&mut buffer) {
             let id = buffer.get(11..19).and_then(KeyId::parse);
@@ -200,11 +202,11 @@ pub fn heartbeat(worker: &str, seq: u64, interval: Duration, available_bytes: u6
     }
 }
 
-/// Returns what the manager has used of processors so far.
+/// Returns the processor time of the manager.
 ///
 /// # Errors
 ///
-/// Says that no manager runs.
+/// No manager runs.
 pub fn processor_time(cluster: &Cluster) -> Result<Duration> {
     let manager = cluster.manager.as_ref().context("a manager runs")?;
     let stat = fs::read_to_string(format!("/proc/{}/stat", manager.pid()))?;
@@ -215,7 +217,7 @@ pub fn processor_time(cluster: &Cluster) -> Result<Duration> {
         .split_whitespace()
         .collect();
     let ticks = |field: usize| fields.get(field).and_then(|it| it.parse::<u64>().ok());
-    // Ten milliseconds each, for every program of this kernel.
+    // USER_HZ is 100 on all supported architectures.
     let (user, system) = (ticks(11).context("utime")?, ticks(12).context("stime")?);
     Ok(Duration::from_millis(10) * u32::try_from(user + system)?)
 }

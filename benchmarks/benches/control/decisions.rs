@@ -1,4 +1,4 @@
-//! A thousand decisions a second, each written to the maps, under clients that ask without pause.
+//! A thousand decisions a second, each written to the maps, while clients send requests without pause.
 
 use std::{
     collections::BTreeSet,
@@ -13,7 +13,7 @@ use memlb_tests::{Cluster, ClusterOptions, Connection, Probe, cluster::worker_na
 
 use crate::crowd::heartbeat;
 
-/// At the pace of the decisions themselves: each is met by a new connection.
+/// Interval of decisions and of new connections, so that each decision gets one.
 const INTERVAL: Duration = Duration::from_millis(1);
 
 const DURATION: Duration = Duration::from_secs(10);
@@ -29,11 +29,11 @@ pub struct Outcome {
     pub failures: Vec<String>,
 }
 
-/// Lets one worker's memory go up and down beyond the threshold with every heartbeat.
+/// Changes one worker's memory beyond the threshold with every heartbeat.
 ///
 /// # Errors
 ///
-/// Says what does not start, or that the decisions were not felt.
+/// A part does not start, or the decisions have no effect.
 pub fn measure() -> Result<Outcome> {
     let cluster = Cluster::start(&ClusterOptions {
         agents: false,
@@ -47,7 +47,7 @@ pub fn measure() -> Result<Outcome> {
     let socket = host.enter(|| UdpSocket::bind("0.0.0.0:0"))??;
     socket.connect(cluster.heartbeat_address())?;
     let mut seq = 0;
-    let mut say = || -> Result<()> {
+    let mut send = || -> Result<()> {
         let moving = if seq % 2 == 0 { 600 } else { 200 };
         for (index, available_mib) in [(0, moving), (1, 400)] {
             let datagram =
@@ -57,7 +57,7 @@ pub fn measure() -> Result<Outcome> {
         seq += 1;
         Ok(())
     };
-    say()?;
+    send()?;
     wait_until(SOON, "a worker to serve", || {
         cluster.page().is_ok_and(|page| page.starts_with("Worker"))
     })?;
@@ -67,35 +67,39 @@ pub fn measure() -> Result<Outcome> {
     let probe = Probe::start(client, cluster.service(), INTERVAL, PATIENCE)?;
     let (server, over) = (cluster.service(), AtomicBool::new(false));
     let (spoken, kept) = thread::scope(|scope| -> Result<_> {
-        let asking = scope.spawn(|| client.enter(|| keep_asking(server, &over)));
+        let clients = scope.spawn(|| client.enter(|| send_requests(server, &over)));
         let started = Instant::now();
         let mut due = started;
         let spoken = loop {
             if started.elapsed() >= DURATION {
                 break Ok(started.elapsed());
             }
-            if let Err(error) = say() {
+            if let Err(error) = send() {
                 break Err(error);
             }
             due += INTERVAL;
             thread::sleep(due.saturating_duration_since(Instant::now()));
         };
         over.store(true, Ordering::Relaxed);
-        let kept = asking.join().map_err(|_| anyhow!("a client panicked"))??;
+        let kept = clients.join().map_err(|_| anyhow!("a client panicked"))??;
         Ok((spoken?, kept))
     })?;
     let report = probe.stop()?;
-    wait_until(SOON, "the decisions to be told", || {
+    wait_until(SOON, "the events of the decisions", || {
         decided().is_ok_and(|now| now - before + 100 >= spoken.as_millis() as usize)
     })
     .with_context(|| format!("{:?} of them in {spoken:?}", decided()))?;
     let pages: BTreeSet<&str> = report
         .requests
         .iter()
-        .filter_map(|ask| ask.page())
+        .filter_map(|request| request.page())
         .collect();
     let mut failures: Vec<String> = kept.1;
-    failures.extend(report.failures().filter_map(|ask| ask.answer.clone().err()));
+    failures.extend(
+        report
+            .failures()
+            .filter_map(|request| request.answer.clone().err()),
+    );
     let strange = pages.iter().filter(|page| !page.starts_with("Worker"));
     failures.extend(strange.map(|page| format!("the page was {page}")));
     anyhow::ensure!(pages.len() > 1, "new connections saw {pages:?} only");
@@ -107,13 +111,13 @@ pub fn measure() -> Result<Outcome> {
     })
 }
 
-/// Asks over connections that are kept alive; returns how often and what failed.
-fn keep_asking(server: SocketAddr, over: &AtomicBool) -> (usize, Vec<String>) {
+/// Sends requests over kept-alive connections. Returns their number and the failures.
+fn send_requests(server: SocketAddr, over: &AtomicBool) -> (usize, Vec<String>) {
     let ask = || {
         let (mut requests, mut failures) = (0, Vec::new());
         while !over.load(Ordering::Relaxed) {
             let answered = Connection::open_here(server, PATIENCE).and_then(|mut connection| {
-                // As many as nginx lets one connection ask, about.
+                // About as many as nginx accepts on one connection.
                 for _ in 0..500 {
                     if over.load(Ordering::Relaxed) {
                         break;

@@ -1,5 +1,5 @@
-//! What the manager costs with a thousand workers that sign ten times a second, how late one's death
-//! is noticed among them, and whether a thousand decisions a second break anything.
+//! The manager's processor share with a thousand workers that send ten signed heartbeats a second, the delay until it marks
+//! one of them as down, and failed requests during a thousand decisions a second.
 //!
 //! `cargo xtask bench control` builds and starts this.
 
@@ -18,20 +18,20 @@ use serde_json::{Value, json};
 
 use crate::crowd::{Crowd, WORKERS, processor_time};
 
-/// Until every worker is up, and the first nonces have gone round.
+/// Until every worker is up, and nonces are in use.
 const WARM_UP: Duration = Duration::from_secs(3);
 
 const MEASURED: Duration = Duration::from_secs(10);
-const DEATHS: usize = 20;
-const BETWEEN_DEATHS: Duration = Duration::from_millis(230);
+const STOPPED_WORKERS: usize = 20;
+const STOP_INTERVAL: Duration = Duration::from_millis(230);
 
 /// memlb's default.
 const DOWN_AFTER: Duration = Duration::from_millis(1_500);
 
-const MOST_SHARE: f64 = 0.2;
-const MOST_LATE: Duration = Duration::from_millis(20);
+const MAX_SHARE: f64 = 0.2;
+const MAX_DELAY: Duration = Duration::from_millis(20);
 
-/// One figure, and what it may be at most.
+/// One figure, and its highest accepted value.
 #[derive(Debug)]
 struct Figure {
     what: String,
@@ -69,7 +69,7 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// A thousand workers live, and then some of them die, one after the other.
+/// Measures with a thousand live workers, then stops some of them in sequence.
 fn crowd_under(policy: &str) -> Result<[Figure; 2]> {
     let (cluster, mut crowd) = Crowd::start(policy)?;
     crowd.send_for(WARM_UP)?;
@@ -77,65 +77,67 @@ fn crowd_under(policy: &str) -> Result<[Figure; 2]> {
         let accepted = cluster.status()?["heartbeats"]["accepted"].as_u64();
         accepted.context("the manager counts heartbeats")
     };
-    let (heard, sent) = (accepted()?, crowd.sent());
+    let (received, sent) = (accepted()?, crowd.sent());
     let (cost, begun) = (processor_time(&cluster)?, Instant::now());
     crowd.send_for(MEASURED)?;
     let cost = processor_time(&cluster)? - cost;
     let seconds = begun.elapsed().as_secs_f64();
     let share = cost.as_secs_f64() / seconds;
-    let (heard, sent) = (accepted()? - heard, crowd.sent() - sent);
-    let rate = heard as f64 / seconds;
+    let (received, sent) = (accepted()? - received, crowd.sent() - sent);
+    let rate = received as f64 / seconds;
     ensure!(
-        heard + 100 >= sent,
-        "{heard} of {sent} heartbeats were accepted"
+        received + 100 >= sent,
+        "{received} of {sent} heartbeats were accepted"
     );
-    let late = deaths(&cluster, &mut crowd)?;
+    let late = stop_workers(&cluster, &mut crowd)?;
     let (median, worst) = (late[late.len() / 2], late[late.len() - 1]);
     Ok([
         Figure {
             what: format!("{WORKERS} workers, {policy}: the manager's share of a core"),
             measured: format!("{:.1} % at {rate:.0}/s", share * 100.0),
-            at_most: format!("{:.0} %", MOST_SHARE * 100.0),
-            reached: share <= MOST_SHARE,
+            at_most: format!("{:.0} %", MAX_SHARE * 100.0),
+            reached: share <= MAX_SHARE,
             json: json!({
                 "figure": "processor_share", "policy": policy, "workers": WORKERS,
-                "measured": share, "heartbeats_per_second": rate, "at_most": MOST_SHARE,
+                "measured": share, "heartbeats_per_second": rate, "at_most": MAX_SHARE,
             }),
         },
         Figure {
-            what: format!("{WORKERS} workers, {policy}: a death is noticed after its deadline by"),
+            what: format!(
+                "{WORKERS} workers, {policy}: a stopped worker is down after its deadline by"
+            ),
             measured: format!("{median} ms, at worst {worst} ms of {}", late.len()),
-            at_most: format!("{} ms", MOST_LATE.as_millis()),
-            reached: u128::try_from(worst)? <= MOST_LATE.as_millis(),
+            at_most: format!("{} ms", MAX_DELAY.as_millis()),
+            reached: u128::try_from(worst)? <= MAX_DELAY.as_millis(),
             json: json!({
                 "figure": "deadline_late_ms", "policy": policy, "workers": WORKERS,
-                "measured": late, "at_most": MOST_LATE.as_millis() as u64,
+                "measured": late, "at_most": MAX_DELAY.as_millis() as u64,
             }),
         },
     ])
 }
 
-/// Returns how late each death was noticed, in milliseconds, in order: from the last heartbeat's
-/// leaving its worker, by the clock that both share.
-fn deaths(cluster: &Cluster, crowd: &mut Crowd) -> Result<Vec<i64>> {
-    let mut spoke = BTreeMap::new();
-    for _ in 0..DEATHS {
-        spoke.extend(crowd.silence_one());
-        crowd.send_for(BETWEEN_DEATHS)?;
+/// Stops workers. Returns the sorted delays in milliseconds from each deadline, counted from the sending of the last
+/// heartbeat, to the event `worker_down`.
+fn stop_workers(cluster: &Cluster, crowd: &mut Crowd) -> Result<Vec<i64>> {
+    let mut last_sent = BTreeMap::new();
+    for _ in 0..STOPPED_WORKERS {
+        last_sent.extend(crowd.stop_one());
+        crowd.send_for(STOP_INTERVAL)?;
     }
-    crowd.send_for(DOWN_AFTER + MOST_LATE * 10)?;
+    crowd.send_for(DOWN_AFTER + MAX_DELAY * 10)?;
     let down = cluster.events_of("worker_down")?;
     let mut late = Vec::new();
     for event in &down {
         let name = event["worker"].as_str().context("a worker's name")?;
-        let spoke = spoke
+        let sent = last_sent
             .remove(name)
-            .with_context(|| format!("{name} lives, and counts as down: {event}"))?;
+            .with_context(|| format!("{name} sends heartbeats, but is down: {event}"))?;
         let noticed = event["time"].as_str().context("a time")?;
         let noticed = humantime::parse_rfc3339(noticed)?;
-        late.push(milliseconds(noticed)? - milliseconds(spoke + DOWN_AFTER)?);
+        late.push(milliseconds(noticed)? - milliseconds(sent + DOWN_AFTER)?);
     }
-    ensure!(spoke.is_empty(), "dead, and not noticed: {spoke:?}");
+    ensure!(last_sent.is_empty(), "stopped, but not down: {last_sent:?}");
     late.sort_unstable();
     Ok(late)
 }

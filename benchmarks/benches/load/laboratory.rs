@@ -1,5 +1,5 @@
-//! A balancer at work, in namespaces of its own: one's connection tracking and TIME_WAIT must not meet
-//! another's connections.
+//! A running balancer in namespaces of its own, so that connection tracking and TIME_WAIT of one balancer do not affect
+//! another.
 
 use std::{
     fs,
@@ -11,10 +11,10 @@ use std::{
 use anyhow::{Context, Result};
 use clap::ValueEnum;
 use memlb_tests::{
-    Cluster, ClusterOptions, Connection, Node, Process, Shape, Topology,
+    Cluster, ClusterOptions, Connection, Node, Process, Shape, Topology, balancers,
     cluster::{SERVICE_PORT, worker_port},
     load::{self, Server},
-    peers, wait_for,
+    wait_for,
 };
 use serde::Serialize;
 use tempfile::TempDir;
@@ -30,7 +30,7 @@ const MOST_AT_HAPROXY: u64 = 50_000;
 const PATIENCE: Duration = Duration::from_secs(10);
 const ONE_TRY: Duration = Duration::from_secs(1);
 
-/// Who is compared.
+/// The compared balancers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum Balancer {
@@ -77,14 +77,14 @@ impl Balancer {
     }
 }
 
-/// A client, a manager and workers with servers. Dropping it takes it down.
+/// A client, a manager and workers with servers. Dropping it removes it.
 #[derive(Debug)]
 pub struct Laboratory {
-    /// Where clients connect to.
+    /// The destinations of clients.
     pub targets: Vec<SocketAddrV4>,
-    /// Where a flood comes from, if the scenario is one.
+    /// The sender of a flood, if the scenario has one.
     pub attacker: Option<Node>,
-    // In the order in which they end.
+    // In the order of their end.
     _servers: Vec<Server>,
     system: System,
 }
@@ -92,7 +92,7 @@ pub struct Laboratory {
 #[derive(Debug)]
 enum System {
     Memlb(Box<Cluster>),
-    Peer {
+    Other {
         _balancer: Vec<Process>,
         topology: Box<Topology>,
         _files: TempDir,
@@ -100,11 +100,11 @@ enum System {
 }
 
 impl Laboratory {
-    /// Sets everything up for a `scenario`, memlb at its defaults with these `settings`, and makes sure that
-    /// a server answers. A process may open so many files.
+    /// Starts all parts for a `scenario`, memlb at its defaults with these `settings`, and checks that a server answers. A
+    /// process may have `open_files`.
     ///
     /// # Errors
-    /// When a part of it does not start.
+    /// A part does not start.
     pub fn build(
         balancer: Balancer,
         scenario: &Scenario,
@@ -114,7 +114,7 @@ impl Laboratory {
         let workers = scenario.workers;
         let system = match balancer {
             Balancer::Direct | Balancer::Nftables | Balancer::HaproxyTcp | Balancer::Ipvs => {
-                peer(balancer, scenario, open_files)?
+                other_balancer(balancer, scenario, open_files)?
             }
             Balancer::MemlbTc
             | Balancer::MemlbXdp
@@ -147,7 +147,7 @@ impl Laboratory {
         };
         laboratory
             .check()
-            .with_context(|| format!("try the laboratory of {}", balancer.label()))?;
+            .with_context(|| format!("check the laboratory of {}", balancer.label()))?;
         Ok(laboratory)
     }
 
@@ -155,10 +155,10 @@ impl Laboratory {
         self.system.topology()
     }
 
-    /// Returns how many packets met no free port at memlb.
+    /// Returns memlb's count of `ports_exhausted`; `None` for other balancers.
     ///
     /// # Errors
-    /// When the manager does not answer.
+    /// The manager does not answer.
     pub fn ports_exhausted(&self) -> Result<Option<u64>> {
         match &self.system {
             System::Memlb(cluster) => {
@@ -167,7 +167,7 @@ impl Laboratory {
                     .as_u64()
                     .or(Some(0)))
             }
-            System::Peer { .. } => Ok(None),
+            System::Other { .. } => Ok(None),
         }
     }
 
@@ -187,13 +187,13 @@ impl System {
     fn topology(&self) -> &Topology {
         match self {
             Self::Memlb(cluster) => &cluster.topology,
-            Self::Peer { topology, .. } => topology,
+            Self::Other { topology, .. } => topology,
         }
     }
 }
 
 fn memlb(balancer: Balancer, workers: usize, settings: &[String]) -> Result<System> {
-    // As the others do it: each worker in turn.
+    // The other balancers use round robin, too.
     let mut own = vec!["service.web.policy=round_robin".to_owned()];
     let mut manager_addresses = Vec::new();
     if balancer == Balancer::MemlbTwoSources {
@@ -223,12 +223,12 @@ fn memlb(balancer: Balancer, workers: usize, settings: &[String]) -> Result<Syst
             .collect(),
         ..ClusterOptions::default()
     })?;
-    // Others take their ports.
+    // The load's own servers need their ports.
     cluster.servers.clear();
     Ok(System::Memlb(Box::new(cluster)))
 }
 
-fn peer(balancer: Balancer, scenario: &Scenario, open_files: u64) -> Result<System> {
+fn other_balancer(balancer: Balancer, scenario: &Scenario, open_files: u64) -> Result<System> {
     let files = tempfile::Builder::new()
         .prefix("memlb-bench-")
         .tempdir()
@@ -241,25 +241,25 @@ fn peer(balancer: Balancer, scenario: &Scenario, open_files: u64) -> Result<Syst
     let workers = addresses(&topology)?;
     let mut processes = Vec::new();
     match balancer {
-        Balancer::Nftables => peers::translate(&topology, &workers, files.path())?,
+        Balancer::Nftables => balancers::translate(&topology, &workers, files.path())?,
         Balancer::HaproxyTcp => {
             processes = haproxies(scenario, &topology, &workers, open_files, files.path())?;
         }
         Balancer::Ipvs => {
-            peers::forward(&topology)?;
+            balancers::forward(&topology)?;
             let service = SocketAddrV4::new(topology.manager.address(), SERVICE_PORT);
-            peers::balance_by_ipvs(&topology.manager, service, &workers)?;
+            balancers::balance_by_ipvs(&topology.manager, service, &workers)?;
         }
         _ => {}
     }
-    Ok(System::Peer {
+    Ok(System::Other {
         _balancer: processes,
         topology: Box::new(topology),
         _files: files,
     })
 }
 
-/// Starts as many HAProxy processes at one port as it takes: a connection costs each two open files.
+/// Starts enough HAProxy processes at one port: each connection needs two open files.
 fn haproxies(
     scenario: &Scenario,
     topology: &Topology,
@@ -268,12 +268,12 @@ fn haproxies(
     directory: &Path,
 ) -> Result<Vec<Process>> {
     let each = ((open_files - HAPROXY_FILES) / 2).min(MOST_AT_HAPROXY);
-    // The kernel does not share connections out evenly.
+    // The kernel does not distribute connections evenly.
     let wanted = scenario.connections() * 5 / 4;
     let start = |number: u64| {
         let directory = directory.join(number.to_string());
         fs::create_dir(&directory).with_context(|| format!("make {}", directory.display()))?;
-        peers::haproxy(topology, workers, each, &directory)
+        balancers::haproxy(topology, workers, each, &directory)
     };
     (0..=wanted / each).map(start).collect()
 }

@@ -1,5 +1,4 @@
-//! Connections at a rate and many at once through memlb, at its defaults, beside nftables, HAProxy and no
-//! balancer at all, in turn.
+//! Connections at a rate and many at once through memlb at its defaults, nftables, HAProxy and no balancer, in turn.
 //!
 //! `cargo xtask bench load` builds and starts this.
 
@@ -76,7 +75,7 @@ fn main() -> Result<()> {
     }
     let mut measured = Vec::new();
     let outcome = options.measure(raise_open_files()?, &stop, &mut measured);
-    // What is measured already is kept, whatever came then.
+    // Written also after an error or an interrupt.
     if let Some(file) = &options.json {
         let json = format!("{:#}\n", report::json(&measured));
         fs::write(file, json).with_context(|| format!("write {}", file.display()))?;
@@ -101,7 +100,7 @@ impl Options {
                 .map(|balancer| Measured::of(scenario, *balancer))
                 .collect();
             for round in 0..self.rounds {
-                // A drift of the machine favours the first in one round and the last in the next.
+                // Alternating order, so that a drift of the machine favours no balancer.
                 let mut turn: Vec<&mut Measured> = rows.iter_mut().collect();
                 if round % 2 == 1 {
                     turn.reverse();

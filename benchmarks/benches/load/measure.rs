@@ -1,4 +1,4 @@
-//! One scenario through one balancer.
+//! The measurement of one scenario with one balancer.
 
 use std::{sync::atomic::AtomicBool, thread, time::Duration};
 
@@ -13,7 +13,7 @@ use crate::{
     scenario::{CLIENTS_IN_FLOOD, Kind, ROUND_TRIP, Scenario},
 };
 
-/// What came of a scenario through a balancer, in all rounds.
+/// The results of a scenario with a balancer, in all rounds.
 #[derive(Debug)]
 pub struct Measured {
     pub scenario: Scenario,

@@ -1,4 +1,4 @@
-//! What was measured: for people on the terminal, for programs as JSON.
+//! The results, as text and as JSON.
 
 use std::time::Duration;
 
@@ -10,9 +10,9 @@ use crate::{
     scenario::{Kind, ROUND_TRIP, Scenario},
 };
 
-/// From here on a person, and many a program's timeout, notices.
+/// Connections that take longer are slow.
 const SLOW: Duration = Duration::from_millis(5);
-/// As long takes what needed a SYN more than one.
+/// Connections that take longer have repeated a SYN.
 const VERY_SLOW: Duration = Duration::from_millis(500);
 
 const RATE_TITLES: [&str; 11] = [
@@ -59,7 +59,7 @@ const FLOOD_TITLES: [&str; 10] = [
 /// second.
 const IN_TIME: Duration = Duration::from_millis(1_200).saturating_add(ROUND_TRIP);
 
-/// Returns what was measured in a scenario.
+/// Returns the results of a scenario.
 pub fn table(scenario: &Scenario, rows: &[Measured]) -> String {
     let titles: &[&str] = match scenario.kind {
         Kind::Rate { .. } => &RATE_TITLES,
@@ -111,7 +111,7 @@ fn rate_figures(row: &Measured) -> Vec<String> {
     let tally = &row.first;
     let mut connections = tally.attempts.to_string();
     if tally.skipped * 100 > tally.attempts {
-        // The generator or the machine could do no more.
+        // The generator or the machine did not reach the rate.
         connections += &format!(" ({:.0}/s)", per_second(row));
     }
     vec![
@@ -163,7 +163,7 @@ fn aligned(lines: &[Vec<String>]) -> String {
     text
 }
 
-/// Returns everything that was measured.
+/// Returns all results.
 pub fn json(measured: &[Measured]) -> Value {
     let rows = measured.iter().map(|row| {
         json!({

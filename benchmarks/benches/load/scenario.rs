@@ -1,15 +1,15 @@
-//! What is measured of every balancer.
+//! The scenarios of the benchmark.
 
 use std::time::Duration;
 
 use memlb_tests::load::{Ending, Sources};
 use serde::Serialize;
 
-/// A load of a certain kind.
+/// A load.
 #[derive(Debug, Clone, Copy)]
 pub struct Scenario {
     pub name: &'static str,
-    /// How many workers there are to take it.
+    /// Number of workers.
     pub workers: usize,
     pub sources: Sources,
     pub kind: Kind,
@@ -20,16 +20,16 @@ pub struct Scenario {
 #[derive(Debug, Clone, Copy, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Kind {
-    /// Short connections, so many a second for so many seconds.
+    /// Short connections at a rate.
     Rate {
         per_second: u32,
         seconds: u64,
         #[serde(skip)]
         ending: Ending,
     },
-    /// So many connections at once, and the same again right after the client has reset them.
+    /// Connections at the same time, and as many again right after the client has reset them.
     AtOnce { connections: u32 },
-    /// So many SYNs a second, while clients a round trip away connect for so many seconds.
+    /// SYNs at a rate, while clients with a [`ROUND_TRIP`] connect.
     Flood {
         syns_per_second: u32,
         is_aimed: bool,
@@ -37,11 +37,11 @@ pub enum Kind {
     },
 }
 
-/// What is left of a scenario that is only tried.
-/// While a flood lasts.
+/// Clients a second during a flood, and their round trip.
 pub const CLIENTS_IN_FLOOD: u32 = 100;
 pub const ROUND_TRIP: Duration = Duration::from_millis(100);
 
+/// Limits of scenarios with `--quick`.
 const QUICK_SECONDS: u64 = 2;
 const QUICK_RATE: u32 = 2_000;
 const QUICK_PART: u32 = 20;
@@ -142,7 +142,7 @@ const fn flood(name: &'static str, syns_per_second: u32, is_aimed: bool) -> Scen
 }
 
 impl Scenario {
-    /// Returns the scenario at another rate and for another time, or what is left of it where it is only tried.
+    /// Returns the scenario with another rate and duration, reduced if `quick`.
     pub fn changed(self, rate: Option<u32>, seconds: Option<u64>, quick: bool) -> Self {
         let kind = match self.kind {
             Kind::Rate {
@@ -184,7 +184,7 @@ impl Scenario {
         }
     }
 
-    /// Returns how many connections are open at once, at the most.
+    /// Returns the greatest number of connections that are open at the same time.
     pub fn connections(&self) -> u64 {
         let attacker = u64::from(self.attacker_per_second.unwrap_or(0));
         match self.kind {
@@ -194,7 +194,7 @@ impl Scenario {
         }
     }
 
-    /// Says in words what it is.
+    /// Describes the scenario.
     pub fn describe(&self) -> String {
         let from = match self.sources {
             Sources::One => "one address".to_owned(),

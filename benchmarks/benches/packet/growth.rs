@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
 use crate::{
-    Limit, NEW_FLOWS, Outcome, Way,
+    Case, Limit, NEW_FLOWS, Outcome,
     headers::{Headers, REQUEST, SYN},
     rig::{BASELINE, Costs, Edge, Rig, Size},
 };
@@ -87,7 +87,7 @@ pub fn measure(rounds: usize) -> Result<Vec<Measured>> {
     for series in SERIES {
         let mut least = None;
         for size in series.steps.into_iter().flatten() {
-            let way = Way {
+            let case = Case {
                 label: series.label,
                 packet: series.packet,
                 outcome: series.outcome,
@@ -101,7 +101,7 @@ pub fn measure(rounds: usize) -> Result<Vec<Measured>> {
                 rounds
             };
             let costs = Rig::load(BASELINE, Edge::Tc, size)?
-                .measure(&way, rounds)
+                .measure(&case, rounds)
                 .with_context(|| format!("{}: {size:?}", series.label))?;
             measured.push(Measured {
                 label: series.label,

@@ -24,9 +24,9 @@ use crate::{
     rig::{Costs, Edge, Rig, Size},
 };
 
-/// A kind of packet, and what its way through memlb may cost.
+/// A kind of packet, and its highest accepted cost.
 #[derive(Debug)]
-pub struct Way {
+pub struct Case {
     label: &'static str,
     packet: Headers,
     outcome: Outcome,
@@ -65,8 +65,8 @@ const NEW_FLOWS: u32 = 1 << 12;
 /// So few that no bucket of handshakes is full.
 const NEW_HANDSHAKES: u32 = 1 << 11;
 
-const fn establishes(label: &'static str, peers: bool) -> Way {
-    Way {
+const fn establishes(label: &'static str, peers: bool) -> Case {
+    Case {
         label,
         packet: Headers {
             link: LINK,
@@ -78,36 +78,36 @@ const fn establishes(label: &'static str, peers: bool) -> Way {
     }
 }
 
-const WAYS: [Way; 9] = [
-    Way {
+const CASES: [Case; 9] = [
+    Case {
         label: "established, in, 1 flow",
         packet: REQUEST,
         outcome: Outcome::ToBackend,
         size: ONE_FLOW,
         at_most: Limit::Times(1.5),
     },
-    Way {
+    Case {
         label: "established, in, 64 k flows",
         packet: REQUEST,
         outcome: Outcome::ToBackend,
         size: Size::of_flows(MANY_FLOWS),
         at_most: Limit::Times(1.15),
     },
-    Way {
+    Case {
         label: "established, out, 1 flow",
         packet: REPLY,
         outcome: Outcome::ToClient,
         size: ONE_FLOW,
         at_most: Limit::Times(1.5),
     },
-    Way {
+    Case {
         label: "established, out, 64 k flows",
         packet: REPLY,
         outcome: Outcome::ToClient,
         size: Size::of_flows(MANY_FLOWS),
         at_most: Limit::Times(1.15),
     },
-    Way {
+    Case {
         label: "new flow",
         packet: Headers {
             flags: SYN,
@@ -119,7 +119,7 @@ const WAYS: [Way; 9] = [
     },
     establishes("new flow, established", false),
     establishes("new flow, established, a peer", true),
-    Way {
+    Case {
         label: "not ours, another TCP port",
         packet: Headers {
             destination_port: 22,
@@ -130,7 +130,7 @@ const WAYS: [Way; 9] = [
         size: ONE_FLOW,
         at_most: Limit::Nanoseconds(10.0),
     },
-    Way {
+    Case {
         label: "not ours, UDP",
         packet: Headers {
             destination_port: 53,
@@ -169,12 +169,12 @@ fn main() -> Result<()> {
         let mut rig = Rig::load(baseline, edge, Size::of_flows(MANY_FLOWS))?;
         let has_interface = edge == Edge::Tc && !instructions;
         let is_measured =
-            |way: &&Way| has_interface || !matches!(way.outcome, Outcome::Establishes { .. });
-        for way in WAYS.iter().filter(is_measured) {
+            |case: &&Case| has_interface || !matches!(case.outcome, Outcome::Establishes { .. });
+        for case in CASES.iter().filter(is_measured) {
             let costs = rig
-                .measure(way, rounds)
-                .with_context(|| format!("{}: {}", edge.name(), way.label))?;
-            measured.push((edge, way, costs));
+                .measure(case, rounds)
+                .with_context(|| format!("{}: {}", edge.name(), case.label))?;
+            measured.push((edge, case, costs));
         }
     }
     let unit = if instructions { "instructions" } else { "ns" };
@@ -187,17 +187,17 @@ fn main() -> Result<()> {
         if instructions { "" } else { "   at most" }
     );
     println!("  a program that returns at once");
-    let mut ways = Vec::new();
-    for (edge, way, costs) in &measured {
+    let mut cases = Vec::new();
+    for (edge, case, costs) in &measured {
         let limit = if instructions {
             String::new()
         } else {
-            limit(way, costs)
+            limit(case, costs)
         };
-        println!("{}{limit}", line(*edge, way, costs));
-        ways.push(as_json(*edge, way, costs));
+        println!("{}{limit}", line(*edge, case, costs));
+        cases.push(as_json(*edge, case, costs));
     }
-    let mut report = json!({ "unit": unit, "ways": ways });
+    let mut report = json!({ "unit": unit, "ways": cases });
     if !instructions {
         let growth = growth::measure(rounds)?;
         println!("\n{}", growth::table(&growth));
@@ -209,19 +209,19 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-fn line(edge: Edge, way: &Way, costs: &Costs) -> String {
-    let label = format!("{}: {}", edge.name(), way.label);
+fn line(edge: Edge, case: &Case, costs: &Costs) -> String {
+    let label = format!("{}: {}", edge.name(), case.label);
     let Costs { memlb, translation } = *costs;
-    let ratio = match way.at_most {
+    let ratio = match case.at_most {
         Limit::Times(_) => format!("{:.2}", memlb / translation),
         Limit::Nanoseconds(_) => "–".into(),
     };
     format!("  {label:<36}{memlb:>10.0}{translation:>22.0}{ratio:>10}")
 }
 
-fn limit(way: &Way, costs: &Costs) -> String {
+fn limit(case: &Case, costs: &Costs) -> String {
     let Costs { memlb, translation } = *costs;
-    let (limit, reached) = match way.at_most {
+    let (limit, reached) = match case.at_most {
         Limit::Times(times) => (format!("{times:.2} ×"), memlb <= times * translation),
         Limit::Nanoseconds(most) => (format!("{most:.0} ns"), memlb <= most),
     };
@@ -229,11 +229,11 @@ fn limit(way: &Way, costs: &Costs) -> String {
     format!("   {limit}  {verdict}")
 }
 
-fn as_json(edge: Edge, way: &Way, costs: &Costs) -> Value {
+fn as_json(edge: Edge, case: &Case, costs: &Costs) -> Value {
     json!({
         "edge": edge.name(),
-        "way": way.label,
-        "flows": way.size.flows,
+        "way": case.label,
+        "flows": case.size.flows,
         "memlb": costs.memlb,
         "translation": costs.translation,
     })

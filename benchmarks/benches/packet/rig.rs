@@ -25,7 +25,7 @@ use nix::{
 };
 
 use crate::{
-    Outcome, Way,
+    Case, Outcome,
     headers::{
         BACKEND_PORT, CLIENT, FIRST_PORT, Headers, LINK, MANAGER, NAT_PORT, SERVICE_PORT, SYN,
         WORKER,
@@ -213,20 +213,20 @@ impl Rig {
     }
 
     /// Runs every program in each round and returns the medians of the differences.
-    pub fn measure(&mut self, way: &Way, rounds: usize) -> Result<Costs> {
-        self.prepare(way)?;
+    pub fn measure(&mut self, case: &Case, rounds: usize) -> Result<Costs> {
+        self.prepare(case)?;
         let mut translation = Vec::new();
         let mut memlb = Vec::new();
         // The first round warms up.
         for round in 0..=rounds {
-            if matches!(way.outcome, Outcome::Begins | Outcome::Establishes { .. }) {
-                self.prepare(way)?;
+            if matches!(case.outcome, Outcome::Begins | Outcome::Establishes { .. }) {
+                self.prepare(case)?;
             }
-            let baseline = self.run(Program::ReturnAtOnce, way)?;
+            let baseline = self.run(Program::ReturnAtOnce, case)?;
             let over = |cost: f64| cost - baseline;
             let costs = [
-                over(self.run(Program::Translation, way)?),
-                over(self.run(Program::Memlb, way)?),
+                over(self.run(Program::Translation, case)?),
+                over(self.run(Program::Memlb, case)?),
             ];
             if round > 0 {
                 translation.push(costs[0]);
@@ -239,7 +239,7 @@ impl Rig {
         })
     }
 
-    fn run(&mut self, program: Program, way: &Way) -> Result<f64> {
+    fn run(&mut self, program: Program, case: &Case) -> Result<f64> {
         let object = if program == Program::Memlb {
             &self.memlb
         } else {
@@ -249,41 +249,41 @@ impl Rig {
         self.under_test
             .set(0, fd, 0)
             .context("choose the program")?;
-        self.template.set(0, template(&way.packet, way.size), 0)?;
-        let repetitions = match way.outcome {
-            Outcome::Begins | Outcome::Establishes { .. } => way.size.flows,
-            _ => REPETITIONS.max(way.size.flows),
+        self.template.set(0, template(&case.packet, case.size), 0)?;
+        let repetitions = match case.outcome {
+            Outcome::Begins | Outcome::Establishes { .. } => case.size.flows,
+            _ => REPETITIONS.max(case.size.flows),
         };
         let mut reported = 0;
-        if let Outcome::Establishes { peers } = way.outcome {
+        if let Outcome::Establishes { peers } = case.outcome {
             let switch = PeerSwitch {
                 reports: peers.into(),
                 ..PeerSwitch::default()
             };
             self.switch.set(0, switch, 0)?;
             if program != Program::ReturnAtOnce {
-                self.shake_hands(way)?;
+                self.shake_hands(case)?;
             }
             if peers && program == Program::Memlb {
                 reported = repetitions;
             }
         }
-        let before = self.count(way.outcome)?;
-        let result = test_run(&self.baseline, self.edge, &way.packet, repetitions)?;
+        let before = self.count(case.outcome)?;
+        let result = test_run(&self.baseline, self.edge, &case.packet, repetitions)?;
         let records = std::iter::from_fn(|| self.reports.next().map(drop)).count();
         ensure!(
             records == reported as usize,
             "memlb reported {records} of {reported} connections"
         );
         if program == Program::Memlb {
-            let counted = self.count(way.outcome)? - before;
+            let counted = self.count(case.outcome)? - before;
             ensure!(
                 counted == u64::from(repetitions),
                 "memlb counted {counted} of {repetitions} packets as {:?}",
-                way.outcome
+                case.outcome
             );
         }
-        let action = program.action(self.edge, way.outcome);
+        let action = program.action(self.edge, case.outcome);
         ensure!(
             result.return_value == action,
             "{program:?} returned {} instead of {action}",
@@ -293,13 +293,13 @@ impl Rig {
     }
 
     /// Begins the connections, and lets the workers answer.
-    fn shake_hands(&mut self, way: &Way) -> Result<()> {
+    fn shake_hands(&mut self, case: &Case) -> Result<()> {
         let syn = Headers {
             flags: SYN,
-            ..way.packet
+            ..case.packet
         };
-        self.template.set(0, template(&syn, way.size), 0)?;
-        test_run(&self.baseline, self.edge, &syn, way.size.flows)?;
+        self.template.set(0, template(&syn, case.size), 0)?;
+        test_run(&self.baseline, self.edge, &syn, case.size.flows)?;
         for place in 0..self.half_open.len() {
             let handshake = self.half_open.get(&place, 0)?;
             if handshake.backend != 0 {
@@ -312,12 +312,12 @@ impl Rig {
                 self.half_open.set(place, answered, 0)?;
             }
         }
-        self.template.set(0, template(&way.packet, way.size), 0)?;
+        self.template.set(0, template(&case.packet, case.size), 0)?;
         Ok(())
     }
 
     /// Empties every table and fills in the flows that the packets belong to.
-    fn prepare(&mut self, way: &Way) -> Result<()> {
+    fn prepare(&mut self, case: &Case) -> Result<()> {
         clear(&mut self.flows)?;
         for place in 0..self.half_open.len() {
             self.half_open.set(place, Handshake::FREE, 0)?;
@@ -330,11 +330,11 @@ impl Rig {
             self.port_words.set(word, PortWord::default(), 0)?;
         }
         clear(&mut self.tracked)?;
-        if !matches!(way.outcome, Outcome::ToBackend | Outcome::ToClient) {
+        if !matches!(case.outcome, Outcome::ToBackend | Outcome::ToClient) {
             return Ok(());
         }
-        for turn in 0..way.size.flows {
-            let (request, reply) = pair(way, turn);
+        for turn in 0..case.size.flows {
+            let (request, reply) = pair(case, turn);
             for (key, flow) in [(request.1, request.0), (reply.1, reply.0)] {
                 self.flows.insert(key, flow, 0)?;
                 let tracked = BaselineFlow {
@@ -455,11 +455,11 @@ fn template(packet: &Headers, size: Size) -> [u8; 68] {
 }
 
 /// Both entries of the flow of that `turn`, each with its key.
-fn pair(way: &Way, turn: u32) -> ((Flow, FlowKey), (Flow, FlowKey)) {
+fn pair(case: &Case, turn: u32) -> ((Flow, FlowKey), (Flow, FlowKey)) {
     let port = FIRST_PORT.wrapping_add(turn as u16).to_be_bytes();
     let next = |[a, b, c, last]: [u8; 4]| [a, b, c, last + (turn >> 16) as u8];
     let (client, source) = (next(CLIENT), next(MANAGER));
-    let server = service_address(turn & (way.size.services - 1));
+    let server = service_address(turn & (case.size.services - 1));
     let tuple = |source, source_port, destination, destination_port| FlowKey {
         source,
         destination,
@@ -468,7 +468,7 @@ fn pair(way: &Way, turn: u32) -> ((Flow, FlowKey), (Flow, FlowKey)) {
         protocol: PROTOCOL_TCP.into(),
     };
     let service = SERVICE_PORT.to_be_bytes();
-    let (from_client, to_backend, client_interface) = if way.outcome == Outcome::ToBackend {
+    let (from_client, to_backend, client_interface) = if case.outcome == Outcome::ToBackend {
         (
             tuple(client, port, server, service),
             tuple(source, port, WORKER, BACKEND_PORT.to_be_bytes()),
@@ -481,13 +481,13 @@ fn pair(way: &Way, turn: u32) -> ((Flow, FlowKey), (Flow, FlowKey)) {
             ELSEWHERE,
         )
     };
-    // As if the client acknowledged whatever comes: else its replies would take another way after a second.
+    // As if the client acknowledged whatever comes: else its replies would take another path after a second.
     let client_seen = 1 << 30;
     let flow = |translated, direction, last_seen_ticks| Flow {
         translated,
         client_mac: Mac::default(),
         manager_mac: Mac::default(),
-        backend: way.size.backend(turn),
+        backend: case.size.backend(turn),
         client_interface,
         direction,
         ended: 0,

@@ -1,4 +1,4 @@
-//! The clients of a worker that moves: they note when they are answered, and what is lost.
+//! The clients of a worker that moves. They record their answers and losses.
 
 use std::{
     io::{self, ErrorKind, Read, Write},
@@ -14,21 +14,21 @@ use std::{
 use anyhow::{Context, Result, anyhow};
 use memlb_tests::{Namespace, wait_until};
 
-/// Clients that keep their connection.
+/// Clients that hold a connection.
 pub const HELD: usize = 20;
 /// Between an answer to such a client and its next request, and between new connections.
 pub const PACE: Duration = Duration::from_millis(50);
-/// Throughput at which bulk data is requested, by pieces, so that the machine has time for everything else.
+/// Size of a piece of bulk data. Pieces limit the throughput, so that the machine has time for the other clients.
 pub const PIECE: usize = 32 * 1024;
 const PIECES_EVERY: Duration = Duration::from_millis(8);
 /// Like those of a telephone call.
 const DATAGRAM: usize = 172;
 const DATAGRAMS_EVERY: Duration = Duration::from_millis(10);
-/// How often a client that waits looks whether everything is to end.
+/// Interval at which a waiting client checks whether to stop.
 const TURN: Duration = Duration::from_millis(100);
 const NEW_CONNECTION_PATIENCE: Duration = Duration::from_secs(10);
 
-/// Where the clients send.
+/// The destinations of the clients.
 #[derive(Debug, Clone, Copy)]
 pub struct Targets {
     pub connections: SocketAddr,
@@ -36,18 +36,18 @@ pub struct Targets {
     pub datagrams: Option<SocketAddr>,
 }
 
-/// Everything that the clients have noted.
+/// The records of all clients.
 #[derive(Debug)]
-pub struct Log {
-    pub held: Vec<Held>,
-    pub new: Vec<New>,
-    pub bulk: Held,
+pub struct ClientLog {
+    pub held: Vec<HeldClient>,
+    pub new: Vec<NewConnection>,
+    pub bulk: HeldClient,
     pub datagrams: Option<Vec<Datagram>>,
 }
 
-/// A client that opens a connection again when it has lost it.
+/// The record of a client that holds a connection, and reconnects when it has lost it.
 #[derive(Debug, Default)]
-pub struct Held {
+pub struct HeldClient {
     /// When each answer was complete.
     pub answers: Vec<Instant>,
     /// When a connection was lost.
@@ -56,7 +56,7 @@ pub struct Held {
 
 /// A connection for one request.
 #[derive(Debug)]
-pub struct New {
+pub struct NewConnection {
     pub begun: Instant,
     /// `None` if it failed.
     pub took: Option<Duration>,
@@ -69,24 +69,24 @@ pub struct Datagram {
     pub round_trip: Option<Duration>,
 }
 
-/// Clients at work.
+/// The running clients.
 #[derive(Debug)]
 pub struct Clients {
     stop: Arc<AtomicBool>,
     begun: Instant,
     /// When each of the held connections was last answered, in µs since `begun`.
     answered: Vec<Arc<AtomicU64>>,
-    held: Vec<JoinHandle<Held>>,
-    new: JoinHandle<Vec<New>>,
-    bulk: JoinHandle<Held>,
+    held: Vec<JoinHandle<HeldClient>>,
+    new: JoinHandle<Vec<NewConnection>>,
+    bulk: JoinHandle<HeldClient>,
     datagrams: Option<JoinHandle<io::Result<Vec<Datagram>>>>,
 }
 
 impl Clients {
-    /// Starts all of them in `namespace`.
+    /// Starts all clients in `namespace`.
     ///
     /// # Errors
-    /// When the namespace cannot be entered.
+    /// The namespace cannot be entered.
     pub fn start(namespace: &Namespace, targets: Targets) -> Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
         let begun = Instant::now();
@@ -121,10 +121,10 @@ impl Clients {
         })
     }
 
-    /// Waits until every client that keeps a connection was answered after `moment`.
+    /// Waits until every client with a connection was answered after `moment`.
     ///
     /// # Errors
-    /// When one was not within `deadline`.
+    /// One of them was not answered within `deadline`.
     pub fn wait_for_answers(&self, moment: Instant, deadline: Duration) -> Result<()> {
         let after = micros(moment.saturating_duration_since(self.begun));
         let answered = || {
@@ -135,15 +135,15 @@ impl Clients {
         wait_until(deadline, "every client to be answered", answered).map(drop)
     }
 
-    /// Ends the clients, and returns what they have noted.
+    /// Stops the clients, and returns their records.
     ///
     /// # Errors
-    /// When one of them has failed itself.
-    pub fn stop(self) -> Result<Log> {
+    /// A client failed.
+    pub fn stop(self) -> Result<ClientLog> {
         self.stop.store(true, Ordering::Relaxed);
         let held = self.held.into_iter().map(join).collect::<Result<_>>()?;
         let datagrams = self.datagrams.map(|it| join(it)?.context("send datagrams"));
-        Ok(Log {
+        Ok(ClientLog {
             held,
             new: join(self.new)?,
             bulk: join(self.bulk)?,
@@ -160,7 +160,7 @@ fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
-/// Sends so many bytes again and again, each time after it has got the last ones back.
+/// Sends `bytes` repeatedly, each time after their echo has arrived.
 struct Client {
     target: SocketAddr,
     bytes: usize,
@@ -171,8 +171,8 @@ struct Client {
 }
 
 impl Client {
-    fn run(&self) -> Held {
-        let mut log = Held::default();
+    fn run(&self) -> HeldClient {
+        let mut log = HeldClient::default();
         let mut connection = None;
         while !self.stop.load(Ordering::Relaxed) {
             let began = Instant::now();
@@ -246,12 +246,12 @@ fn is_timeout(error: &io::Error) -> bool {
     )
 }
 
-fn open_connections(target: SocketAddr, stop: &AtomicBool) -> Vec<New> {
+fn open_connections(target: SocketAddr, stop: &AtomicBool) -> Vec<NewConnection> {
     let mut log = Vec::new();
     while !stop.load(Ordering::Relaxed) {
         let begun = Instant::now();
-        let answered = ask_once(target).is_ok();
-        log.push(New {
+        let answered = request_once(target).is_ok();
+        log.push(NewConnection {
             begun,
             took: answered.then(|| begun.elapsed()),
         });
@@ -261,7 +261,7 @@ fn open_connections(target: SocketAddr, stop: &AtomicBool) -> Vec<New> {
 }
 
 /// Opens a connection for one request.
-pub fn ask_once(target: SocketAddr) -> io::Result<()> {
+pub fn request_once(target: SocketAddr) -> io::Result<()> {
     let mut stream = connect(target, NEW_CONNECTION_PATIENCE)?;
     stream.set_read_timeout(Some(NEW_CONNECTION_PATIENCE))?;
     stream.write_all(b"new")?;

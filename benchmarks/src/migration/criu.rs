@@ -1,4 +1,4 @@
-//! CRIU: a process moves with its connections, from one virtual machine to another one.
+//! CRIU moves a process with its connections from one virtual machine to another.
 
 use std::{
     io::{BufRead, BufReader, Write},
@@ -10,11 +10,14 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::{guests::Guests, scenario::Silence, scene::Moved};
+use super::{
+    scenario::Silence,
+    scene::{MoveStats, Network},
+};
 
-/// Beside the worker's address, which moves, each machine has one of its own.
+/// Each machine's own address. The worker's address moves between them.
 pub const OWN: [&str; 2] = ["10.77.0.1", "10.77.0.2"];
-/// What CRIU needs to find out about sockets, and to keep packets from them.
+/// Modules and programs by which CRIU reads sockets and blocks their packets.
 pub const MODULES: &[&str] = &[
     "nf_tables",
     "tcp_diag",
@@ -24,39 +27,43 @@ pub const MODULES: &[&str] = &[
     "netlink_diag",
 ];
 pub const PROGRAMS: &[&str] = &["criu", "nft"];
-/// Emulation takes its time.
+/// Emulated machines are slow.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Moves the server from the machine on the first host to the one on the second host.
-pub fn migrate(guests: &mut Guests, silence: Silence) -> Result<Moved> {
-    guests.system.announce(silence)?;
-    let [source, destination] = guests.orders.as_mut_slice() else {
-        bail!("there are no two machines that take orders");
+pub fn migrate(
+    shells: &mut [SerialShell],
+    network: &Network,
+    silence: Silence,
+) -> Result<MoveStats> {
+    network.announce(silence)?;
+    let [source, destination] = shells else {
+        bail!("there are no two machines with shells");
     };
-    let still = Instant::now();
-    let departed = source.give(&format!("depart {}", OWN[1]))?;
-    thread::sleep(silence.duration().saturating_sub(still.elapsed()));
-    destination.give("arrive")?;
-    let still = still.elapsed();
-    guests.system.announce_end(silence)?;
+    let stopped = Instant::now();
+    let departed = source.run(&format!("depart {}", OWN[1]))?;
+    thread::sleep(silence.duration().saturating_sub(stopped.elapsed()));
+    destination.run("arrive")?;
+    let pause = stopped.elapsed();
+    network.announce_end(silence)?;
     let bytes = departed.split_whitespace().next();
-    Ok(Moved {
-        still_ms: still.as_secs_f64() * 1e3,
+    Ok(MoveStats {
+        still_ms: pause.as_secs_f64() * 1e3,
         bytes: bytes
             .and_then(|it| it.parse().ok())
-            .with_context(|| format!("CRIU's files have a size: {departed}"))?,
+            .with_context(|| format!("read the size of CRIU's files from {departed:?}"))?,
     })
 }
 
-/// The second serial line of a machine, which takes orders there.
+/// The shell of guest.sh on the second serial line of a machine.
 #[derive(Debug)]
-pub struct Orders(BufReader<UnixStream>);
+pub struct SerialShell(BufReader<UnixStream>);
 
-impl Orders {
-    /// Connects to a machine that boots; before, what it says is lost.
+impl SerialShell {
+    /// Connects to a booting machine. QEMU discards output before that.
     ///
     /// # Errors
-    /// When QEMU does not listen there.
+    /// QEMU does not listen on `socket`.
     pub fn connect(socket: &Path) -> Result<Self> {
         let stream = UnixStream::connect(socket)
             .with_context(|| format!("connect to {}", socket.display()))?;
@@ -64,28 +71,28 @@ impl Orders {
         Ok(Self(BufReader::new(stream)))
     }
 
-    /// Waits until the machine takes orders.
+    /// Waits until the shell is ready.
     ///
     /// # Errors
-    /// When it does not within a minute.
-    pub fn wait_until_taken(&mut self) -> Result<()> {
-        self.answer()
+    /// It is not ready within a minute.
+    pub fn wait_until_ready(&mut self) -> Result<()> {
+        self.read_output()
             .map(drop)
-            .context("wait for a machine that takes orders")
+            .context("wait for the shell of a machine")
     }
 
-    /// Gives an order, and returns what its command printed.
-    fn give(&mut self, order: &str) -> Result<String> {
-        writeln!(self.0.get_mut(), "{order}")?;
-        self.answer()
-            .with_context(|| format!("the machine's order {order}"))
+    /// Runs a command, and returns its output.
+    fn run(&mut self, command: &str) -> Result<String> {
+        writeln!(self.0.get_mut(), "{command}")?;
+        self.read_output()
+            .with_context(|| format!("run {command} on the machine"))
     }
 
-    fn answer(&mut self) -> Result<String> {
+    fn read_output(&mut self) -> Result<String> {
         let mut printed = String::new();
         loop {
             let before = printed.len();
-            ensure!(self.0.read_line(&mut printed)? > 0, "the machine is gone");
+            ensure!(self.0.read_line(&mut printed)? > 0, "the machine has ended");
             match printed[before..].trim_end() {
                 "ready" => return Ok(printed[..before].trim_end().to_owned()),
                 "failed" => bail!("{}", printed[..before].trim_end()),

@@ -1,6 +1,6 @@
 //! The classes of ETSI TR 101 329 V2.1.1 (1999-06), "Telecommunications and Internet Protocol Harmonization Over Networks
 //! (TIPHON); General aspects of Quality of Service", by the limits with which studies of live migration quote it. They
-//! are made for voice.
+//! apply to voice.
 
 use serde::Serialize;
 
@@ -14,8 +14,8 @@ struct Limits([f64; 4]);
 
 /// Delay, in milliseconds; the report means one way, and round trips are graded here.
 const DELAY_MS: Limits = Limits([150.0, 300.0, 450.0, f64::INFINITY]);
-/// Peak jitter, in milliseconds. The limit of the best class is 0, which no measurement reaches: less than the clock of
-/// the measuring client can tell counts.
+/// Peak jitter, in milliseconds. The limit of the best class is 0, which no measurement reaches, so the
+/// resolution of the client's clock counts as 0.
 const JITTER_MS: Limits = Limits([1.0, 75.0, 125.0, 225.0]);
 /// Datagrams lost, in percent.
 const LOST_PERCENT: Limits = Limits([0.0, 3.0, 15.0, 25.0]);

@@ -1,4 +1,4 @@
-//! Virtual machines on the two hosts between which a worker moves.
+//! Virtual machines on the two hosts of a worker's move.
 
 use std::{
     env, fs,
@@ -11,65 +11,63 @@ use memlb_tests::{
     Namespace, Node, Process,
     cluster::worker_port,
     command::output,
-    kernel::Series,
     migration::{Application, add_host},
 };
 use tempfile::TempDir;
 
 use super::{
     clients::Targets,
-    criu::{self, Orders},
+    criu::{self, SerialShell},
     machine,
     qmp::Qmp,
     quantities::Usage,
-    scenario::{Between, PORT, Silence, What},
-    scene::{Moved, Scene, System},
+    scenario::{Between, Method, PORT, Silence},
+    scene::{MoveStats, Network, Scene},
 };
-use crate::processor::{Timing, of_process, resident};
+use crate::{
+    emulated::SERIES,
+    processor::{Timing, of_process, resident},
+};
 use xtask::kernels::{Kernel, Load, cache, pack};
 
-const SERIES: Series = Series {
-    major: 6,
-    minor: 12,
-};
-/// Emulation takes its time, above all the kernel's verifier.
+/// The kernel's verifier takes long in an emulated machine.
 const BOOTING: Duration = Duration::from_secs(90);
 const PATIENCE: Duration = Duration::from_secs(20);
-/// Where the guest finds the memory that its agent reports: more than the other worker's.
+/// The guest's file of the memory that its agent reports: more than the other worker's.
 const MEMORY: &str = "/etc/meminfo";
 const ROLES: [&str; 2] = ["source", "destination"];
 
 #[derive(Debug)]
 pub struct Guests {
-    // In the order in which they end.
-    pub qemus: [Qemu; 2],
+    // In the order of their end.
+    qemus: [Qemu; 2],
     _other: Application,
-    pub system: System,
-    /// Those of the source, and those of the destination, if CRIU moves the worker.
-    pub orders: Vec<Orders>,
-    what: What,
+    network: Network,
+    /// Of source and destination, if CRIU moves the worker.
+    shells: Vec<SerialShell>,
+    method: Method,
     between: Between,
     directory: TempDir,
 }
 
 /// A QEMU process on one of the hosts.
 #[derive(Debug)]
-pub struct Qemu {
+struct Qemu {
     process: Process,
-    pub qmp: Qmp,
+    qmp: Qmp,
 }
 
 impl Guests {
-    /// Boots a machine with the worker on the first host. On the second one, a QEMU waits for it if it moves as a whole,
-    /// and another machine boots if CRIU moves the server alone.
-    pub fn build(what: What, between: Between) -> Result<Self> {
-        let mut system = System::build(between, false)?;
-        let prefix = system.prefix()?;
-        let topology = system.topology_mut();
+    /// Boots a machine with the worker on the first host. On the second host, a QEMU waits for the machine, or, if CRIU
+    /// moves the server alone, another machine boots.
+    pub fn build(method: Method, between: Between) -> Result<Self> {
+        let mut network = Network::build(between, false)?;
+        let prefix = network.prefix()?;
+        let topology = network.topology_mut();
         let other = Application::start(&topology.workers[1], PORT)?;
         let address = topology.workers[0].address();
         add_host(topology, &prefix)?;
-        let [first, .., second] = system.topology().workers.as_slice() else {
+        let [first, .., second] = network.topology().workers.as_slice() else {
             bail!("there is no second host");
         };
         let hosts = [first, second];
@@ -83,53 +81,49 @@ impl Guests {
             kernel: &kernel.image(),
             initramfs: &pack_guest(
                 &kernel,
-                &system,
-                (what, between),
+                &network,
+                (method, between),
                 &address,
                 directory.path(),
             )?,
             directory: directory.path(),
         };
-        let start = |index| boot.start(hosts[index], what, index);
+        let start = |index| boot.start(hosts[index], method, index);
         let qemus = [start(0)?, start(1)?];
-        let mut orders = Vec::new();
-        if what == What::Criu {
+        let mut shells = Vec::new();
+        if method == Method::Criu {
             for role in ROLES {
-                orders.push(Orders::connect(&boot.socket_of_orders(role))?);
+                shells.push(SerialShell::connect(&boot.shell_socket(role))?);
             }
         }
-        if let System::Memlb(cluster) = &mut system {
+        if let Network::Memlb(cluster) = &mut network {
             cluster.start_agent(1)?;
             cluster.wait_for_state("worker1", "up", BOOTING)?;
             cluster.wait_for_state("worker2", "up", PATIENCE)?;
             cluster.wait_for_selection("worker1", PATIENCE)?;
         }
-        for orders in &mut orders {
-            orders.wait_until_taken()?;
+        for shell in &mut shells {
+            shell.wait_until_ready()?;
         }
         Ok(Self {
             qemus,
             _other: other,
-            system,
-            orders,
-            what,
+            network,
+            shells,
+            method,
             between,
             directory,
         })
-    }
-
-    pub fn directory(&self) -> &Path {
-        self.directory.path()
     }
 }
 
 impl Scene for Guests {
     fn client(&self) -> &Namespace {
-        &self.system.topology().client
+        &self.network.topology().client
     }
 
     fn targets(&self) -> Targets {
-        self.system.targets(self.between)
+        self.network.targets(self.between)
     }
 
     fn usage(&self, timing: &Timing) -> Result<Usage> {
@@ -138,18 +132,22 @@ impl Scene for Guests {
             time += of_process(process.pid())?;
             bytes += resident(process.pid())?;
         }
-        self.system.usage(timing, time, Some(bytes))
+        self.network.usage(timing, time, Some(bytes))
     }
 
-    fn migrate(&mut self, silence: Silence) -> Result<Moved> {
-        match self.what {
-            What::Criu => criu::migrate(self, silence),
-            What::Machine | What::Process => machine::migrate(self, silence),
+    fn migrate(&mut self, silence: Silence) -> Result<MoveStats> {
+        let network = &self.network;
+        match self.method {
+            Method::Criu => criu::migrate(&mut self.shells, network, silence),
+            Method::Machine | Method::Process => {
+                let [source, _] = &mut self.qemus;
+                machine::migrate(&mut source.qmp, self.directory.path(), network, silence)
+            }
         }
     }
 }
 
-/// Makes a host's card a port of a switch, at which the machine's card is another one.
+/// Connects a host's card and the machine's tap device by a bridge.
 fn plug_in(host: &Node) -> Result<()> {
     host.drop_address()?;
     for arguments in [
@@ -164,11 +162,11 @@ fn plug_in(host: &Node) -> Result<()> {
     Ok(())
 }
 
-/// Packs the guest's files: this program as its server, memlb as its agent.
+/// Packs the guest's files: this program as the server, memlb as the agent.
 fn pack_guest(
     kernel: &Kernel,
-    system: &System,
-    (what, between): (What, Between),
+    network: &Network,
+    (method, between): (Method, Between),
     address: &str,
     directory: &Path,
 ) -> Result<PathBuf> {
@@ -176,7 +174,7 @@ fn pack_guest(
     let here = env::current_exe().context("find this program")?;
     let memory = directory.join("meminfo");
     let (mut files, mut memlb) = (Vec::new(), here.clone());
-    if let System::Memlb(cluster) = system {
+    if let Network::Memlb(cluster) = network {
         fs::copy(cluster.memory[0].path(), &memory).context("copy the memory to report")?;
         memlb.clone_from(&cluster.binary);
         let mut agent = format!(
@@ -184,7 +182,7 @@ fn pack_guest(
             cluster.heartbeat_address()
         );
         if between == Between::MemlbDsr {
-            // The cluster's own service is one of mode dsr, too.
+            // The cluster's own service has mode dsr, too.
             let web = format!("{}={}", cluster.service(), worker_port(0)?);
             agent += " --interface eth0";
             for translation in between.translations().into_iter().chain([web]) {
@@ -198,17 +196,15 @@ fn pack_guest(
     let file = directory.join("worker");
     fs::write(&file, settings).context("write the guest's settings")?;
     files.push(("/worker", &file));
-    let (modules, programs) = match what {
-        What::Criu => (criu::MODULES, criu::PROGRAMS),
-        What::Machine | What::Process => Default::default(),
+    let (modules, programs) = match method {
+        Method::Criu => (criu::MODULES, criu::PROGRAMS),
+        Method::Machine | Method::Process => Default::default(),
     };
     let load = Load {
-        memlb: &memlb,
         modules,
         programs,
         files,
-        tasks: vec![("server", &here)],
-        script: String::new(),
+        ..Load::of_task(&memlb, "server", &here, "")
     };
     pack(kernel, directory, include_str!("guest.sh"), &load)
 }
@@ -221,27 +217,27 @@ struct Boot<'a> {
 
 impl Boot<'_> {
     /// Starts the source's QEMU (`index` 0) or the destination's.
-    fn start(&self, host: &Node, what: What, index: usize) -> Result<Qemu> {
+    fn start(&self, host: &Node, method: Method, index: usize) -> Result<Qemu> {
         let role = ROLES[index];
         let socket = self.directory.join(role);
         let console = self.directory.join(format!("{role}.console"));
-        // A machine takes its link address along.
+        // A machine that moves keeps its link address.
         let (mut parameters, mut link_address) = (String::new(), 0x67);
         let mut further = Vec::new();
-        if what == What::Criu {
+        if method == Method::Criu {
             parameters = format!("ROLE={role} OWN={}/24", criu::OWN[index]);
             link_address += index;
-            let orders = self.socket_of_orders(role);
-            let serial = format!("unix:{},server=on,wait=off", orders.display());
+            let shell = self.shell_socket(role);
+            let serial = format!("unix:{},server=on,wait=off", shell.display());
             further.extend(["-serial".to_owned(), serial]);
         } else if index > 0 {
             further.extend(["-incoming".to_owned(), machine::channel(self.directory)]);
         }
-        // Whatever else runs on this machine goes first.
+        // At idle priority, because emulation uses a whole processor.
         let mut qemu = host.command("chrt");
         qemu.args(["--idle", "0", "qemu-system-x86_64"])
             .args(["-nodefaults", "-no-user-config", "-no-reboot"])
-            // KVM is not everywhere, and not everywhere where it seems to be.
+            // KVM is not available everywhere, and does not work on all machines that have its device.
             .args(["-display", "none", "-accel", "tcg", "-cpu", "qemu64"])
             .args(["-smp", "1", "-m", "384", "-kernel"])
             .arg(self.kernel)
@@ -266,7 +262,7 @@ impl Boot<'_> {
         Ok(Qemu { process, qmp })
     }
 
-    fn socket_of_orders(&self, role: &str) -> PathBuf {
-        self.directory.join(format!("{role}.orders"))
+    fn shell_socket(&self, role: &str) -> PathBuf {
+        self.directory.join(format!("{role}.shell"))
     }
 }

@@ -1,60 +1,58 @@
-//! QEMU's pre-copy: a virtual machine moves while it runs.
+//! QEMU's pre-copy moves a running virtual machine.
 
-use std::{
-    path::Path,
-    thread,
-    time::{Duration, Instant},
-};
+use std::{path::Path, thread, time::Duration};
 
 use anyhow::{Context, Result};
 use memlb_tests::wait_for;
 use serde_json::{Value, json};
 
 use super::{
-    guests::{Guests, Qemu},
+    qmp::Qmp,
     scenario::Silence,
-    scene::Moved,
+    scene::{MoveStats, Network},
 };
 
 const MIGRATING: Duration = Duration::from_secs(60);
 
-/// Moves the machine on the first host to the QEMU on the second one that waits for it.
-pub fn migrate(guests: &mut Guests, silence: Silence) -> Result<Moved> {
-    let channel = channel(guests.directory());
-    guests.system.announce(silence)?;
+/// Moves the machine of the QEMU `source` to the one that waits at the [`channel`] in `directory`.
+pub fn migrate(
+    source: &mut Qmp,
+    directory: &Path,
+    network: &Network,
+    silence: Silence,
+) -> Result<MoveStats> {
+    network.announce(silence)?;
     let pauses = silence != Silence::Short;
     let capability = json!([{ "capability": "pause-before-switchover", "state": pauses }]);
-    let [source, _] = &mut guests.qemus;
-    source.qmp.execute(
+    source.execute(
         "migrate-set-capabilities",
         json!({ "capabilities": capability }),
     )?;
-    source.qmp.execute("migrate", json!({ "uri": channel }))?;
+    source.execute("migrate", json!({ "uri": channel(directory) }))?;
     if pauses {
         wait_for_migration(source, "pre-switchover")?;
-        // The machine stands still already.
-        let still = Instant::now();
-        thread::sleep(silence.duration().saturating_sub(still.elapsed()));
+        // The machine is stopped.
+        thread::sleep(silence.duration());
         let state = json!({ "state": "pre-switchover" });
-        source.qmp.execute("migrate-continue", state)?;
+        source.execute("migrate-continue", state)?;
     }
     let migration = wait_for_migration(source, "completed")?;
-    guests.system.announce_end(silence)?;
-    Ok(Moved {
+    network.announce_end(silence)?;
+    Ok(MoveStats {
         still_ms: migration["downtime"]
             .as_f64()
-            .context("QEMU tells the downtime")?,
+            .context("QEMU reports no downtime")?,
         bytes: migration["ram"]["transferred"]
             .as_u64()
-            .context("QEMU tells what it moved")?,
+            .context("QEMU reports no moved bytes")?,
     })
 }
 
-fn wait_for_migration(source: &mut Qemu, status: &str) -> Result<Value> {
+fn wait_for_migration(source: &mut Qmp, status: &str) -> Result<Value> {
     wait_for(
         MIGRATING,
         &format!("the migration to be {status}"),
-        || match source.qmp.execute("query-migrate", json!({})) {
+        || match source.execute("query-migrate", json!({})) {
             Ok(migration) if migration["status"] == status => Some(Ok(migration)),
             Ok(migration) if migration["status"] == "failed" => {
                 Some(Err(anyhow::anyhow!("the migration failed: {migration}")))
@@ -65,7 +63,7 @@ fn wait_for_migration(source: &mut Qemu, status: &str) -> Result<Value> {
     )?
 }
 
-/// Where the one QEMU listens and the other one connects.
+/// The socket at which the destination's QEMU listens.
 pub fn channel(directory: &Path) -> String {
     format!("unix:{}", directory.join("channel").display())
 }

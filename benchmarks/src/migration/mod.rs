@@ -1,4 +1,4 @@
-//! Moves a worker while clients use it, behind memlb and behind others, and measures what they notice.
+//! Moves a worker while clients use it, with memlb and with other balancers, and measures the effect on the clients.
 
 mod clients;
 mod criu;
@@ -27,9 +27,9 @@ use self::{
     clients::{Clients, PIECE},
     grade::Grades,
     guests::Guests,
-    quantities::{Noticed, Phase, Times},
-    scenario::{Between, Scenario, Silence, What},
-    scene::{Moved, ProcessScene, Scene, wait_until_served},
+    quantities::{ClientImpact, Phase, Times},
+    scenario::{Between, Method, Scenario, Silence},
+    scene::{MoveStats, ProcessScene, Scene, wait_until_served},
 };
 use crate::{machine::Machine, processor::Timing};
 use xtask::{interrupt::Interrupt, packages::Tool, tools, workspace::say};
@@ -43,25 +43,25 @@ pub const TOOLS: &[Tool] = tools! {
     "criu" "criu" "moves a process between virtual machines";
 };
 
-/// Everything starts, and every client is known, before anything is measured.
+/// Time before the measurement, for connections to be established.
 const WARM_UP: Duration = Duration::from_millis(700);
 const PATIENCE: Duration = Duration::from_secs(10);
-/// What is measured during a migration is measured for so long at least.
+/// Shortest measurement during a migration.
 const DURING: Duration = Duration::from_secs(1);
-/// Emulation takes its time.
+/// Emulated machines are slow.
 const BOOTING: Duration = Duration::from_secs(90);
-/// A client whose packets were lost for 3 s sends again after up to as long.
+/// After a loss of 3 s, TCP repeats a packet within 3 s or later.
 const ANSWERED_WITHIN: Duration = Duration::from_secs(20);
 
 #[derive(Debug, Args)]
-pub struct Options {
+pub struct MigrationOptions {
     /// Move only these
     #[arg(long, value_name = "WHAT", value_delimiter = ',')]
-    what: Vec<What>,
-    /// Put only these between clients and worker
+    what: Vec<Method>,
+    /// Use only these balancers
     #[arg(long, value_name = "BALANCER", value_delimiter = ',')]
     between: Vec<Between>,
-    /// Let the worker stand still only for so long
+    /// Stop the worker only for these durations
     #[arg(long, value_name = "SILENCE", value_delimiter = ',')]
     silence: Vec<Silence>,
     /// Duration of the measurement before a migration, and of the one after it
@@ -72,21 +72,21 @@ pub struct Options {
     pub svg: Option<PathBuf>,
 }
 
-impl Options {
+impl MigrationOptions {
     fn scenarios(&self) -> Vec<Scenario> {
         Scenario::of(&self.what, &self.between, &self.silence)
     }
 
     /// Returns whether there are virtual machines.
     pub fn needs_machines(&self) -> bool {
-        self.scenarios().iter().any(|it| it.what != What::Process)
+        self.scenarios().iter().any(|it| it.what != Method::Process)
     }
 }
 
-/// Serves as the worker of a virtual machine does, in there. Returns only when that fails.
+/// Runs the worker's server in a virtual machine. Returns only on failure.
 ///
 /// # Errors
-/// When the port is in use.
+/// The port is in use.
 pub fn serve(port: u16) -> Result<()> {
     let _application = Application::start_here(port)?;
     loop {
@@ -95,7 +95,7 @@ pub fn serve(port: u16) -> Result<()> {
 }
 
 #[derive(Debug, Serialize)]
-pub struct Report {
+pub struct MigrationReport {
     machine: Machine,
     migrations: Vec<Migration>,
 }
@@ -104,20 +104,24 @@ pub struct Report {
 #[derive(Debug, Serialize)]
 pub struct Migration {
     scenario: Scenario,
-    moved: Moved,
+    moved: MoveStats,
     /// From the beginning until every client was answered again, or a second.
     took_ms: f64,
-    noticed: Noticed,
+    noticed: ClientImpact,
     /// Before, during and after.
     phases: [Phase; 3],
     grades: [Grades; 3],
 }
 
-/// Carries out every migration that is asked for.
+/// Measures every selected migration.
 ///
 /// # Errors
-/// When one of them fails, which is not that connections are lost.
-pub fn measure(options: &Options, machine: Machine, interrupt: &Interrupt) -> Result<Report> {
+/// A migration failed. Lost connections are a result, not an error.
+pub fn measure(
+    options: &MigrationOptions,
+    machine: Machine,
+    interrupt: &Interrupt,
+) -> Result<MigrationReport> {
     let timing = Timing::start()?;
     let scenarios = options.scenarios();
     let mut migrations = Vec::new();
@@ -128,7 +132,7 @@ pub fn measure(options: &Options, machine: Machine, interrupt: &Interrupt) -> Re
         let migration = migrate(*scenario, Duration::from_secs(options.seconds), &timing);
         migrations.push(migration.with_context(|| label)?);
     }
-    Ok(Report {
+    Ok(MigrationReport {
         machine,
         migrations,
     })
@@ -136,8 +140,8 @@ pub fn measure(options: &Options, machine: Machine, interrupt: &Interrupt) -> Re
 
 fn migrate(scenario: Scenario, around: Duration, timing: &Timing) -> Result<Migration> {
     let mut scene: Box<dyn Scene> = match scenario.what {
-        What::Process => Box::new(ProcessScene::build(scenario.between)?),
-        What::Machine | What::Criu => Box::new(Guests::build(scenario.what, scenario.between)?),
+        Method::Process => Box::new(ProcessScene::build(scenario.between)?),
+        Method::Machine | Method::Criu => Box::new(Guests::build(scenario.what, scenario.between)?),
     };
     wait_until_served(&*scene, BOOTING)?;
     let clients = Clients::start(scene.client(), scene.targets())?;
@@ -180,7 +184,7 @@ fn migrate(scenario: Scenario, around: Duration, timing: &Timing) -> Result<Migr
         scenario,
         moved,
         took_ms: quantities::milliseconds(ended - began),
-        noticed: Noticed::of(&log, &times),
+        noticed: ClientImpact::of(&log, &times),
         grades: [0, 1, 2].map(|index| Grades::of(&phases[index])),
         phases,
     })

@@ -1,10 +1,10 @@
 //! The migrations as a picture: a row each, with the answers to clients over time and the seven quantities.
 
 use super::{
-    Migration, Report,
+    Migration, MigrationReport,
     clients::{HELD, PACE},
     quantities::{Phase, SPAN},
-    scenario::What,
+    scenario::Method,
 };
 use crate::svg::Svg;
 
@@ -17,7 +17,7 @@ const HEADING: f64 = 92.0;
 const ROW: f64 = 46.0;
 const BARS: f64 = 34.0;
 const FOOTING: f64 = 40.0;
-/// What the timeline shows, relative to the beginning of a migration.
+/// Range of the timeline, relative to the beginning of a migration.
 const FROM_MS: f64 = -2_000.0;
 const TO_MS: f64 = 10_000.0;
 
@@ -65,7 +65,7 @@ fn memory(phase: &Phase) -> Option<f64> {
 }
 
 /// Returns the picture as SVG.
-pub fn draw(report: &Report) -> String {
+pub fn draw(report: &MigrationReport) -> String {
     let migrations = &report.migrations;
     let mut svg = Svg::new(WIDTH, HEADING + ROW * migrations.len() as f64 + FOOTING);
     svg.text(
@@ -112,9 +112,9 @@ fn row(svg: &mut Svg, top: f64, migration: &Migration, most: &[f64]) {
     let base = top + BARS + 6.0;
     let noticed = &migration.noticed;
     let label = match migration.scenario.what {
-        What::Process => migration.scenario.label(),
-        What::Machine => format!("VM, {}", migration.scenario.label()),
-        What::Criu => format!("CRIU, {}", migration.scenario.label()),
+        Method::Process => migration.scenario.label(),
+        Method::Machine => format!("VM, {}", migration.scenario.label()),
+        Method::Criu => format!("CRIU, {}", migration.scenario.label()),
     };
     svg.text(LABELS - 12.0, top + 20.0, "label", "end", &label);
     let (class, lost) = match noticed.held_lost {

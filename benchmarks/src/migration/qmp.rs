@@ -20,10 +20,10 @@ pub struct Qmp {
 }
 
 impl Qmp {
-    /// Connects to the QEMU that makes `socket`, which may still be starting.
+    /// Connects to the QEMU at `socket`, which may still be starting.
     ///
     /// # Errors
-    /// When it does not within ten seconds.
+    /// It does not listen within ten seconds.
     pub fn connect(socket: &Path) -> Result<Self> {
         let stream = wait_for(PATIENCE, "QEMU's socket", || {
             UnixStream::connect(socket).ok()
@@ -37,10 +37,10 @@ impl Qmp {
         Ok(qmp)
     }
 
-    /// Carries out a command, and returns its answer.
+    /// Executes a command, and returns its result.
     ///
     /// # Errors
-    /// When QEMU refuses it, or is gone.
+    /// QEMU refused the command, or has ended.
     pub fn execute(&mut self, command: &str, arguments: Value) -> Result<Value> {
         let line = json!({ "execute": command, "arguments": arguments });
         self.answer(&line)
@@ -63,7 +63,7 @@ impl Qmp {
     fn read(&mut self) -> Result<Value> {
         let mut line = String::new();
         let length = self.stream.read_line(&mut line)?;
-        anyhow::ensure!(length > 0, "QEMU is gone");
+        anyhow::ensure!(length > 0, "QEMU has ended");
         serde_json::from_str(&line).with_context(|| format!("no JSON: {line}"))
     }
 }

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-use super::clients::{Datagram, Held, Log};
+use super::clients::{ClientLog, Datagram, HeldClient};
 
 /// The clients' answers are counted by spans of this length.
 pub const SPAN: Duration = Duration::from_millis(100);
@@ -18,10 +18,10 @@ pub struct Times {
     pub measured_to: Instant,
 }
 
-/// What balancer and worker have used.
+/// Processor time and memory of balancer and worker.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Usage {
-    /// Processor time until now; `None` if there is no balancer, or if its work cannot be told from the kernel's.
+    /// Processor time until now; `None` if there is no balancer, or if it runs in the kernel.
     pub balancer_time: Option<Duration>,
     pub balancer_bytes: Option<u64>,
     pub worker_time: Duration,
@@ -29,7 +29,7 @@ pub struct Usage {
     pub worker_bytes: Option<u64>,
 }
 
-/// What was measured in one phase.
+/// The figures of one phase.
 #[derive(Debug, Clone, Serialize)]
 pub struct Phase {
     pub seconds: f64,
@@ -47,9 +47,9 @@ pub struct Phase {
     pub worker_mib: Option<f64>,
 }
 
-/// What the clients noticed of the whole.
+/// The effect of the migration on clients.
 #[derive(Debug, Clone, Serialize)]
-pub struct Noticed {
+pub struct ClientImpact {
     pub held: usize,
     /// Those that were reset, or not answered any more.
     pub held_lost: usize,
@@ -57,7 +57,7 @@ pub struct Noticed {
     /// The longest time without an answer to a client with a connection, over all such clients. A client that loses
     /// its connection opens another one.
     pub downtime_ms: f64,
-    /// The same for the client that was best off.
+    /// The same of the least affected client.
     pub least_downtime_ms: f64,
     pub new: usize,
     pub new_failed: usize,
@@ -69,10 +69,10 @@ pub struct Noticed {
     pub timeline_from_ms: f64,
 }
 
-impl Noticed {
-    pub fn of(log: &Log, times: &Times) -> Self {
+impl ClientImpact {
+    pub fn of(log: &ClientLog, times: &Times) -> Self {
         let within = |at: &Instant| times.measured_from <= *at && *at <= times.measured_to;
-        let is_lost = |held: &Held| {
+        let is_lost = |held: &HeldClient| {
             let is_answered = held.answers.last().is_some_and(|it| *it > times.ended);
             !is_answered || held.lost.iter().any(within)
         };
@@ -115,8 +115,13 @@ impl Noticed {
 }
 
 impl Phase {
-    /// Returns what the clients noted from `from` to `to`; balancer and worker had used what `used` says at either.
-    pub fn of(log: &Log, piece: usize, (from, to): (Instant, Instant), used: [Usage; 2]) -> Self {
+    /// Computes the figures between `from` and `to`; `used` is the usage at these times.
+    pub fn of(
+        log: &ClientLog,
+        piece: usize,
+        (from, to): (Instant, Instant),
+        used: [Usage; 2],
+    ) -> Self {
         let seconds = (to - from).as_secs_f64();
         let pieces = log
             .bulk
@@ -171,7 +176,7 @@ fn part(datagrams: &[Datagram], from: Instant, to: Instant) -> &[Datagram] {
     &datagrams[first..end.max(first)]
 }
 
-fn longest_gap(held: &Held, times: &Times) -> Duration {
+fn longest_gap(held: &HeldClient, times: &Times) -> Duration {
     let answers = held.answers.iter().copied();
     let answers = answers.filter(|at| (times.measured_from..times.measured_to).contains(at));
     let begins = std::iter::once(times.measured_from).chain(answers.clone());
@@ -192,11 +197,11 @@ pub fn milliseconds(duration: Duration) -> f64 {
 mod tests {
     use std::time::{Duration, Instant};
 
-    use super::{Noticed, Phase, Times, Usage};
-    use crate::migration::clients::{Datagram, Held, Log, New};
+    use super::{ClientImpact, Phase, Times, Usage};
+    use crate::migration::clients::{ClientLog, Datagram, HeldClient, NewConnection};
 
     /// A second before, a migration of a second in the middle of which nothing is answered, and a second after.
-    fn migration() -> (Log, Times) {
+    fn migration() -> (ClientLog, Times) {
         let start = Instant::now();
         let at = |ms: u64| start + Duration::from_millis(ms);
         let answered = |ms: &u64| !(1_200..1_700).contains(ms);
@@ -211,22 +216,22 @@ mod tests {
             sent: at(ms),
             round_trip: answered(&ms).then(|| Duration::from_millis(1 + ms / 10 % 2)),
         };
-        let log = Log {
-            held: vec![Held {
+        let log = ClientLog {
+            held: vec![HeldClient {
                 answers: answers.clone(),
                 lost: vec![at(1_500)],
             }],
             new: vec![
-                New {
+                NewConnection {
                     begun: at(100),
                     took: Some(Duration::from_millis(2)),
                 },
-                New {
+                NewConnection {
                     begun: at(1_300),
                     took: None,
                 },
             ],
-            bulk: Held {
+            bulk: HeldClient {
                 answers,
                 lost: Vec::new(),
             },
@@ -236,9 +241,9 @@ mod tests {
     }
 
     #[test]
-    fn counts_what_the_clients_noticed() {
+    fn computes_the_effect_on_clients() {
         let (log, times) = migration();
-        let noticed = Noticed::of(&log, &times);
+        let noticed = ClientImpact::of(&log, &times);
         assert_eq!(
             (noticed.held, noticed.held_lost, noticed.bulk_lost),
             (1, 1, false)
@@ -251,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn measures_each_phase_by_itself() {
+    fn computes_each_phase_by_itself() {
         let (log, times) = migration();
         let used = |ms| Usage {
             balancer_time: Some(Duration::from_millis(ms)),

@@ -1,4 +1,4 @@
-//! Which migrations are compared.
+//! The compared migrations.
 
 use std::time::Duration;
 
@@ -8,15 +8,15 @@ use serde::Serialize;
 /// Longer than the default of `failover.down_after`.
 const LONG: Duration = Duration::from_secs(3);
 
-/// Where the workers serve, and memlb's service.
+/// Port of the workers' servers and of memlb's service.
 pub const PORT: u16 = 9000;
 /// The manager's address.
 const SERVICE: &str = "192.168.56.101";
 
-/// What moves.
+/// What moves, and how.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ValueEnum)]
 #[serde(rename_all = "kebab-case")]
-pub enum What {
+pub enum Method {
     /// A process, with its connections, by TCP_REPAIR
     Process,
     /// A virtual machine, by QEMU's pre-copy
@@ -25,7 +25,7 @@ pub enum What {
     Criu,
 }
 
-/// What stands between the clients and the worker.
+/// The balancer between clients and worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum Between {
@@ -43,7 +43,7 @@ pub enum Between {
     Nftables,
 }
 
-/// For how long the worker stands still, and whether memlb knows.
+/// Duration of the worker's stop, and whether memlb is told before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum Silence {
@@ -57,14 +57,14 @@ pub enum Silence {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Scenario {
-    pub what: What,
+    pub what: Method,
     pub between: Between,
     pub silence: Silence,
 }
 
 impl Scenario {
-    /// Returns all that make sense of the given parts; all parts if none are given.
-    pub fn of(what: &[What], between: &[Between], silence: &[Silence]) -> Vec<Self> {
+    /// Returns the valid combinations of the given parts; no parts: all.
+    pub fn of(what: &[Method], between: &[Between], silence: &[Silence]) -> Vec<Self> {
         let mut scenarios = Vec::new();
         for what in all_or(what) {
             for silence in all_or(silence) {
@@ -74,7 +74,7 @@ impl Scenario {
                         between: stands,
                         silence,
                     };
-                    if scenario.makes_sense() && (!between.is_empty() || scenario.is_usual()) {
+                    if scenario.is_valid() && (!between.is_empty() || scenario.is_usual()) {
                         scenarios.push(scenario);
                     }
                 }
@@ -83,14 +83,14 @@ impl Scenario {
         scenarios
     }
 
-    fn makes_sense(self) -> bool {
+    fn is_valid(self) -> bool {
         self.silence != Silence::Announced || self.between.memlb().is_some()
     }
 
-    /// A machine takes its time to boot, and differs from a process by less than the balancers do.
+    /// Machines boot slowly, and differ from processes less than the balancers differ.
     fn is_usual(self) -> bool {
         use Between::{MemlbDsr, MemlbNat, Nothing};
-        self.what == What::Process || matches!(self.between, Nothing | MemlbNat | MemlbDsr)
+        self.what == Method::Process || matches!(self.between, Nothing | MemlbNat | MemlbDsr)
     }
 
     pub fn label(self) -> String {
@@ -138,7 +138,7 @@ impl Between {
     }
 }
 
-impl What {
+impl Method {
     pub fn label(self) -> &'static str {
         match self {
             Self::Process => "a process by TCP_REPAIR",
@@ -167,16 +167,16 @@ impl Silence {
 
 #[cfg(test)]
 mod tests {
-    use super::{Between, Scenario, Silence, What};
+    use super::{Between, Method, Scenario, Silence};
 
     #[test]
-    fn only_memlb_is_given_orders() {
-        let all = Scenario::of(&[What::Process], &[], &[]);
+    fn only_memlb_is_paused() {
+        let all = Scenario::of(&[Method::Process], &[], &[]);
         let announced = all.iter().filter(|it| it.silence == Silence::Announced);
         assert!(announced.clone().all(|it| it.between.memlb().is_some()));
         assert_eq!(announced.count(), 3);
         let one = Scenario::of(
-            &[What::Process],
+            &[Method::Process],
             &[Between::Nftables],
             &[Silence::Long, Silence::Announced],
         );

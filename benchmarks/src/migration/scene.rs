@@ -1,4 +1,4 @@
-//! A worker, the hosts between which it moves, and what stands between it and its clients.
+//! A worker, the hosts between which it moves, and the balancer between it and its clients.
 
 use std::{
     fs,
@@ -10,10 +10,10 @@ use std::{
 use anyhow::{Context, Result};
 use memlb_tests::{
     Cluster, ClusterOptions, Namespace, Process, Shape, Topology,
+    balancers::forward,
     command::output,
     migration::{Application, add_host, arrive, depart},
     namespace::unique_prefix,
-    peers::forward,
 };
 use serde::Serialize;
 use tempfile::TempDir;
@@ -27,12 +27,12 @@ use crate::processor::{Timing, of_group, of_thread, resident};
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// What the hosts noted of the move.
+/// The hosts' figures of the move.
 #[derive(Debug, Clone, Copy, Serialize)]
-pub struct Moved {
-    /// For how long the worker stood still.
+pub struct MoveStats {
+    /// Duration of the worker's stop.
     pub still_ms: f64,
-    /// How many bytes went from host to host.
+    /// Bytes from host to host.
     pub bytes: u64,
 }
 
@@ -41,32 +41,32 @@ pub trait Scene {
     fn client(&self) -> &Namespace;
     fn targets(&self) -> Targets;
     fn usage(&self, timing: &Timing) -> Result<Usage>;
-    /// Moves the worker, which stands still for as long as `silence` says.
-    fn migrate(&mut self, silence: Silence) -> Result<Moved>;
+    /// Moves the worker, which is stopped for the duration of `silence`.
+    fn migrate(&mut self, silence: Silence) -> Result<MoveStats>;
 }
 
 /// A process that moves with its connections by TCP_REPAIR.
 #[derive(Debug)]
 pub struct ProcessScene {
-    // In the order in which they end.
+    // In the order of their end.
     application: Option<Application>,
     _other: Application,
-    system: System,
+    network: Network,
     between: Between,
     /// Processor time of the worker on its first host.
     used_before: Duration,
 }
 
-/// The network with what balances in it.
+/// The network with its balancer.
 #[derive(Debug)]
-pub enum System {
+pub enum Network {
     Memlb(Box<Cluster>),
-    Peer(Box<Peer>),
+    Other(Box<OtherBalancer>),
 }
 
 #[derive(Debug)]
-pub struct Peer {
-    // In the order in which they end.
+pub struct OtherBalancer {
+    // In the order of their end.
     balancer: Option<Process>,
     topology: Topology,
     _files: TempDir,
@@ -74,9 +74,9 @@ pub struct Peer {
 
 impl ProcessScene {
     pub fn build(between: Between) -> Result<Self> {
-        let mut system = System::build(between, true)?;
-        let prefix = system.prefix()?;
-        let topology = system.topology_mut();
+        let mut network = Network::build(between, true)?;
+        let prefix = network.prefix()?;
+        let topology = network.topology_mut();
         let start = |index: usize| Application::start(&topology.workers[index], PORT);
         let (application, other) = (start(0)?, start(1)?);
         add_host(topology, &prefix)?;
@@ -86,7 +86,7 @@ impl ProcessScene {
         Ok(Self {
             application: Some(application),
             _other: other,
-            system,
+            network,
             between,
             used_before: Duration::ZERO,
         })
@@ -102,27 +102,27 @@ impl ProcessScene {
 
 impl Scene for ProcessScene {
     fn client(&self) -> &Namespace {
-        &self.system.topology().client
+        &self.network.topology().client
     }
 
     fn targets(&self) -> Targets {
-        self.system.targets(self.between)
+        self.network.targets(self.between)
     }
 
     fn usage(&self, timing: &Timing) -> Result<Usage> {
         let worker_time = self.worker_time()?;
-        self.system.usage(timing, worker_time, None)
+        self.network.usage(timing, worker_time, None)
     }
 
-    fn migrate(&mut self, silence: Silence) -> Result<Moved> {
-        self.system.announce(silence)?;
+    fn migrate(&mut self, silence: Silence) -> Result<MoveStats> {
+        self.network.announce(silence)?;
         self.used_before = self.worker_time()?;
-        if let System::Memlb(cluster) = &mut self.system {
+        if let Network::Memlb(cluster) = &mut self.network {
             cluster.kill_agent(0)?;
         }
         let application = self.application.take().context("the worker serves")?;
-        let departed = depart(self.system.topology_mut(), application)?;
-        if let System::Memlb(cluster) = &mut self.system {
+        let departed = depart(self.network.topology_mut(), application)?;
+        if let Network::Memlb(cluster) = &mut self.network {
             cluster.start_agent(0)?;
             if self.between == Between::MemlbDsr {
                 // A socket that is there before the DSR translator is attached answers from its own address.
@@ -130,22 +130,22 @@ impl Scene for ProcessScene {
                 agent.wait_for_log(PATIENCE, "the DSR translator is attached")?;
             }
         }
-        let (application, moved) = arrive(self.system.topology(), departed, silence.duration())?;
+        let (application, moved) = arrive(self.network.topology(), departed, silence.duration())?;
         self.application = Some(application);
-        self.system.announce_address()?;
-        self.system.announce_end(silence)?;
-        Ok(Moved {
+        self.network.announce_address()?;
+        self.network.announce_end(silence)?;
+        Ok(MoveStats {
             still_ms: moved.pause.as_secs_f64() * 1e3,
             bytes: moved.bytes as u64,
         })
     }
 }
 
-impl System {
-    /// Sets the network up with two workers, whose servers are still missing, and their agents, too, if so.
+impl Network {
+    /// Sets up the network with two workers without servers, and with their agents if `agents`.
     pub fn build(between: Between, agents: bool) -> Result<Self> {
         let Some((attach, direct)) = between.memlb() else {
-            return Ok(Self::Peer(Box::new(Peer::build(between)?)));
+            return Ok(Self::Other(Box::new(OtherBalancer::build(between)?)));
         };
         let translations = between.translations().into_iter();
         let cluster = Cluster::start(&ClusterOptions {
@@ -167,14 +167,14 @@ impl System {
     pub fn topology(&self) -> &Topology {
         match self {
             Self::Memlb(cluster) => &cluster.topology,
-            Self::Peer(peer) => &peer.topology,
+            Self::Other(other) => &other.topology,
         }
     }
 
     pub fn topology_mut(&mut self) -> &mut Topology {
         match self {
             Self::Memlb(cluster) => &mut cluster.topology,
-            Self::Peer(peer) => &mut peer.topology,
+            Self::Other(other) => &mut other.topology,
         }
     }
 
@@ -200,7 +200,7 @@ impl System {
         }
     }
 
-    /// Returns what everything has used, the worker as given.
+    /// Returns the usage of balancer and worker. The worker's is given.
     pub fn usage(
         &self,
         timing: &Timing,
@@ -209,7 +209,7 @@ impl System {
     ) -> Result<Usage> {
         let (balancer, programs) = match self {
             Self::Memlb(cluster) => (cluster.manager.as_ref(), timing.of_managers()?),
-            Self::Peer(peer) => (peer.balancer.as_ref(), Duration::ZERO),
+            Self::Other(other) => (other.balancer.as_ref(), Duration::ZERO),
         };
         let pid = balancer.map(Process::pid);
         Ok(Usage {
@@ -220,7 +220,7 @@ impl System {
         })
     }
 
-    /// Gives the order that goes before a silence, if one does.
+    /// Pauses the worker by `memlb pause`, if the silence is announced.
     pub fn announce(&self, silence: Silence) -> Result<()> {
         let orders = [
             "worker1",
@@ -229,14 +229,14 @@ impl System {
             "--reason",
             "moves to another host",
         ];
-        self.order("pause", &orders, silence)
+        self.admin("pause", &orders, silence)
     }
 
     pub fn announce_end(&self, silence: Silence) -> Result<()> {
-        self.order("resume", &["worker1"], silence)
+        self.admin("resume", &["worker1"], silence)
     }
 
-    fn order(&self, verb: &str, arguments: &[&str], silence: Silence) -> Result<()> {
+    fn admin(&self, verb: &str, arguments: &[&str], silence: Silence) -> Result<()> {
         match self {
             Self::Memlb(cluster) if silence == Silence::Announced => {
                 output(cluster.memlb(verb).args(arguments)).map(drop)
@@ -245,20 +245,24 @@ impl System {
         }
     }
 
-    /// Lets the network learn where the worker's address is, as a hypervisor does. memlb needs none of that.
+    /// Announces the worker's address to the network, as a hypervisor does. memlb needs no announcement.
     fn announce_address(&self) -> Result<()> {
-        let Self::Peer(peer) = self else {
+        let Self::Other(other) = self else {
             return Ok(());
         };
-        let worker = peer.topology.workers.first().context("there is a worker")?;
-        let client = SocketAddr::from((peer.topology.client.address(), 9));
+        let worker = other
+            .topology
+            .workers
+            .first()
+            .context("there is a worker")?;
+        let client = SocketAddr::from((other.topology.client.address(), 9));
         // Its ARP request is a broadcast.
         worker.enter(|| UdpSocket::bind("0.0.0.0:0")?.send_to(b"here", client))??;
         Ok(())
     }
 }
 
-impl Peer {
+impl OtherBalancer {
     fn build(between: Between) -> Result<Self> {
         let files = tempfile::Builder::new().prefix("memlb-bench-").tempdir();
         let files = files.context("make a directory for the balancer")?;
@@ -308,7 +312,7 @@ backend workers
     Process::start("haproxy", &mut command, &directory.join("haproxy.log"))
 }
 
-/// DNAT and masquerade of TCP and UDP, which know no health.
+/// DNAT and masquerade of TCP and UDP, without health checks.
 fn translate(topology: &Topology, directory: &Path) -> Result<()> {
     forward(topology)?;
     let (service, worker) = (topology.manager.address(), topology.workers[0].address());
@@ -338,7 +342,7 @@ pub fn wait_until_served(scene: &dyn Scene, patience: Duration) -> Result<()> {
     let deadline = Instant::now() + patience;
     scene.client().enter(|| {
         loop {
-            match super::clients::ask_once(target) {
+            match super::clients::request_once(target) {
                 Err(_) if Instant::now() < deadline => {
                     std::thread::sleep(Duration::from_millis(50));
                 }

@@ -3,26 +3,26 @@
 use clap::ValueEnum;
 
 use super::{
-    Migration, Report,
+    Migration, MigrationReport,
     clients::HELD,
     grade::{self, Grade},
     quantities::Phase,
-    scenario::What,
+    scenario::Method,
 };
 use crate::table::Table;
 
-/// Returns the report for people.
-pub fn text(report: &Report) -> String {
+/// Returns the report as text.
+pub fn text(report: &MigrationReport) -> String {
     let machine = &report.machine;
     let mut text = format!(
-        "\nLinux {}, {} × {}; others used {:.0} % of them just before\n",
+        "\nLinux {}, {} × {}; load before the measurement {:.0} %\n",
         machine.kernel, machine.processors, machine.processor, machine.busy_before_percent
     );
     text += &format!(
         "{HELD} clients keep a connection and ask every 50 ms, one asks for 4 MiB/s, one opens a connection every 50 ms, \
          and one sends 100 datagrams a second\n"
     );
-    for what in What::value_variants() {
+    for what in Method::value_variants() {
         let mut migrations = report
             .migrations
             .iter()
@@ -38,7 +38,7 @@ pub fn text(report: &Report) -> String {
     text + "\n" + grade::NOTE
 }
 
-fn noticed(what: What, migrations: &[&Migration]) -> Table {
+fn noticed(what: Method, migrations: &[&Migration]) -> Table {
     let mut table = Table::new(&[
         what.label(),
         "stood still ms",

@@ -31,7 +31,7 @@ const ALONE: &[&str] = &["chaos", "crowd", "drift", "flood", "herd"];
 /// The longest programs, the longest first: they start first, so that none of them runs alone at the end.
 const LONGEST: &[&str] = &[
     "pair",
-    "peers",
+    "third_party",
     "authentication",
     "lifecycle",
     "doctor",

@@ -1,4 +1,4 @@
-//! The balancers memlb is compared with, set up on the manager's node as their manuals advise.
+//! Sets up the balancers with which memlb is compared, on the manager's node and as their manuals advise.
 
 use std::{
     fs,
@@ -13,12 +13,12 @@ use std::{
 use anyhow::{Context, Result, anyhow};
 use memlb_tests::{
     Node, Process, Topology,
+    balancers::{self, forward},
     cluster::SERVICE_PORT,
     command::{line, output},
-    peers::{self, forward},
 };
 
-/// How often the system of 2018 wrote its configuration and reloaded nginx.
+/// Interval at which the system of 2018 wrote its configuration and reloaded nginx.
 pub const RELOAD_INTERVAL: Duration = Duration::from_secs(3);
 
 /// Makes the manager's node the router between the client and the first worker.
@@ -29,9 +29,9 @@ pub fn route_through_manager(topology: &Topology) -> Result<()> {
     answer_through_manager(topology)
 }
 
-/// Translates addresses in netfilter, and forgets a closed connection as soon as memlb does.
+/// Translates addresses in netfilter, with a short TIME_WAIT.
 pub fn translate(topology: &Topology, worker: SocketAddrV4, directory: &Path) -> Result<()> {
-    peers::translate(topology, &[worker], directory)?;
+    balancers::translate(topology, &[worker], directory)?;
     // At the default of 120 s the connection tracking table would fill within a run.
     topology.manager.run(
         "sysctl",
@@ -44,16 +44,16 @@ pub fn translate(topology: &Topology, worker: SocketAddrV4, directory: &Path) ->
     Ok(())
 }
 
-/// Has IPVS translate to the worker, which answers by the manager.
+/// Sets up IPVS NAT to the worker, which replies through the manager.
 pub fn balance_by_ipvs(topology: &Topology, worker: SocketAddrV4) -> Result<()> {
     forward(topology)?;
     let manager = &topology.manager;
     let service = SocketAddrV4::new(manager.address(), SERVICE_PORT);
-    peers::balance_by_ipvs(manager, service, &[worker])?;
+    balancers::balance_by_ipvs(manager, service, &[worker])?;
     answer_through_manager(topology)
 }
 
-/// Makes the first worker's packets to the client pass the manager's node.
+/// Routes the first worker's packets to the client through the manager's node.
 pub fn answer_through_manager(topology: &Topology) -> Result<()> {
     let worker = topology.workers.first().context("there is a worker")?;
     route(worker, &topology.client, &topology.manager)
@@ -66,7 +66,7 @@ fn route(from: &Node, to: &Node, gateway: &Node) -> Result<()> {
     Ok(())
 }
 
-/// An nginx that passes requests on.
+/// nginx as a reverse proxy.
 #[derive(Debug)]
 pub struct Proxy {
     style: Style,
@@ -75,15 +75,15 @@ pub struct Proxy {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Style {
-    /// The nginx.conf of the container image of 2018, access log and all, and
-    /// the upstream that was generated: a connection to the worker for each request.
+    /// The nginx.conf of the container image of 2018 with its access log, and the generated upstream: a connection to the
+    /// worker for each request.
     Of2018,
     /// As nginx's manual advises for upstreams over HTTP/1.1.
     KeptAlive,
 }
 
 impl Style {
-    /// Returns what stands before the `http` block, in it, in the upstream and in the location.
+    /// Returns the directives before the `http` block, in it, in the upstream and in the location.
     fn settings(self) -> [&'static str; 4] {
         match self {
             Self::Of2018 => [
@@ -106,7 +106,7 @@ impl Style {
 }
 
 impl Proxy {
-    /// Starts nginx on the manager's node, passing everything on to `worker`.
+    /// Starts nginx on the manager's node, with `worker` as its upstream.
     pub fn start(
         style: Style,
         topology: &Topology,
@@ -125,7 +125,7 @@ impl Proxy {
         Ok((proxy, process))
     }
 
-    /// Writes the configuration that names `worker`; it counts from the next reload.
+    /// Writes the configuration with `worker` as the upstream, for the next reload.
     pub fn point_to(&self, worker: SocketAddrV4) -> Result<()> {
         let at = self.directory.display();
         let [processes, http, upstream, location] = self.style.settings();
@@ -154,8 +154,8 @@ http {{
         Ok(())
     }
 
-    /// Does `work`, and all the while what the system of 2018 did every 3 s:
-    /// `decide` on a worker, write the configuration, reload. Returns how often.
+    /// Runs `work`, and meanwhile every 3 s what the system of 2018 did: `decide` on a worker, write the configuration,
+    /// reload. Returns the number of reloads, too.
     pub fn reload_during<T>(
         &self,
         decide: impl Fn(u32) -> SocketAddrV4 + Send,
