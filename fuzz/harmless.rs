@@ -1,4 +1,4 @@
-//! What must hold of any datagram: shared by the fuzz target and by the test over its corpus.
+//! The invariants of datagrams, for the fuzz target and for the test with its corpus.
 
 use std::{net::SocketAddr, time::Instant};
 
@@ -11,19 +11,19 @@ use memlb::{
 };
 use zeroize::Zeroizing;
 
-/// The worker of the corpus, whose key everything is signed with, too.
+/// The worker of the corpus; its key signs everything.
 const WORKER: &str = "worker1";
 
-/// Decodes a datagram in every way in which a manager or an agent may, and checks what comes out.
+/// Decodes a datagram in every way that a manager or an agent uses, and checks the results.
 ///
 /// # Panics
 ///
-/// If a promise is broken.
+/// If an invariant does not hold.
 pub fn check(datagram: &[u8]) {
     for legacy in [false, true] {
         match decode(datagram, legacy) {
-            Ok(decoded) => sensible(&decoded, datagram, legacy),
-            Err(refusal) => printable(&refusal),
+            Ok(decoded) => check_decoded(&decoded, datagram, legacy),
+            Err(refusal) => check_refusal(&refusal),
         }
     }
     let key = key();
@@ -31,15 +31,15 @@ pub fn check(datagram: &[u8]) {
         Acknowledgement::decode(datagram, &key).is_err(),
         "an acknowledgement was forged"
     );
-    asks(datagram, &key);
+    check_query(datagram, &key);
     let mut authenticator = authenticator(&key);
     let from = SocketAddr::from(([192, 0, 2, 1], 9));
     let answer = authenticator.verify_mine(datagram, from, Instant::now());
-    printable(&answer.expect_err("an answer was forged"));
+    check_refusal(&answer.expect_err("an answer was forged"));
     let refused = authenticator
         .verify(datagram, from, Instant::now())
         .expect_err("a heartbeat was forged");
-    printable(&refused.refusal);
+    check_refusal(&refused.refusal);
     assert_eq!(refused.reply, None, "an unsigned datagram was answered");
 
     // As if the worker itself had sent it.
@@ -52,7 +52,7 @@ pub fn check(datagram: &[u8]) {
     let refused = authenticator
         .verify(&signed, from, Instant::now())
         .expect_err("the nonce was guessed");
-    printable(&refused.refusal);
+    check_refusal(&refused.refusal);
     if let Some(challenge) = refused.reply {
         assert_eq!(refused.refusal, Refusal::NotFresh);
         assert!(challenge.len() < signed.len(), "the answer amplifies");
@@ -60,15 +60,15 @@ pub fn check(datagram: &[u8]) {
     }
 }
 
-/// As a manager's question whose connections these are.
-fn asks(datagram: &[u8], key: &Key) {
+/// Decodes a datagram as a manager's query for connections.
+fn check_query(datagram: &[u8], key: &Key) {
     assert!(
         !matches!(ConnectionQuery::decode(datagram, Some(key)), Some(Ok(_))),
         "a question was forged"
     );
     match ConnectionQuery::decode(datagram, None) {
         None => {}
-        Some(Err(refusal)) => printable(&refusal),
+        Some(Err(refusal)) => check_refusal(&refusal),
         Some(Ok(mut question)) => {
             assert!((1..=MAX_CLIENTS).contains(&question.clients.len()));
             let clients = question.clients.clone();
@@ -93,10 +93,10 @@ fn authenticator(key: &Key) -> Authenticator {
         .expect("an authenticator")
 }
 
-fn sensible(decoded: &Decoded, datagram: &[u8], legacy: bool) {
+fn check_decoded(decoded: &Decoded, datagram: &[u8], legacy: bool) {
     assert!(datagram.len() < SIZE_LIMIT);
     let Some(report) = decoded.report() else {
-        return assert!(legacy, "only the 2018 form has datagrams that say nothing");
+        return assert!(legacy, "only the 2018 form has datagrams without a report");
     };
     assert_eq!(check_name(&report.worker), Ok(()));
     assert!(report.worker.len() <= MAX_NAME_BYTES);
@@ -105,13 +105,13 @@ fn sensible(decoded: &Decoded, datagram: &[u8], legacy: bool) {
     assert!(report.pressure.is_none_or(|share| share.0 <= 10_000));
     if let Decoded::Heartbeat(heartbeat) = decoded {
         assert!(!heartbeat.to_string().contains(char::is_control));
-        // What is understood can be said again, and means the same then.
+        // A decoded message can be encoded, and decodes to the same message.
         let again = heartbeat.encode().expect("what was accepted can be sent");
         assert_eq!(decode(&again, false).as_ref(), Ok(decoded));
     }
 }
 
-fn printable(refusal: &Refusal) {
+fn check_refusal(refusal: &Refusal) {
     let shown = refusal.to_string();
     assert!(
         !shown.contains(char::is_control) && shown.len() < 500,

@@ -1,4 +1,4 @@
-//! What must hold of any bytes from a peer: shared by the fuzz target and by the test over its corpus.
+//! The invariants of bytes from a peer, for the fuzz target and for the test with its corpus.
 
 use memlb::{
     keys::{KeyId, PeerKeys, SigningKey},
@@ -7,21 +7,21 @@ use memlb::{
 use zeroize::Zeroizing;
 
 /// Reads bytes as a hello, as frames, and as the content of a frame of their first byte's type and their next two
-/// bytes' count; checks what comes out.
+/// bytes' count; checks the results.
 ///
 /// # Panics
 ///
-/// If a promise is broken.
+/// If an invariant does not hold.
 pub fn check(bytes: &[u8]) {
     let keys = PeerKeys::single(SigningKey::new(KeyId(0xa1), &Zeroizing::new([0xfb; 32])));
     let session = || SessionKeys::derive(keys.signing(), b"one", b"other");
     for role in [Role::Connector, Role::Listener] {
         let refused = Hello::verify(bytes, role, |_| Ok(&keys)).expect_err("a hello was forged");
-        printable(&refused);
+        check_refusal(&refused);
     }
     match session().of(Role::Listener).1.verify(bytes) {
         Ok(opened) => assert_eq!(opened, None, "a frame was forged"),
-        Err(refused) => printable(&refused),
+        Err(refused) => check_refusal(&refused),
     }
     let Some(([kind, count @ ..], content)) = bytes.split_first_chunk::<3>() else {
         return;
@@ -46,7 +46,7 @@ pub fn check(bytes: &[u8]) {
     assert_eq!(length, frame.len());
     match Message::decode(&read) {
         Ok(Some(message)) => {
-            // What is understood can be said again, and means the same then.
+            // A decoded message can be encoded, and decodes to the same message.
             let mut again = Vec::new();
             message.sign(&mut session().of(Role::Connector).0, &mut again);
             let mut verifier = session().of(Role::Listener).1;
@@ -57,12 +57,12 @@ pub fn check(bytes: &[u8]) {
             assert_eq!(Message::decode(&read), Ok(Some(message)));
         }
         Ok(None) => {}
-        Err(refused) => printable(&refused),
+        Err(refused) => check_refusal(&refused),
     }
     assert!(verifier.verify(&frame).is_err(), "a frame was repeated");
 }
 
-fn printable(refused: &memlb::peer::wire::Refusal) {
+fn check_refusal(refused: &memlb::peer::wire::Refusal) {
     let shown = refused.to_string();
     assert!(
         !shown.contains(char::is_control) && shown.len() < 500,

@@ -1,4 +1,4 @@
-//! Agents at work: what they notice, what they survive, what they do not need.
+//! Agents: failure reports, clock jumps, unreachable managers, privileges.
 
 #![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
 
@@ -54,7 +54,7 @@ fn logged(process: &Process, text: &str) -> SystemTime {
 }
 
 #[root_test]
-fn say_at_once_that_the_service_died_and_that_it_is_back() {
+fn report_a_failed_and_a_recovered_service_at_once() {
     for (check, further) in [
         ("http://127.0.0.1:8081/", &["--expect-status", "200"][..]),
         ("tcp://127.0.0.1:8081", &[]),
@@ -100,7 +100,7 @@ fn say_at_once_that_the_service_died_and_that_it_is_back() {
 }
 
 #[root_test]
-fn say_at_once_that_they_leave() {
+fn report_shutdown_at_once() {
     for authentication in [None, Some("enforce")] {
         let mut cluster = Cluster::with(|it| it.authentication = authentication);
         cluster.wait_for_page("Worker1", SOON).unwrap();
@@ -130,7 +130,7 @@ fn say_at_once_that_they_leave() {
 }
 
 #[root_test]
-fn say_nothing_good_of_a_service_that_never_answered() {
+fn report_a_service_that_never_answered_as_failed() {
     let cluster = without_agents();
     let mut command = cluster.agent_command(0, cluster.heartbeat_address());
     command.args([
@@ -153,7 +153,7 @@ fn say_nothing_good_of_a_service_that_never_answered() {
 }
 
 #[root_test]
-fn need_no_privileges_and_no_name() {
+fn run_without_privileges_and_default_to_the_host_name() {
     let cluster = without_agents();
     // Where anybody may run it.
     let binary = cluster.paths.directory.join("memlb");
@@ -174,7 +174,7 @@ fn need_no_privileges_and_no_name() {
 }
 
 #[root_test]
-fn are_held_up_by_no_manager_that_is_not_there() {
+fn an_unreachable_manager_delays_no_other() {
     let mut cluster = without_agents();
     let mut command = cluster.agent_command(0, cluster.heartbeat_address());
     for unreachable in [
@@ -213,7 +213,7 @@ fn are_held_up_by_no_manager_that_is_not_there() {
 }
 
 #[root_test]
-fn are_not_thought_dead_when_their_clock_jumps() {
+fn a_clock_jump_marks_no_worker_as_down() {
     let cluster = Cluster::with(|it| {
         it.agents = false;
         it.authentication = Some("enforce");
@@ -261,7 +261,7 @@ fn are_not_thought_dead_when_their_clock_jumps() {
 }
 
 #[root_test]
-fn convince_several_managers_each_with_a_nonce_of_its_own() {
+fn each_manager_has_its_own_nonce() {
     let cluster = Cluster::with(|it| {
         it.agents = false;
         it.authentication = Some("enforce");

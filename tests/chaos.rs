@@ -144,7 +144,7 @@ fn only_a_workers_own_failure_breaks_requests_and_only_until_it_is_detected() {
 }
 
 #[root_test]
-fn kills_at_any_instant_break_no_request() {
+fn killing_the_manager_breaks_no_request() {
     let (kills, seed) = (number("MEMLB_KILLS", 10), number("MEMLB_CHAOS_SEED", 1));
     let mut random = Random(seed);
     let mut cluster = Cluster::start_serving(&ClusterOptions::default()).unwrap();

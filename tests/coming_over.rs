@@ -1,4 +1,4 @@
-//! The way from nginx, HAProxy or keepalived to memlb on one machine, and back, as docs/coming-over.md describes it.
+//! Migration from nginx, HAProxy or keepalived to memlb on one machine, and back, as in docs/coming-over.md.
 
 #![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
 

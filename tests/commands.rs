@@ -1,4 +1,4 @@
-//! The command line itself: what packages install of it, and what it says to a slip of the finger.
+//! The command line: manual pages, completions, suggestions, errors.
 
 #![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
 
@@ -47,7 +47,7 @@ fn every_verb_has_a_manual_page() {
 }
 
 #[test]
-fn completions_are_scripts_that_their_shell_accepts() {
+fn shells_accept_their_completions() {
     let directory = Scratch::new("completions");
     for shell in ["bash", "zsh", "fish"] {
         let script = memlb(&["completions", shell]);
@@ -65,7 +65,7 @@ fn completions_are_scripts_that_their_shell_accepts() {
 }
 
 #[test]
-fn a_slip_of_the_finger_is_put_right() {
+fn a_misspelled_command_gets_a_suggestion() {
     let cases: [(&[&str], &str); 4] = [
         (&["stauts"], "'status'"),
         (&["drian", "worker1"], "'drain'"),
@@ -78,7 +78,7 @@ fn a_slip_of_the_finger_is_put_right() {
 }
 
 #[test]
-fn a_closed_pipe_is_enough_and_a_full_disk_a_failure() {
+fn a_closed_pipe_is_success_and_a_full_disk_a_failure() {
     let mut command = Command::new(binary().unwrap());
     command.args(["completions", "zsh"]);
     let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
@@ -109,7 +109,7 @@ fn a_closed_pipe_is_enough_and_a_full_disk_a_failure() {
 }
 
 #[test]
-fn a_check_looks_at_the_keys_of_this_machine() {
+fn check_reads_the_keys_of_this_machine() {
     let directory = Scratch::new("keys");
     let keys = directory.0.join("keys");
     let file = directory.0.join("memlb.toml");
@@ -240,7 +240,7 @@ fn a_weight_is_given_with_or_without_a_percent_sign() {
 }
 
 #[test]
-fn a_reason_that_would_do_harm_is_refused_unseen() {
+fn an_invalid_reason_is_refused_and_not_printed() {
     let long = "r".repeat(5000);
     for (reason, says) in [
         (long.as_str(), "5000 bytes: at most 1000"),
@@ -254,7 +254,7 @@ fn a_reason_that_would_do_harm_is_refused_unseen() {
 }
 
 #[test]
-fn without_a_manager_every_verb_says_so() {
+fn every_verb_reports_a_missing_manager() {
     let verbs: [&[&str]; 9] = [
         &["status"],
         &["services"],
@@ -294,7 +294,7 @@ fn error_as_json(failed: &Output, status: i32) -> serde_json::Value {
 }
 
 #[test]
-fn errors_are_json_where_that_is_asked_for() {
+fn errors_are_json_with_the_json_option() {
     let usage = error_as_json(&memlb(&["drain", "--json"]), 2);
     assert!(
         usage["error"].as_str().unwrap().contains("<WORKER>"),

@@ -1,5 +1,4 @@
-//! Open connections are counted by the programs, and the count does not drift: not by the way in which
-//! connections end, not by those that the kernel evicts, not by managers that are killed.
+//! The programs' count of open connections stays exact: however connections end, with evictions, and with killed managers.
 //!
 //! `MEMLB_FLOWS` (40,000) says how many connections there are in all.
 
@@ -28,7 +27,7 @@ const BETWEEN_KILLS: Duration = Duration::from_secs(2);
 const RECOUNTED: Duration = Duration::from_secs(90);
 
 #[root_test]
-fn no_way_in_which_connections_end_makes_the_count_drift() {
+fn the_count_stays_exact_however_connections_end() {
     let mut cluster = start(&[]);
     let flows = flows() / 2;
     let (kills, failed) = come_and_go(&mut cluster, flows);
@@ -46,7 +45,7 @@ fn no_way_in_which_connections_end_makes_the_count_drift() {
 }
 
 #[root_test]
-fn evictions_do_not_make_the_count_drift() {
+fn the_count_stays_exact_with_evictions() {
     const TABLE: usize = 2_048;
     let mut cluster = start(&["--set", &format!("limits.flows={TABLE}")]);
     // More than fit, and silent from now on.

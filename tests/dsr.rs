@@ -35,7 +35,7 @@ const CLIENT: [&str; 2] = ["192.168.56.10", "fd00:56::10"];
 const SERVER_PORT: u16 = 8091;
 
 #[root_test(tc, xdp)]
-fn the_server_sees_the_client_and_answers_past_the_manager(attach: &str) {
+fn the_server_sees_the_client_and_answers_directly(attach: &str) {
     let mut lab = Lab::start_with(attach, "20s");
     lab.start_agents();
     let blob = random_bytes(1, 16 * MIB);
@@ -71,7 +71,7 @@ fn the_server_sees_the_client_and_answers_past_the_manager(attach: &str) {
 }
 
 #[root_test]
-fn datagrams_are_answered_directly_too() {
+fn datagrams_are_answered_directly() {
     let mut lab = Lab::start(true);
     lab.start_agents();
     let server = lab.topology.workers[0]
@@ -106,7 +106,7 @@ fn datagrams_are_answered_directly_too() {
 
 /// The server speaks first after the eviction: it closes the connection.
 #[root_test]
-fn a_connection_is_answered_as_the_service_although_its_entry_was_evicted() {
+fn a_connection_without_an_entry_is_answered_as_the_service() {
     let mut lab = Lab::start(true);
     lab.start_agents();
     let connect = || TcpStream::connect_timeout(&SERVICE.parse().unwrap(), PATIENCE);
@@ -170,7 +170,7 @@ fn only_workers_with_a_dsr_translator_serve() {
 }
 
 #[root_test]
-fn a_dsr_translator_that_is_taken_off_or_unpinned_is_put_back() {
+fn a_detached_or_unpinned_dsr_translator_is_restored() {
     let mut lab = Lab::start(true);
     lab.start_agents();
     let pin = lab.pins(0).join("links/memlb_dsr_in@eth1");
@@ -187,7 +187,7 @@ fn a_dsr_translator_that_is_taken_off_or_unpinned_is_put_back() {
 }
 
 #[root_test]
-fn the_dsr_translator_outlives_its_agent_as_long_as_connections_need_it() {
+fn the_dsr_translator_stays_until_its_last_connection_ends() {
     let mut lab = Lab::start(true);
     lab.start_agents();
     let blob = random_bytes(2, 16 * MIB);
@@ -236,7 +236,7 @@ fn the_dsr_translator_outlives_its_agent_as_long_as_connections_need_it() {
 }
 
 #[root_test]
-fn an_operator_can_remove_it_but_not_from_under_an_agent() {
+fn removal_is_refused_while_an_agent_runs() {
     let mut lab = Lab::start(true);
     lab.start_agents();
     let unload = |lab: &Lab| {
@@ -260,7 +260,7 @@ fn an_operator_can_remove_it_but_not_from_under_an_agent() {
 }
 
 #[root_test]
-fn a_narrow_link_on_the_way_to_the_client_is_found() {
+fn path_mtu_discovery_toward_the_client_works() {
     let mut lab = Lab::start(true);
     lab.start_agents();
     let far = lab.far_client();

@@ -1,4 +1,4 @@
-//! Health by the packets: a server that dies beside its agent, and heartbeats that do not arrive.
+//! Passive health checks: a failed server beside a running agent, and heartbeats that do not arrive.
 
 #![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
 
@@ -112,7 +112,7 @@ fn a_dead_server_gets_no_connection_until_a_trial_is_answered(attach: &str) {
 
 /// A rule drops all heartbeats under load; then a worker dies.
 #[root_test]
-fn a_rule_that_drops_heartbeats_costs_no_request() {
+fn a_firewall_rule_against_heartbeats_breaks_no_request() {
     let mut cluster = Cluster::serving_with(|it| {
         it.manager_arguments = vec!["--policy".into(), "balanced".into()];
         it.panic_threshold = 60;

@@ -1,4 +1,4 @@
-//! The old system's own scenarios: workers that die, come back, and shift their memory.
+//! The scenarios of the old system: workers that die, return, and change their memory.
 
 #![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
 
@@ -79,7 +79,7 @@ fn dies_and_returns(cluster: &Cluster, index: usize) {
 }
 
 #[root_test]
-fn leaves_clients_alone_when_the_worker_they_do_not_use_dies() {
+fn keeps_clients_when_another_worker_dies() {
     let mut cluster = start("tc");
     let probe = cluster.probe(Duration::from_millis(10)).unwrap();
     probe
@@ -191,7 +191,7 @@ fn follows_memory_beyond_the_threshold_only(attach: &str) {
 }
 
 #[root_test]
-fn moves_clients_at_once_when_an_agent_says_goodbye() {
+fn moves_clients_at_once_when_an_agent_shuts_down() {
     let mut cluster =
         Cluster::with(|it| it.manager_arguments = vec!["--down-after".into(), "30s".into()]);
     let agent = cluster.agents[0].as_mut().unwrap();
@@ -204,7 +204,7 @@ fn moves_clients_at_once_when_an_agent_says_goodbye() {
 }
 
 #[root_test]
-fn counts_the_workers_of_2018() {
+fn accepts_heartbeats_of_2018() {
     let mut options = options("tc");
     options.agents = false;
     options.manager_arguments.push("--legacy-heartbeats".into());
@@ -251,7 +251,7 @@ fn counts_the_workers_of_2018() {
 }
 
 #[root_test]
-fn drops_the_2018_form_unless_it_is_switched_on() {
+fn drops_heartbeats_of_2018_by_default() {
     let cluster = Cluster::start(&ClusterOptions {
         agents: false,
         ..options("tc")

@@ -40,7 +40,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const STANDSTILL: Duration = Duration::from_secs(30);
 
 #[root_test(tc, xdp)]
-fn serves_through_a_flood_of_syns(attach: &str) {
+fn serves_during_a_flood_of_syns(attach: &str) {
     let cluster = Cluster::with(|it| it.attach = attach.into());
     cluster.wait_for_page("Worker1", SOON).unwrap();
     let blob = random_bytes(1, 64 * MIB);
@@ -88,7 +88,7 @@ fn serves_through_a_flood_of_syns(attach: &str) {
 
 /// The workers' queues are long, so that they keep the half-open connections of the flood.
 #[root_test]
-fn distant_clients_connect_through_a_flood() {
+fn clients_with_a_long_delay_connect_during_a_flood() {
     const ROUND_TRIP: Duration = Duration::from_millis(100);
     const IN_TIME: Duration = Duration::from_millis(1_300);
     for (mode, in_time) in [("nat", 95.0), ("routed", 99.0), ("dsr", 99.0)] {
@@ -129,7 +129,7 @@ fn distant_clients_connect_through_a_flood() {
 
 /// A forger can imitate every packet of a client of mode `dsr` that passes the manager.
 #[root_test]
-fn open_connections_of_mode_dsr_outlive_a_flood_of_forged_ones() {
+fn a_flood_of_forged_connections_breaks_no_open_one_in_mode_dsr() {
     const FLOWS: u32 = 4_096;
     const TRUE: usize = 200;
     let cluster = Cluster::with(|it| {
@@ -166,7 +166,7 @@ fn open_connections_of_mode_dsr_outlive_a_flood_of_forged_ones() {
 
 /// One address takes ports as fast as they become free: it resets each connection as soon as it is established.
 #[root_test]
-fn one_address_that_resets_6_000_connections_a_second_costs_others_none() {
+fn six_thousand_resets_a_second_from_one_address_break_no_other_connection() {
     const DURATION: Duration = Duration::from_secs(6);
     let mut cluster = Cluster::start(&ClusterOptions::default()).unwrap();
     cluster.wait_for_page("Worker1", SOON).unwrap();
@@ -210,7 +210,7 @@ fn one_address_that_resets_6_000_connections_a_second_costs_others_none() {
 
 /// More exchanges of datagrams than the worker has ports, from sources that do not exist and seem to go on.
 #[root_test]
-fn forged_exchanges_of_datagrams_cost_true_clients_none() {
+fn forged_datagram_exchanges_break_no_real_one() {
     const PORT: u16 = 5300;
     const EXCHANGES: u32 = 10_000;
     const IN_TIME: Duration = Duration::from_secs(1);

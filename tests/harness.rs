@@ -1,4 +1,4 @@
-//! The harness itself: what it builds works, and is gone afterwards.
+//! The test harness: its networks, servers and clients work, and are removed afterwards.
 
 #![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
 
@@ -35,7 +35,7 @@ fn serves_pages_between_all_nodes_of_a_one_arm_topology() {
 }
 
 #[root_test]
-fn parts_client_and_workers_in_a_two_arm_topology() {
+fn separates_client_and_workers_in_a_two_arm_topology() {
     let files = Files::new();
     let topology = Topology::create(Shape::TwoArm, 1).unwrap();
     let _servers = serve(&topology, files.path());
@@ -111,7 +111,7 @@ fn opens_connections_at_a_rate_and_many_at_once() {
 }
 
 #[root_test]
-fn probe_measures_how_long_a_worker_was_cut_off() {
+fn probe_measures_an_interruption() {
     let files = Files::new();
     let topology = Topology::create(Shape::OneArm, 1).unwrap();
     let _servers = serve(&topology, files.path());
@@ -175,7 +175,7 @@ fn leaves_nothing_behind_when_a_test_panics() {
 }
 
 #[root_test]
-fn kills_a_process_with_all_it_has_started() {
+fn kills_a_process_with_its_children() {
     let files = Files::new();
     let log = files.path().join("log");
     let mut shell = Command::new("sh");
@@ -193,7 +193,7 @@ fn kills_a_process_with_all_it_has_started() {
 }
 
 #[root_test]
-fn refuses_a_name_that_is_taken() {
+fn refuses_a_name_in_use() {
     let name = unique_prefix() + "only";
     let namespace = Namespace::create(&name).unwrap();
     assert!(Namespace::create(&name).is_err());

@@ -1,4 +1,4 @@
-//! Heartbeats as bad networks and strangers deliver them: lost, doubled, late, forged.
+//! Lost, repeated, late and forged heartbeats.
 
 #![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
 
@@ -23,7 +23,7 @@ use nix::sys::signal::Signal;
 const SOON: Duration = Duration::from_secs(5);
 
 #[root_test]
-fn raises_no_alarm_while_heartbeats_are_lost_doubled_and_late() {
+fn lost_repeated_and_late_heartbeats_mark_no_worker_as_down() {
     let mut cluster = Cluster::with(|it| it.agents = false);
     let mut relays = Vec::new();
     for index in [0, 1] {
@@ -68,7 +68,7 @@ fn raises_no_alarm_while_heartbeats_are_lost_doubled_and_late() {
 }
 
 #[root_test]
-fn counts_what_strangers_send_and_does_nothing_else() {
+fn only_counts_datagrams_of_strangers() {
     let cluster = Cluster::start_serving(&ClusterOptions::default()).unwrap();
     let stranger = Sender::open(&cluster.topology.client, cluster.heartbeat_address()).unwrap();
     let good = heartbeat("worker2", 1, 1, 600 * 1024);
@@ -126,7 +126,7 @@ fn counts_what_strangers_send_and_does_nothing_else() {
 }
 
 #[root_test]
-fn hears_honest_workers_through_a_flood_of_garbage() {
+fn accepts_heartbeats_during_a_flood_of_garbage() {
     let cluster = Cluster::start_serving(&ClusterOptions::default()).unwrap();
     let stranger = Sender::open(&cluster.topology.client, cluster.heartbeat_address()).unwrap();
     let garbage = random_bytes(1, 300);
@@ -154,7 +154,7 @@ fn hears_honest_workers_through_a_flood_of_garbage() {
 }
 
 #[root_test]
-fn forgives_the_workers_a_pause_of_the_managers_own() {
+fn a_pause_of_the_manager_marks_no_worker_as_down() {
     let mut cluster =
         Cluster::with(|it| it.manager_arguments = vec!["--down-after".into(), "500ms".into()]);
     cluster.wait_for_page("Worker1", SOON).unwrap();
@@ -179,7 +179,7 @@ fn forgives_the_workers_a_pause_of_the_managers_own() {
 }
 
 #[root_test]
-fn follows_an_agent_that_is_restarted() {
+fn accepts_a_restarted_agent() {
     let mut cluster = Cluster::start_serving(&ClusterOptions::default()).unwrap();
     cluster.kill_agent(0).unwrap();
     cluster.memory[0].set_available_kb(440 * 1024).unwrap();

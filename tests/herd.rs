@@ -1,12 +1,11 @@
-//! Everybody to the worker that looked emptiest: with memory that really fills, stale reports make a
-//! herd of it, and `balanced` does not.
+//! Herding: if all connections go to the worker whose last report had the most memory, it fills up; `balanced` avoids that.
 
 use std::time::Duration;
 
 use memlb_tests::{herd::Herd, root_test};
 
 #[root_test]
-fn balanced_keeps_the_fullest_worker_emptier_than_memory_and_round_robin_do() {
+fn balanced_has_the_lowest_peak_memory() {
     let fullest = |policy| {
         let herd = Herd {
             policy,

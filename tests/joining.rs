@@ -1,4 +1,4 @@
-//! Agents that become workers by starting, and those that do not.
+//! Agents that join as workers, and those that are refused.
 
 use std::{fs, time::Duration};
 
@@ -31,7 +31,7 @@ fn is_worker(status: &Value, name: &str) -> bool {
 }
 
 #[root_test]
-fn an_agent_with_a_key_becomes_a_worker_by_starting_and_stays_one() {
+fn a_started_agent_with_a_key_becomes_a_worker_and_remains_one() {
     let mut cluster = open_to("192.168.56.104/32");
     cluster.start_agent(0).unwrap();
     cluster.wait_for_page("Worker1", SOON).unwrap();
@@ -140,7 +140,7 @@ fn no_other_agent_joins() {
 }
 
 #[root_test]
-fn the_unsigned_do_not_join_even_where_they_count() {
+fn unsigned_agents_do_not_join_even_if_accepted() {
     let mut cluster = open_under("permissive", "192.168.56.104/32");
     let stranger = Sender::open(&cluster.topology.workers[1], cluster.heartbeat_address()).unwrap();
     for seq in 1..10 {
@@ -158,7 +158,7 @@ fn the_unsigned_do_not_join_even_where_they_count() {
 }
 
 #[root_test]
-fn a_key_put_there_later_lets_its_worker_join_at_a_reload() {
+fn a_worker_joins_when_a_reload_finds_its_key() {
     let mut cluster = open_to("192.168.56.0/24");
     let key = cluster.key_file(1).unwrap();
     let elsewhere = cluster.paths.directory.join("later.key");

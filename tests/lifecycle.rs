@@ -1,4 +1,4 @@
-//! The manager comes, dies, comes back, and goes; the datapath does as it should each time.
+//! Start, crash, restart and removal of the manager, and its datapath each time.
 
 #![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
 
@@ -21,7 +21,7 @@ const SOON: Duration = Duration::from_secs(5);
 const ACCEPT_LOCAL: &str = "net.ipv4.conf.lo.accept_local";
 
 #[root_test(tc, xdp)]
-fn loses_no_request_while_the_manager_is_killed_again_and_again(attach: &str) {
+fn loses_no_request_while_the_manager_is_killed_repeatedly(attach: &str) {
     let mut cluster = start(&ClusterOptions {
         attach: attach.into(),
         ..ClusterOptions::default()
@@ -53,7 +53,7 @@ fn loses_no_request_while_the_manager_is_killed_again_and_again(attach: &str) {
 }
 
 #[root_test]
-fn counts_open_connections_right_although_some_are_evicted() {
+fn counts_open_connections_correctly_with_evictions() {
     const FLOWS: usize = 512;
     let mut cluster = start(&ClusterOptions {
         settings: vec![format!("limits.flows={FLOWS}")],
@@ -100,7 +100,7 @@ fn counts_open_connections_right_although_some_are_evicted() {
 }
 
 #[root_test]
-fn a_death_is_noticed_however_often_the_manager_is_killed() {
+fn a_dead_worker_is_detected_although_the_manager_is_killed_repeatedly() {
     /// Less than `down_after`, which is 1.5 s.
     const LIFE: Duration = Duration::from_millis(700);
     let mut cluster = start(&ClusterOptions::default());
@@ -126,7 +126,7 @@ fn a_death_is_noticed_however_often_the_manager_is_killed() {
 }
 
 #[root_test]
-fn stops_and_leaves_the_datapath_at_work() {
+fn the_datapath_continues_after_the_manager_stops() {
     let mut cluster = start(&ClusterOptions::default());
     let manager = cluster.manager.as_mut().unwrap();
     assert!(manager.terminate(SOON).unwrap().success());
@@ -141,7 +141,7 @@ fn stops_and_leaves_the_datapath_at_work() {
 }
 
 #[root_test]
-fn adopts_a_selection_made_while_it_was_away() {
+fn adopts_a_selection_made_while_it_was_stopped() {
     let mut cluster = start(&ClusterOptions::default());
     let id = cluster.backend("worker2").unwrap()["backend_id"]
         .as_u64()
@@ -157,7 +157,7 @@ fn adopts_a_selection_made_while_it_was_away() {
 }
 
 #[root_test]
-fn takes_up_a_changed_configuration() {
+fn applies_a_changed_configuration() {
     let mut cluster = start(&ClusterOptions::default());
     let mut kept = Connection::open(&cluster.topology.client, cluster.service(), SOON).unwrap();
     cluster.kill_manager().unwrap();
@@ -249,7 +249,7 @@ fn refuses_to_be_the_second_manager() {
 }
 
 #[root_test]
-fn refuses_pins_of_another_layout_and_names_the_remedy() {
+fn refuses_pins_of_another_layout_and_suggests_a_solution() {
     let mut cluster = start(&ClusterOptions::default());
     cluster.kill_manager().unwrap();
     let settings = cluster.map("settings");
@@ -273,7 +273,7 @@ fn refuses_pins_of_another_layout_and_names_the_remedy() {
 }
 
 #[root_test]
-fn refuses_a_foreign_map_in_the_place_of_its_own() {
+fn refuses_a_foreign_map_at_its_pin() {
     let mut cluster = start(&ClusterOptions::default());
     cluster.kill_manager().unwrap();
     unload(&cluster);
@@ -292,7 +292,7 @@ fn refuses_a_foreign_map_in_the_place_of_its_own() {
 }
 
 #[root_test]
-fn names_a_map_with_fewer_entries_than_there_are_verdicts() {
+fn reports_a_map_with_fewer_entries_than_verdicts() {
     let mut cluster = start(&ClusterOptions::default());
     // As an earlier memlb, which counted fewer verdicts, would have left it.
     let verdicts = cluster.map("verdicts");
@@ -379,7 +379,7 @@ fn removes_everything(attach: &str, shape: Shape, way: &str) {
 }
 
 #[root_test]
-fn leaves_a_stance_of_the_machines_own_as_it_was() {
+fn keeps_the_machines_previous_settings() {
     let mut cluster = start(&ClusterOptions::default());
     cluster.kill_manager().unwrap();
     unload(&cluster);
@@ -452,7 +452,7 @@ fn leaves_nothing_behind_when_it_cannot_start() {
 }
 
 #[root_test]
-fn chooses_how_to_attach_and_says_why() {
+fn selects_the_attachment_and_logs_the_reason() {
     let cluster = start(&ClusterOptions::default());
     let status = cluster.status().unwrap();
     let interface = &status["interfaces"][0];

@@ -1,4 +1,4 @@
-//! Workers that move while they serve: no connection is lost, whatever moves and for how long it stands still.
+//! Workers that move to another host while they serve: no connection is lost, whatever the duration of the pause.
 
 #![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
 
@@ -38,7 +38,7 @@ fn connections_of_mode_dsr_move_to_another_host_with_their_worker(attach: &str) 
 }
 
 #[root_test]
-fn a_paused_worker_moves_for_longer_than_a_dead_one_is_waited_for() {
+fn a_paused_worker_is_kept_beyond_down_after() {
     let mut scene = Scene::start("tc", Mode::Nat, &[]);
     let mut clients = Clients::open(&scene.cluster, scene.downloads());
     succeed(&scene.cluster, &["pause", "worker1", "--for", "1m"]);
@@ -50,7 +50,7 @@ fn a_paused_worker_moves_for_longer_than_a_dead_one_is_waited_for() {
 }
 
 #[root_test(tc, xdp)]
-fn connections_continue_when_the_cable_of_their_worker_moves_to_another_switch(attach: &str) {
+fn connections_continue_when_their_worker_moves_to_another_bridge(attach: &str) {
     let mut scene = Scene::start(attach, Mode::Nat, PATIENT);
     let mut clients = Clients::open(&scene.cluster, scene.downloads());
     scene.cluster.topology.move_cable(0).unwrap();

@@ -1,5 +1,5 @@
-//! Where clients and workers can be: on the manager itself, behind other
-//! interfaces, behind routers, at unknown link addresses.
+//! Locations of clients and workers: on the manager itself, behind other interfaces, behind routers, at unknown link
+//! addresses.
 
 #![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
 
@@ -62,7 +62,7 @@ fn serves_the_manager_itself(attach: &str) {
 /// The manager's own server stands in a network of its own, and the manager publishes its port, as
 /// container engines do.
 #[root_test(tc, xdp)]
-fn falls_back_to_a_server_behind_an_address_translation(attach: &str) {
+fn falls_back_to_a_server_behind_nat(attach: &str) {
     let mut cluster = start(attach, Shape::OneArm);
     let manager = &cluster.topology.manager;
     let container = Namespace::create(format!("{}-c", manager.name())).unwrap();
@@ -110,12 +110,12 @@ fn falls_back_to_a_server_behind_an_address_translation(attach: &str) {
 }
 
 #[root_test]
-fn stands_between_two_networks() {
+fn balances_between_two_networks() {
     two_arm("tc", 64 * MIB);
 }
 
 #[root_test]
-fn stands_between_two_networks_with_xdp() {
+fn balances_between_two_networks_with_xdp() {
     two_arm("xdp", 16 * MIB);
 }
 
@@ -148,7 +148,7 @@ fn serves_a_worker_as_a_client(attach: &str) {
 }
 
 #[root_test(tc, xdp)]
-fn finds_workers_whose_link_address_is_not_known(attach: &str) {
+fn resolves_unknown_link_addresses_of_workers(attach: &str) {
     let cluster = start(attach, Shape::OneArm);
     let flush = || {
         let manager = &cluster.topology.manager;
@@ -165,7 +165,7 @@ fn finds_workers_whose_link_address_is_not_known(attach: &str) {
 
 /// As when an address moves to a stand-in, sooner than a heartbeat is missed.
 #[root_test(tc, xdp)]
-fn notices_that_a_worker_has_another_link_address(attach: &str) {
+fn detects_a_changed_link_address_of_a_worker(attach: &str) {
     let cluster = start(attach, Shape::OneArm);
     assert_eq!(cluster.page().unwrap(), "Worker1");
     let worker = &cluster.topology.workers[0];
@@ -204,7 +204,7 @@ fn behind_a_router(attach: &str, size: usize) {
 
 /// The worker answers no ARP, so that only its IPv6 address leads to it.
 #[root_test(tc, xdp)]
-fn knows_the_way_to_a_worker_by_every_kind_of_route(attach: &str) {
+fn finds_a_worker_by_every_kind_of_route(attach: &str) {
     let cluster = start(attach, Shape::OneArm);
     // So that it is chosen again whenever it can be.
     cluster.memory[0].set_available_kb(690 * 1024).unwrap();
@@ -288,12 +288,12 @@ fn knows_the_way_to_a_worker_by_every_kind_of_route(attach: &str) {
 }
 
 #[root_test]
-fn a_client_that_only_listens_is_found_behind_another_router() {
+fn a_listening_client_is_found_behind_another_router() {
     listens_behind_another_router(ClusterOptions::default());
 }
 
 #[root_test]
-fn a_client_of_mode_routed_that_only_listens_is_found_behind_another_router() {
+fn a_listening_client_of_mode_routed_is_found_behind_another_router() {
     listens_behind_another_router(ClusterOptions {
         shape: Shape::TwoArm,
         routed: true,
@@ -348,7 +348,7 @@ fn listens_behind_another_router(options: ClusterOptions) {
 }
 
 #[root_test(tc, xdp)]
-fn leaves_the_managers_own_connections_alone(attach: &str) {
+fn ignores_the_managers_own_connections(attach: &str) {
     let cluster = start(attach, Shape::OneArm);
     let manager = &cluster.topology.manager;
     let worker = SocketAddrV4::new(cluster.topology.workers[0].address(), 8081).into();

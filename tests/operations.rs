@@ -1,4 +1,4 @@
-//! The operator's verbs against a running system: what they do, to whom, and what outlasts them.
+//! The operator's commands with a running system: their effects and what remains of them.
 
 #![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
 
@@ -183,7 +183,7 @@ fn waits_until_the_drained_workers_connections_are_gone() {
 
 /// The clients have vanished, and the worker has lost its sockets: its end is all that the manager hears, or nothing.
 #[root_test]
-fn connections_that_no_longer_exist_leave_a_drained_worker_free() {
+fn connections_that_no_longer_exist_do_not_delay_a_drain() {
     const CONNECTIONS: usize = 200;
     for (established_idle, is_ended) in [("2h", true), ("4s", false)] {
         let limits = [
@@ -219,7 +219,7 @@ fn connections_that_no_longer_exist_leave_a_drained_worker_free() {
 }
 
 #[root_test]
-fn without_any_worker_the_manager_serves_and_the_order_says_so() {
+fn draining_the_last_worker_warns_and_uses_the_fallback() {
     let cluster = start();
     succeed(&cluster, &["drain", "worker1"]);
     let said = succeed(&cluster, &["maintenance", "worker2"]);
@@ -239,7 +239,7 @@ fn without_any_worker_the_manager_serves_and_the_order_says_so() {
 }
 
 #[root_test]
-fn an_order_that_makes_no_sense_is_refused_with_what_would() {
+fn an_invalid_order_is_refused_with_the_valid_values() {
     let cluster = start();
     let long = "s".repeat(5000);
     let cases: [(&[&str], &str); 12] = [
@@ -270,7 +270,7 @@ fn an_order_that_makes_no_sense_is_refused_with_what_would() {
 }
 
 #[root_test]
-fn the_control_socket_is_for_its_owner_and_group() {
+fn only_owner_and_group_can_use_the_control_socket() {
     let cluster = start();
     let socket = cluster.paths.control_socket();
     let mode = socket.metadata().unwrap().permissions().mode();
@@ -278,7 +278,7 @@ fn the_control_socket_is_for_its_owner_and_group() {
 }
 
 #[root_test]
-fn shows_the_events_and_follows_them() {
+fn shows_and_follows_events() {
     let cluster = start();
     let mut command = cluster.memlb("events");
     let log = cluster.paths.directory.join("follow.log");
@@ -305,7 +305,7 @@ fn shows_the_events_and_follows_them() {
 }
 
 #[root_test]
-fn an_order_that_cannot_be_kept_is_in_force_and_said_so() {
+fn an_order_that_cannot_be_stored_applies_with_a_warning() {
     let cluster = start();
     // What stands in the way of the new file.
     let draft = cluster.paths.state_file().with_added_extension("draft");
@@ -384,7 +384,7 @@ fn lists_connections_and_explains_them() {
 }
 
 #[root_test]
-fn refuses_new_connections_at_once_where_there_is_no_fallback() {
+fn refuses_new_connections_at_once_without_a_fallback() {
     let cluster = start();
     let file = cluster.paths.directory.join("memlb.toml");
     let text = std::fs::read_to_string(&file).unwrap();
@@ -501,7 +501,7 @@ fn a_reload_that_waits_for_the_disk_delays_no_deadline() {
 }
 
 #[root_test]
-fn a_log_that_does_not_drain_stops_nothing() {
+fn a_blocked_log_delays_nothing() {
     let mut cluster = start();
     cluster.kill_manager().unwrap();
     let path = cluster.paths.event_log();

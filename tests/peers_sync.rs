@@ -1,4 +1,4 @@
-//! Two managers tell each other of their connections and orders.
+//! Two managers exchange their connections and orders.
 
 #![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
 
@@ -48,7 +48,7 @@ fn intake(manager: &Manager, outcome: &str) -> u64 {
 }
 
 #[root_test]
-fn a_connection_is_on_the_other_manager_until_it_ends() {
+fn a_connection_is_on_both_managers_until_it_ends() {
     let pair = pair();
     let [active, other] = &pair.managers[..] else {
         panic!("two managers");
@@ -72,7 +72,7 @@ fn a_connection_is_on_the_other_manager_until_it_ends() {
 }
 
 #[root_test]
-fn orders_of_one_manager_are_in_force_on_the_other() {
+fn orders_apply_on_both_managers() {
     let pair = pair();
     let [one, other] = &pair.managers[..] else {
         panic!("two managers");
@@ -140,7 +140,7 @@ fn unknown(signer: &mut FrameSigner) -> Vec<u8> {
 }
 
 #[root_test]
-fn what_strangers_send_changes_nothing_and_is_counted() {
+fn input_of_strangers_is_only_counted() {
     let pair = pair();
     let mut idle = Idle::open(&pair.network.client, 20).unwrap();
     let [one, other] = &pair.managers[..] else {

@@ -1,4 +1,4 @@
-//! Policies with real servers: which workers get the connections, and changes of policy without an effect on clients.
+//! Policies with real servers: the distribution of connections, and changes of policy without an effect on clients.
 
 #![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
 
@@ -20,7 +20,7 @@ const SOON: Duration = Duration::from_secs(5);
 type Counts = BTreeMap<String, usize>;
 
 #[root_test]
-fn round_robin_takes_turns() {
+fn round_robin_distributes_evenly() {
     let cluster = start("round_robin", &[600, 100, 300]);
     let counts = pages(&cluster, 60);
     // Each processor takes turns of its own.
@@ -46,7 +46,7 @@ fn round_robin_takes_turns() {
 }
 
 #[root_test]
-fn least_connections_evens_open_connections_out() {
+fn least_connections_equalizes_open_connections() {
     let cluster = start("least_connections", &[600, 100, 300]);
     let mut held = hold(&cluster, 30);
     for (page, count) in counted(&held) {
@@ -61,7 +61,7 @@ fn least_connections_evens_open_connections_out() {
 }
 
 #[root_test]
-fn balanced_gives_by_memory_and_leaves_a_full_worker() {
+fn balanced_distributes_by_memory_and_avoids_a_full_worker() {
     // Of 700 MiB each keeps 5%: 600 and 300 MiB are left to weigh.
     let cluster = start("balanced", &[635, 335]);
     let share =
@@ -87,7 +87,7 @@ fn balanced_gives_by_memory_and_leaves_a_full_worker() {
 }
 
 #[root_test]
-fn a_worker_that_dies_is_left_by_every_policy_and_the_manager_is_last() {
+fn every_policy_avoids_a_dead_worker_and_falls_back_to_the_manager() {
     for policy in [
         "balanced",
         "round_robin",
@@ -108,7 +108,7 @@ fn a_worker_that_dies_is_left_by_every_policy_and_the_manager_is_last() {
 }
 
 #[root_test]
-fn weights_are_the_operators() {
+fn operators_set_weights() {
     let cluster = start("round_robin", &[300, 300, 300]);
     let mut weight = cluster.memlb("weight");
     let output = weight.args(["worker1", "50"]).output().unwrap();
@@ -187,7 +187,7 @@ fn the_policy_changes_under_load_without_an_effect_on_clients() {
 }
 
 #[root_test]
-fn source_hash_keeps_clients_where_they_are_as_far_as_it_can() {
+fn source_hash_moves_as_few_clients_as_possible() {
     const SOURCES: usize = 240;
     let mut cluster = start("source_hash", &[300, 300, 300, 300]);
     let sources = make_sources(&cluster, SOURCES);

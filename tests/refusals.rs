@@ -1,4 +1,4 @@
-//! What an operator gets wrong: each its own clear message and exit status, and nothing left attached.
+//! Operators' errors: each has a clear message and an exit status, and leaves nothing attached.
 
 #![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
 
@@ -34,7 +34,7 @@ workers = [
 ";
 
 #[root_test]
-fn tells_who_may_not_give_orders_what_to_do() {
+fn explains_missing_permission_for_the_control_socket() {
     let cluster = Cluster::start(&ClusterOptions::default()).unwrap();
     // Where anybody may run it.
     let binary = cluster.paths.directory.join("memlb");
@@ -58,7 +58,7 @@ fn tells_who_may_not_give_orders_what_to_do() {
 }
 
 #[root_test]
-fn explains_what_is_wrong_with_a_configuration() {
+fn explains_configuration_errors() {
     let machine = Machine::new();
     let cases: [(&str, &str, &[&str]); 14] = [
         // An unknown key, in a table and at the top.
@@ -136,7 +136,7 @@ fn explains_what_is_wrong_with_a_configuration() {
 }
 
 #[root_test]
-fn tells_all_that_is_wrong_at_once() {
+fn reports_all_configuration_errors_at_once() {
     let machine = Machine::new();
     let text = machine
         .configuration()
@@ -198,7 +198,7 @@ fn explains_wrong_usage() {
 }
 
 #[root_test]
-fn explains_what_fails_at_run_time() {
+fn explains_run_time_errors() {
     let machine = Machine::new();
     let socket = machine.directory.join("absent.sock").display().to_string();
     let meminfo = machine
@@ -256,7 +256,7 @@ fn explains_what_fails_at_run_time() {
 }
 
 #[root_test]
-fn removes_no_directory_but_its_own() {
+fn removes_only_its_own_directory() {
     let machine = Machine::new();
     let precious = machine.directory.join("precious");
     fs::create_dir(&precious).unwrap();
@@ -268,7 +268,7 @@ fn removes_no_directory_but_its_own() {
 }
 
 #[root_test]
-fn asks_for_the_privileges_it_needs() {
+fn names_missing_privileges() {
     let machine = Machine::new();
     let config = machine.file("good.toml", &machine.configuration());
     let pins = machine.pins.display().to_string();

@@ -1,4 +1,4 @@
-//! A changed configuration under load: applied as a whole or not at all, without an effect on clients.
+//! A changed configuration under load: applied entirely or not at all, without an effect on clients.
 
 #![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
 
@@ -18,7 +18,7 @@ use serde_json::Value;
 const SOON: Duration = Duration::from_secs(5);
 
 #[root_test]
-fn adds_removes_and_changes_without_losing_anything() {
+fn adds_removes_and_changes_without_a_failed_request() {
     let mut cluster = start();
     let mut kept = cluster.connection_to("Worker1").unwrap();
     let probe = cluster.probe(Duration::from_millis(5)).unwrap();
@@ -83,7 +83,7 @@ fn adds_removes_and_changes_without_losing_anything() {
 }
 
 #[root_test]
-fn refuses_as_a_whole_and_says_why() {
+fn refuses_an_invalid_configuration_entirely_and_gives_the_reason() {
     let cluster = start();
     let original = configuration(&cluster);
     let before = cluster.status().unwrap()["services"][0]["threshold"].clone();
@@ -126,7 +126,7 @@ fn refuses_as_a_whole_and_says_why() {
 }
 
 #[root_test]
-fn the_first_service_of_another_family_takes_a_restart_and_no_connection() {
+fn the_first_service_of_another_family_needs_a_restart_that_breaks_no_connection() {
     let mut cluster = start();
     let mut kept = cluster.connection_to("Worker1").unwrap();
     let room = |cluster: &Cluster, map: &str| {
@@ -165,7 +165,7 @@ fn the_first_service_of_another_family_takes_a_restart_and_no_connection() {
 }
 
 #[root_test]
-fn a_manager_starts_with_no_maps_that_are_too_small_for_it() {
+fn a_manager_refuses_maps_that_are_too_small() {
     let mut cluster = start();
     cluster.kill_manager().unwrap();
     let original = configuration(&cluster);
@@ -184,7 +184,7 @@ fn a_manager_starts_with_no_maps_that_are_too_small_for_it() {
 }
 
 #[root_test]
-fn a_worker_without_a_route_is_left_out_until_there_is_one() {
+fn a_worker_without_a_route_gets_no_connection_until_there_is_one() {
     const AWAY: &str = "10.99.0.12";
     let mut cluster = start();
     let worker1 = cluster.topology.workers[0].address();
@@ -223,7 +223,7 @@ fn a_worker_without_a_route_is_left_out_until_there_is_one() {
 }
 
 #[root_test]
-fn a_hangup_reloads_and_says_so_in_the_log() {
+fn sighup_reloads_and_is_logged() {
     let mut cluster = start();
     let original = configuration(&cluster);
     write(&cluster, &format!("{original}\n[failover]\nup_after = 3\n"));
@@ -241,7 +241,7 @@ fn a_hangup_reloads_and_says_so_in_the_log() {
 }
 
 #[root_test]
-fn the_hold_keeps_a_worker_until_a_reload_lets_go() {
+fn hold_applies_until_a_reload_removes_it() {
     let cluster = start();
     cluster.memory[1].set_available_kb(600 * 1024).unwrap();
     cluster.wait_for_selection("worker2", SOON).unwrap();

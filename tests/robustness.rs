@@ -1,4 +1,4 @@
-//! What breaks around a running manager: said once and clearly, tried again, nothing lost.
+//! Failures around a running manager: logged once, tried again, without a loss.
 
 #![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
 
@@ -92,7 +92,7 @@ fn a_restarted_service_waits_for_its_interface() {
 }
 
 #[root_test]
-fn programs_that_are_taken_off_are_put_back() {
+fn detached_programs_are_attached_again() {
     let cluster = start(&ClusterOptions {
         attach: "xdp".into(),
         ..ClusterOptions::default()
@@ -109,7 +109,7 @@ fn programs_that_are_taken_off_are_put_back() {
 }
 
 #[root_test]
-fn filters_that_are_taken_off_are_put_back() {
+fn removed_filters_are_attached_again() {
     let mut cluster = start(&ClusterOptions::default());
     // As on kernels without tcx.
     cluster.kill_manager().unwrap();
@@ -205,7 +205,7 @@ fn an_interface_is_followed_when_it_is_renamed_and_another_takes_its_name() {
 }
 
 #[root_test]
-fn an_alternative_name_is_as_good_as_an_interfaces_own() {
+fn an_interface_is_found_by_its_alternative_name() {
     let mut cluster = start(&ClusterOptions::default());
     cluster.kill_manager().unwrap();
     let name = "a-name-longer-than-own-names-may-be";
@@ -231,7 +231,7 @@ fn an_alternative_name_is_as_good_as_an_interfaces_own() {
 }
 
 #[root_test]
-fn no_event_is_lost_to_a_full_disk() {
+fn a_full_disk_loses_no_event() {
     let mut cluster = start(&ClusterOptions::default());
     cluster.kill_manager().unwrap();
     let disk = Disk::mount(cluster.paths.directory.join("disk"));
@@ -273,7 +273,7 @@ fn no_event_is_lost_to_a_full_disk() {
 }
 
 #[root_test]
-fn a_map_that_cannot_be_written_is_said_once_and_stops_nothing_else() {
+fn a_failing_map_write_is_logged_once_and_stops_nothing_else() {
     let mut cluster = start(&ClusterOptions::default());
     let freeze = ["map", "freeze", "pinned", &cluster.map("selection")];
     output(Command::new("bpftool").args(freeze)).unwrap();
@@ -299,7 +299,7 @@ fn a_map_that_cannot_be_written_is_said_once_and_stops_nothing_else() {
 }
 
 #[root_test]
-fn what_a_full_map_had_no_room_for_is_written_when_it_has() {
+fn entries_for_a_full_map_are_written_when_it_has_room() {
     let mut cluster = start(&ClusterOptions::default());
     let map = cluster.map("services");
     let about = observe::bpftool(&["map", "show", "pinned", &map]).unwrap();
@@ -359,7 +359,7 @@ fn what_a_full_map_had_no_room_for_is_written_when_it_has() {
 }
 
 #[root_test]
-fn pins_that_vanish_stop_nothing() {
+fn missing_pins_stop_nothing() {
     let mut cluster = start(&ClusterOptions::default());
     let client = &cluster.topology.client;
     let mut kept = Connection::open(client, cluster.service(), SOON).unwrap();
@@ -401,7 +401,7 @@ fn pins_that_vanish_stop_nothing() {
 }
 
 #[root_test]
-fn ten_seconds_of_suspension_are_no_ones_death() {
+fn a_suspension_of_ten_seconds_marks_no_worker_as_down() {
     let mut cluster = start(&ClusterOptions::default());
     let every = Duration::from_millis(10);
     let client = &cluster.topology.client;

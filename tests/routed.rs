@@ -63,7 +63,7 @@ fn a_worker_behind_the_manager_sees_its_clients(attach: &str) {
 
 /// A worker on its clients' own link answers them directly, from an address that they did not ask.
 #[root_test]
-fn a_worker_that_answers_past_the_manager_is_reported_and_tried_again() {
+fn a_worker_that_bypasses_the_manager_is_reported_and_tried_again() {
     let cluster = start("tc", Shape::OneArm);
     let client = &cluster.topology.client;
     let page = || client::get(client, cluster.service(), "/", Duration::from_secs(3));

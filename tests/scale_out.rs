@@ -1,4 +1,4 @@
-//! Three managers behind a router that spreads connections over them: one dies, one withdraws, one returns.
+//! Three managers behind an ECMP router: one dies, one withdraws, one returns.
 
 #![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
 
@@ -57,7 +57,7 @@ fn bird_and_frr_accept_the_files() {
 }
 
 #[root_test]
-fn managers_come_and_go_behind_ecmp() {
+fn managers_are_added_and_removed_behind_ecmp() {
     let mut scene = Scene::start();
     for service in [SERVICE4, SERVICE6] {
         let mut client = scene.laboratory.connect(service, PATIENCE).unwrap();

@@ -1,4 +1,4 @@
-//! Workers that a source gives: a file, once and watched, and what the manager refuses.
+//! Workers from a source: a file, read once or watched, and lists that the manager refuses.
 
 #![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
 
@@ -55,7 +55,7 @@ fn names(cluster: &Cluster) -> Vec<String> {
 }
 
 #[root_test]
-fn a_list_is_in_force_as_a_whole_or_not_at_all_and_outlives_the_manager() {
+fn a_list_applies_entirely_or_not_at_all_and_survives_a_restart() {
     let mut cluster = start();
     let file = cluster.paths.directory.join("list.json");
     let path = file.to_str().unwrap().to_owned();
@@ -140,7 +140,7 @@ fn a_list_is_in_force_as_a_whole_or_not_at_all_and_outlives_the_manager() {
 }
 
 #[root_test]
-fn a_watched_file_is_followed_and_its_last_list_stays() {
+fn changes_of_a_watched_file_apply_and_its_last_list_remains() {
     let cluster = start();
     let file = cluster.paths.directory.join("list.json");
     let second = worker("worker2", "192.168.56.104:8082");

@@ -221,7 +221,7 @@ fn stopped(what: &str, probe: Probe) -> Vec<Instant> {
 const ALL: [&str; 3] = ["worker1", "worker2", "worker3"];
 
 #[root_test]
-fn tasks_of_a_swarm_come_and_go_without_a_failed_connection() {
+fn swarm_tasks_are_added_and_removed_without_a_failed_connection() {
     let mut swarm = Swarm::start();
     let shop = [
         "--replicas",

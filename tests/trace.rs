@@ -1,5 +1,4 @@
-//! `memlb trace` against a running system: what it shows, whom it refuses, and that it ends with who
-//! reads it.
+//! `memlb trace` with a running system: its output, refused requests, and its end with the reader.
 
 #![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
 
@@ -71,7 +70,7 @@ fn shows_how_a_connection_begins_and_its_worker() {
 }
 
 #[root_test]
-fn shows_a_refusal_and_nothing_of_others() {
+fn shows_only_refused_connections_of_its_service() {
     let cluster = start();
     for worker in ["worker1", "worker2"] {
         let drained = memlb(&cluster, &["drain", worker]);
@@ -100,7 +99,7 @@ fn shows_a_refusal_and_nothing_of_others() {
 
 /// Heartbeats pass untouched, ten times a second from each worker.
 #[root_test]
-fn shows_packets_of_services_unless_it_is_told_otherwise() {
+fn shows_only_packets_of_services_by_default() {
     let cluster = start();
     let mut trace = tracing(&cluster, &["--count", "4"]);
     let since = Instant::now();
@@ -123,7 +122,7 @@ fn shows_packets_of_services_unless_it_is_told_otherwise() {
 }
 
 #[root_test]
-fn ends_with_who_reads_it_or_lapses_with_the_manager() {
+fn ends_with_its_reader_or_the_manager() {
     let mut cluster = start();
     assert_eq!(expires_ns(&cluster), 0);
     let mut trace = tracing(&cluster, &[]);
@@ -156,7 +155,7 @@ fn ends_with_who_reads_it_or_lapses_with_the_manager() {
 }
 
 #[root_test]
-fn says_at_the_end_what_was_shown_even_if_interrupted() {
+fn prints_a_summary_even_if_interrupted() {
     let cluster = start();
     let mut trace = tracing(&cluster, &["--verdict", "to_backend"]);
     cluster.page().unwrap();
@@ -185,7 +184,7 @@ fn a_reader_that_stops_reading_delays_nothing() {
 }
 
 #[root_test]
-fn ends_after_its_time_and_counts_what_is_beyond_the_rate() {
+fn ends_after_its_duration_and_counts_packets_beyond_the_rate() {
     let cluster = start();
     let started = Instant::now();
     let mut trace = tracing(&cluster, &["--for", "2s", "--rate", "1", "--json"]);
@@ -202,7 +201,7 @@ fn ends_after_its_time_and_counts_what_is_beyond_the_rate() {
 }
 
 #[root_test]
-fn a_wish_that_makes_no_sense_is_refused_with_what_would() {
+fn an_invalid_filter_is_refused_with_the_valid_values() {
     let cluster = start();
     let cases: [(&[&str], &str); 8] = [
         (&["--worker", "unknown"], "only manager, worker1, worker2"),

@@ -1,4 +1,4 @@
-//! Connections that outlive what happens around them, and arrive whole.
+//! Connections and transfers that continue during changes, with every byte checked.
 
 #![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
 
@@ -84,7 +84,7 @@ fn finishes_200_downloads_over_a_selection_change_and_a_manager_killed(attach: &
 }
 
 #[root_test]
-fn breaks_no_download_while_the_selection_moves_all_the_time() {
+fn breaks_no_download_while_the_selection_changes_constantly() {
     let mut cluster = start("tc");
     let blobs = put_blobs(&cluster, MIB);
     let server = cluster.service();
@@ -174,7 +174,7 @@ fn takes_uploads_over_a_selection_change_and_a_manager_killed(attach: &str) {
 }
 
 #[root_test(tc, xdp)]
-fn carries_64_mib_both_ways_whole(attach: &str) {
+fn transfers_64_mib_in_both_directions(attach: &str) {
     bulk(attach, 64 * MIB);
 }
 
@@ -188,7 +188,7 @@ fn bulk(attach: &str, size: usize) {
 }
 
 #[root_test(tc, xdp)]
-fn keeps_a_connection_on_its_worker_while_new_ones_go_elsewhere(attach: &str) {
+fn keeps_a_connection_on_its_worker_when_the_selection_changes(attach: &str) {
     let mut cluster = start(attach);
     let mut first = connect(&cluster);
     assert_eq!(page(&mut first), "Worker1");

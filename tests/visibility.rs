@@ -1,4 +1,4 @@
-//! What people see: the agents' and the manager's words, events, status, maps.
+//! The output for operators: logs of agents and manager, events, status, maps.
 
 #![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
 
@@ -34,7 +34,7 @@ fn agents_print_what_they_send() {
 }
 
 #[root_test]
-fn an_agent_needs_no_privileges_and_reads_the_machines_memory() {
+fn an_agent_without_privileges_reads_the_machines_memory() {
     let mut cluster = start();
     cluster.kill_agent(0).unwrap();
     let program = cluster.paths.directory.join("memlb");
@@ -65,7 +65,7 @@ fn an_agent_needs_no_privileges_and_reads_the_machines_memory() {
 
 /// Memory shifts, one worker dies, the other one dies, both come back.
 #[root_test]
-fn the_manager_tells_what_it_hears_and_decides_and_why() {
+fn the_manager_logs_heartbeats_decisions_and_reasons() {
     let mut cluster = start();
     cluster.memory[1].set_available_kb(600 * 1024).unwrap();
     cluster.wait_for_page("Worker2", SOON).unwrap();
@@ -227,7 +227,7 @@ fn counts_what_is_refused() {
 }
 
 #[root_test]
-fn maps_are_for_people_too() {
+fn maps_are_printed_readably() {
     let cluster = start();
     cluster.page().unwrap();
     let dump = |map: &str| {
@@ -261,7 +261,7 @@ fn maps_are_for_people_too() {
 }
 
 #[root_test]
-fn a_person_moves_the_service_by_hand() {
+fn the_kernel_applies_a_selection_written_to_its_map() {
     let cluster = start();
     let mut kept = cluster.connection_to("Worker1").unwrap();
     for (name, page) in [
@@ -291,7 +291,7 @@ fn a_person_moves_the_service_by_hand() {
 }
 
 #[root_test]
-fn without_a_manager_status_reads_the_pins() {
+fn status_reads_the_pins_without_a_manager() {
     let mut cluster = start();
     cluster.page().unwrap();
     cluster.kill_manager().unwrap();
@@ -313,7 +313,7 @@ fn without_a_manager_status_reads_the_pins() {
 }
 
 #[root_test]
-fn events_are_selected_by_what_they_are_about() {
+fn events_are_filtered_by_their_subject() {
     let cluster = start();
     let events = |arguments: &[&str]| {
         let mut command = cluster.memlb("events");

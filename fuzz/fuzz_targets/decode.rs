@@ -1,4 +1,4 @@
-//! Arbitrary bytes as a datagram: whatever comes out keeps the promises that the manager builds on.
+//! Decodes arbitrary bytes as a datagram and checks the invariants that the manager relies on.
 
 #![no_main]
 

@@ -1,4 +1,4 @@
-//! Arbitrary bytes from a peer: whatever comes out keeps the promises that the manager builds on.
+//! Decodes arbitrary bytes from a peer and checks the invariants that the manager relies on.
 
 #![no_main]
 

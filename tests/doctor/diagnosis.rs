@@ -1,4 +1,4 @@
-//! What doctor says, taken apart.
+//! The parsed output of doctor.
 
 use std::process::Command;
 

@@ -1,4 +1,4 @@
-//! A healthy system is called healthy, and is the same afterwards.
+//! A healthy system is reported as healthy and stays unchanged.
 
 use memlb_tests::{Cluster, Shape, cluster::worker_name, root_test};
 
@@ -27,7 +27,7 @@ pub fn worker_with(cluster: &Cluster, index: usize, arguments: &[&str]) -> Diagn
 }
 
 #[root_test]
-fn finds_no_problem_where_there_is_none_and_disturbs_nothing() {
+fn finds_no_problem_in_a_healthy_system_and_changes_nothing() {
     for (shape, authentication) in [
         (Shape::OneArm, None),
         (Shape::TwoArm, Some("permissive")),
@@ -91,7 +91,7 @@ fn changes(cluster: &Cluster) -> usize {
 }
 
 #[root_test]
-fn says_the_same_to_people_and_refuses_wrong_usage() {
+fn prints_the_same_as_text_and_refuses_wrong_usage() {
     let cluster = Cluster::with(|it| it.agents = false);
     // Long enough for a worker's silence to mean something.
     cluster.assert_status(SOON, "it to have waited", |status| {

@@ -1,4 +1,4 @@
-//! `memlb doctor`: every failure that can be provoked is named, and repaired by the command it gives.
+//! `memlb doctor`: every failure that can be provoked is reported, and repaired by the suggested command.
 
 #![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
 

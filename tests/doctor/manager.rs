@@ -1,4 +1,4 @@
-//! What can be wrong on a manager's host beside the typical mistakes.
+//! Problems on a manager's host, apart from the typical ones.
 
 use std::{
     fs,
@@ -62,7 +62,7 @@ fn an_interface_that_is_down_or_cut_off() {
 }
 
 #[root_test]
-fn unequal_mtus() {
+fn different_mtus() {
     let cluster = start(Shape::TwoArm);
     let node = &cluster.topology.manager;
     node.run("ip", &["link", "set", "eth2", "mtu", "1400"])
@@ -80,7 +80,7 @@ fn unequal_mtus() {
 }
 
 #[root_test]
-fn ports_that_the_kernel_uses_too() {
+fn ports_in_the_kernels_range() {
     let cluster = start(Shape::OneArm);
     let node = &cluster.topology.manager;
     node.run("sysctl", &["-w", "net.ipv4.ip_local_port_range=1024 60999"])
@@ -158,7 +158,7 @@ fn keys_that_others_can_read() {
 }
 
 #[root_test]
-fn pins_that_were_left_behind() {
+fn leftover_pins() {
     let mut cluster = start(Shape::OneArm);
     cluster.kill_manager().unwrap();
     let diagnosis = manager(&cluster);
@@ -255,7 +255,7 @@ fn capabilities_that_are_missing() {
 }
 
 #[root_test]
-fn a_stranger_at_the_heartbeats_port() {
+fn another_program_at_the_heartbeats_port() {
     let mut cluster = start(Shape::OneArm);
     cluster.kill_manager().unwrap();
     let _stranger = cluster
@@ -299,7 +299,7 @@ fn a_firewall_that_lets_no_heartbeat_in() {
 }
 
 #[root_test]
-fn a_place_that_cannot_be_written() {
+fn an_unwritable_directory() {
     let cluster = start(Shape::OneArm);
     let place = cluster.paths.directory.join("mounted");
     fs::create_dir(&place).unwrap();
@@ -385,7 +385,7 @@ fn a_manager_in_another_network_is_found_by_the_variable() {
 }
 
 #[root_test]
-fn a_port_for_the_page_that_another_has() {
+fn a_page_port_in_use() {
     let mut cluster = start(Shape::OneArm);
     cluster.kill_manager().unwrap();
     manager(&cluster).finding("ok", "http", "is free for a manager");
@@ -426,7 +426,7 @@ fn a_worker_that_joined_and_serves_itself_only() {
 }
 
 #[root_test]
-fn the_silence_of_a_worker_in_maintenance_is_no_problem() {
+fn a_silent_worker_in_maintenance_is_no_problem() {
     let mut cluster = start(Shape::OneArm);
     cluster.wait_for_state("worker2", "up", SOON).unwrap();
     output(cluster.memlb("maintenance").arg("worker1")).unwrap();

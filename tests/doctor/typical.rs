@@ -1,4 +1,4 @@
-//! The five typical mistakes: doctor names each, and so does the tool that suffers from it.
+//! The five typical mistakes: doctor reports each, and so does the affected program.
 
 use std::{fs, net::TcpListener, process::Command, time::Duration};
 

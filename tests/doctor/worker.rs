@@ -1,4 +1,4 @@
-//! What can be wrong on a worker's host beside the typical mistakes.
+//! Problems on a worker's host, apart from the typical ones.
 
 use std::{fs, os::unix::fs::PermissionsExt};
 

@@ -1,4 +1,4 @@
-//! A reader at a terminal, who types what a document says.
+//! Runs the commands of a document as its reader does.
 
 use std::{
     env,

@@ -1,4 +1,4 @@
-//! The three-node lab, with everything where documents say.
+//! The three-node lab, with the paths that documents use.
 
 use std::{fs, path::Path, process::Command, time::Duration};
 

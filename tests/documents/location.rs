@@ -1,4 +1,4 @@
-//! Where the reader of a block is.
+//! The machine on which the reader of a block is.
 
 use memlb_tests::document::Block;
 

@@ -1,5 +1,5 @@
-//! The README and the documents beside it: what they tell their readers to type works, each command run
-//! where its reader would be, or understood at least; their configurations are right.
+//! The README and the documents beside it: each command works on its machine, or is at least parsed, and the configurations
+//! are valid.
 
 #![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
 
@@ -47,7 +47,7 @@ fn documents() -> Vec<Document> {
 }
 
 #[test]
-fn every_block_says_what_it_is() {
+fn every_block_has_a_language() {
     for block in documents().iter().flat_map(|it| &it.blocks) {
         let place = &block.place;
         location_of(block);
@@ -69,7 +69,7 @@ fn every_block_says_what_it_is() {
 }
 
 #[test]
-fn configurations_are_right() {
+fn configurations_are_valid() {
     let directory = tempfile::tempdir().unwrap();
     let mut count = 0;
     for block in documents().iter().flat_map(|it| &it.blocks) {
@@ -90,7 +90,7 @@ fn configurations_are_right() {
 }
 
 #[test]
-fn what_is_not_run_is_understood() {
+fn commands_that_do_not_run_are_parsed() {
     let runner = CommandRunner::new(root());
     let mut seen = Vec::new();
     for document in documents() {
@@ -115,7 +115,7 @@ fn what_is_not_run_is_understood() {
 }
 
 #[root_test]
-fn what_is_typed_in_the_repository_works() {
+fn commands_in_the_repository_work() {
     with_private_mounts(|| {
         let runner = CommandRunner::new(root());
         let _down = LabDown(&runner);
@@ -130,7 +130,7 @@ fn what_is_typed_in_the_repository_works() {
 }
 
 #[root_test]
-fn what_operators_type_works() {
+fn commands_of_operators_work() {
     with_private_mounts(|| {
         let mut lab = Lab::start();
         for document in documents() {

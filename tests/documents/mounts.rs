@@ -1,4 +1,4 @@
-//! A machine for documents: what their commands write to it is gone afterwards.
+//! Mounts for the commands of documents, whose changes are discarded.
 
 use std::{panic, process::Command, thread};
 

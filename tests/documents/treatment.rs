@@ -1,4 +1,4 @@
-//! How a command is tried.
+//! How a command is tested.
 
 use super::location::Location;
 

@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::{get, start};
 
 #[root_test]
-fn says_what_memlb_status_says() {
+fn equals_memlb_status() {
     let cluster = start(ClusterOptions::default());
     let printed = output(cluster.memlb("status").arg("--json")).unwrap();
     let printed: Value = serde_json::from_str(&printed).unwrap();
@@ -46,7 +46,7 @@ fn says_what_memlb_status_says() {
 }
 
 #[root_test]
-fn remembers_the_last_minutes() {
+fn keeps_the_last_minutes() {
     let cluster = start(ClusterOptions::default());
     cluster.page().unwrap();
     let samples = |timeline: &Value| timeline["at_ms"].as_array().unwrap().len();

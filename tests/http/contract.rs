@@ -1,4 +1,4 @@
-//! The API keeps what its OpenAPI description promises, whatever is asked of it.
+//! The API conforms to its OpenAPI description for all requests.
 
 use std::{env, ffi::OsString, fs, path::Path, time::Duration};
 
@@ -10,7 +10,7 @@ use super::{ORIGIN, start};
 const SCHEMATHESIS: &str = "MEMLB_SCHEMATHESIS";
 
 #[root_test]
-fn schemathesis_finds_no_breach() {
+fn schemathesis_finds_no_violation() {
     let cluster = start(ClusterOptions::default());
     let program = env::var_os(SCHEMATHESIS).unwrap_or_else(|| OsString::from("schemathesis"));
     let directory = cluster.paths.directory.join("schemathesis");

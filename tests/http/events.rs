@@ -42,7 +42,7 @@ fn shows_a_failover_within_a_second() {
 }
 
 #[root_test]
-fn a_listener_that_comes_back_misses_nothing() {
+fn a_reconnecting_listener_misses_no_event() {
     let mut cluster = start(ClusterOptions::default());
     let events = get(&cluster, "/api/v1/events").json();
     let events = events["events"].as_array().unwrap();

@@ -1,4 +1,4 @@
-//! What the manager shows over HTTP: metrics, health, API, events.
+//! The manager over HTTP: metrics, health, API, events.
 
 #![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
 

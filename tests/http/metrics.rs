@@ -112,7 +112,7 @@ fn shows_the_lab_and_its_failovers() {
 
 /// `promtool` knows the format and the conventions.
 #[root_test]
-fn promtool_has_nothing_to_say() {
+fn promtool_accepts_the_metrics() {
     let cluster = start(ClusterOptions::default());
     let metrics = get(&cluster, "/metrics");
     assert_eq!(

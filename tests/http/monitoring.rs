@@ -1,4 +1,4 @@
-//! `scripts/monitoring`: what it asks for exists, and a real Prometheus gets it.
+//! `scripts/monitoring`: its queries use existing metrics, and a real Prometheus scrapes them.
 
 use std::{collections::BTreeSet, fs, path::PathBuf, process::Command, time::Duration};
 
@@ -48,7 +48,7 @@ fn rules_and_dashboard_use_metrics_that_the_manager_has() {
 
 /// Grafana's own variables stand for a duration or a name; the rest must be `PromQL`.
 #[test]
-fn the_dashboards_questions_can_be_understood() {
+fn the_queries_of_the_dashboard_are_valid() {
     let text = fs::read_to_string(monitoring().join("grafana.json")).unwrap();
     let dashboard: Value = serde_json::from_str(&text).unwrap();
     let panels = dashboard["panels"].as_array().unwrap();

@@ -91,7 +91,7 @@ fn shows_a_failover_within_a_second() {
 }
 
 #[root_test]
-fn is_used_by_keyboard_and_stands_still_for_those_who_wish() {
+fn works_by_keyboard_and_respects_reduced_motion() {
     let cluster = start(ClusterOptions::default());
     let every = Duration::from_millis(20);
     let _probe = Probe::start(&cluster.topology.client, cluster.service(), every, SOON).unwrap();
@@ -150,7 +150,7 @@ fn is_used_by_keyboard_and_stands_still_for_those_who_wish() {
 }
 
 #[root_test]
-fn shows_how_connections_are_spread_and_who_is_held() {
+fn shows_the_distribution_and_held_workers() {
     let mut cluster = start(ClusterOptions {
         available_kb: vec![600 * 1024, 350 * 1024, 500 * 1024, 200 * 1024],
         manager_arguments: vec!["--policy".into(), "balanced".into()],

@@ -11,7 +11,7 @@ use memlb_tests::{Cluster, ClusterOptions, Process, command::output, eventually,
 use super::{SOON, ask, curl, get, start};
 
 #[root_test]
-fn answers_to_loopback_names_only_and_changes_nothing() {
+fn accepts_only_loopback_names_and_changes_nothing() {
     let cluster = start(ClusterOptions::default());
     for host in [
         "localhost",
@@ -99,7 +99,7 @@ fn listens_at_the_configured_address() {
 }
 
 #[root_test]
-fn a_port_in_use_is_said_and_nothing_is_left() {
+fn a_port_in_use_is_reported_and_nothing_remains() {
     let cluster = start(ClusterOptions::default());
     let directory = &cluster.paths.directory;
     let pins = format!("{}-other", cluster.paths.pin_path.display());
@@ -157,7 +157,7 @@ fn idle_clients_delay_no_other_client() {
 }
 
 #[root_test]
-fn listeners_are_bounded_and_leave_room_for_others() {
+fn the_number_of_listeners_is_limited() {
     let cluster = start(ClusterOptions::default());
     let mut listeners: Vec<Process> = (0..32).map(|index| listen(&cluster, index)).collect();
     for listener in &mut listeners {

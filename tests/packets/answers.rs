@@ -1,4 +1,4 @@
-//! What the programs count of workers' answers.
+//! The programs' counters of workers' answers.
 
 use std::time::Duration;
 
@@ -44,7 +44,7 @@ fn a_reset_in_place_of_an_answer_is_a_refusal(bench: &mut Bench) {
 }
 
 #[packet_test(in_both_modes)]
-fn a_message_that_no_socket_has_the_port_is_a_refusal(bench: &mut Bench) {
+fn a_port_unreachable_error_is_a_refusal(bench: &mut Bench) {
     for (number, mut call) in (1..).zip(both_protocols(bench)) {
         call.begins(bench, WORKER1);
         for problem in [Problem::HostUnreachable, Problem::PortUnreachable] {
@@ -79,7 +79,7 @@ fn a_worker_that_resets_a_connection_is_counted_once(bench: &mut Bench) {
 }
 
 #[packet_test(in_both_modes)]
-fn a_message_about_established_datagrams_is_a_reset(bench: &mut Bench) {
+fn an_error_about_established_datagrams_is_a_reset(bench: &mut Bench) {
     let mut calls = both_protocols(bench);
     for call in &mut calls {
         call.connects(bench, WORKER1);
@@ -125,7 +125,7 @@ fn an_established_worker_is_heard_once_a_second(bench: &mut Bench) {
 
 /// Of a worker that answers its clients itself, their acknowledgements tell.
 #[packet_test(at_both_edges)]
-fn an_answer_that_does_not_pass_is_counted_by_its_acknowledgement(bench: &mut Bench) {
+fn a_direct_answer_is_counted_by_its_acknowledgement(bench: &mut Bench) {
     bench.backend(WORKER1.id, |backend| backend.mode = mode::DSR);
     let call = bench.call(CLIENT, 40_000);
     _ = bench.receives(&call.syn());

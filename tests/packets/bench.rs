@@ -1,6 +1,6 @@
-//! The lab as one test sees it: what it sets, what it feeds the programs, and what they remember.
+//! The lab of one test: its settings, the frames for the programs, and the programs' maps.
 //!
-//! A [`Bench`] stands in a network namespace without a name, which is gone with its thread. Time
+//! A [`Bench`] uses a network namespace without a name, which ends with its thread. Time
 //! passes by ageing the flows, so that no test waits.
 
 use std::{

@@ -1,4 +1,4 @@
-//! Lengths, fields and checksums that must come out as they should, whatever they are.
+//! Lengths, fields and checksums in rewritten packets.
 
 use lb_common::verdict::Verdict;
 use memlb_tests::packet_test;
@@ -11,7 +11,7 @@ use crate::{
 };
 
 #[packet_test(at_both_edges)]
-fn a_frame_that_ethernet_has_padded_is_steered(bench: &mut Bench) {
+fn a_padded_frame_is_steered(bench: &mut Bench) {
     for mut call in [bench.call(CLIENT, 40_000), bench.datagrams(CLIENT, 40_000)] {
         call.connects(bench, WORKER1);
         let padding = [0xee; 6];
@@ -24,7 +24,7 @@ fn a_frame_that_ethernet_has_padded_is_steered(bench: &mut Bench) {
 }
 
 #[packet_test(in_both_modes)]
-fn the_class_of_traffic_survives(bench: &mut Bench) {
+fn the_traffic_class_is_kept(bench: &mut Bench) {
     for mut call in [bench.call(CLIENT, 40_000), bench.datagrams(CLIENT, 40_000)] {
         call.connects(bench, WORKER1);
         for class in [1, 2, 3, 0xb8, 0xff] {
@@ -36,7 +36,7 @@ fn the_class_of_traffic_survives(bench: &mut Bench) {
 }
 
 #[packet_test(at_edge(Edge::Tc))]
-fn a_packet_that_stands_for_many_is_counted_as_many(bench: &mut Bench) {
+fn a_merged_packet_is_counted_by_its_segments(bench: &mut Bench) {
     let large = Circumstances {
         gso: Some((1_000, 3)),
         ..Circumstances::received_on(ETH1)
@@ -70,7 +70,7 @@ fn unsaid(segment: &Segment) -> Vec<u8> {
 }
 
 #[packet_test(at_both_edges)]
-fn a_checksum_of_zero_is_kept_right(bench: &mut Bench) {
+fn a_checksum_of_zero_stays_correct(bench: &mut Bench) {
     let call = bench.call(CLIENT, 40_000).connected(bench, WORKER1);
     // A payload that is the checksum itself makes the sum come out as nothing.
     let plain = call.request(ACK).payload([0, 0]);
@@ -86,7 +86,7 @@ fn a_checksum_of_zero_is_kept_right(bench: &mut Bench) {
 }
 
 #[packet_test(in_both_modes)]
-fn a_datagrams_checksum_never_becomes_none(bench: &mut Bench) {
+fn a_datagrams_checksum_never_becomes_zero(bench: &mut Bench) {
     let call = bench.datagrams(CLIENT, 40_000).connected(bench, WORKER1);
     // One that comes out as 0 is written as all ones.
     let plain = call.request(0).payload([0, 0]);

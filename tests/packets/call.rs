@@ -1,4 +1,4 @@
-//! One connection of a client to the service: its segments, and what they must be turned into.
+//! One connection of a client to the service: its segments, and the expected rewritten ones.
 //!
 //! Datagrams have no flags. With them, the "SYN" is the first one, the "SYN-ACK" the worker's answer, and
 //! the "acknowledgement" the client's next one.

@@ -12,7 +12,7 @@ use crate::{
 };
 
 #[packet_test(in_both_modes)]
-fn a_client_has_as_many_connections_as_it_may(bench: &mut Bench) {
+fn connections_of_a_client_are_limited(bench: &mut Bench) {
     bench.settings(|settings| settings.per_client = 4);
     let half_open = bench.call(CLIENT, 40_000).begun(bench, WORKER1);
     let mut calls: Vec<_> = (1..4)
@@ -49,7 +49,7 @@ fn a_client_has_as_many_connections_as_it_may(bench: &mut Bench) {
 
 /// Without a limit, the programs count no clients.
 #[packet_test(at_both_edges)]
-fn without_a_limit_any_number_connects(bench: &mut Bench) {
+fn connections_are_unlimited_without_a_limit(bench: &mut Bench) {
     for port in 40_000..40_100 {
         bench.call(CLIENT, port).connects(bench, WORKER1);
     }
@@ -58,7 +58,7 @@ fn without_a_limit_any_number_connects(bench: &mut Bench) {
 
 /// A forger can imitate every packet of such a connection that passes the manager.
 #[packet_test(at_both_edges)]
-fn connections_past_the_manager_leave_room_for_others(bench: &mut Bench) {
+fn direct_connections_leave_room_for_others(bench: &mut Bench) {
     bench.settings(|settings| settings.direct_flows = 8);
     let direct = |bench: &Bench, call: &Call| {
         for segment in [call.syn(), call.ack(), more(call)] {

@@ -1,4 +1,4 @@
-//! How connections end, and when what they held may be used again.
+//! The ends of connections, and the reuse of their ports and entries.
 
 use std::{
     hint,
@@ -95,7 +95,7 @@ fn a_client_that_does_not_answer_its_workers_end_leaves_its_port_to_others(bench
 
 /// RFC 5961, sections 3 and 4; RFC 9293, section 3.10.7.4: the receiver ignores such a segment.
 #[packet_test(at_both_edges)]
-fn an_end_whose_number_is_far_off_ends_nothing(bench: &mut Bench) {
+fn a_fin_or_rst_out_of_window_ends_nothing(bench: &mut Bench) {
     const FAR: [u32; 4] = [1 << 21, 1 << 31, 1 << 30, 0_u32.wrapping_sub(1 << 21)];
     let call = holds_the_only_port(bench);
     for far in FAR {
@@ -262,7 +262,7 @@ fn a_syn_on_a_tuple_that_was_long_silent_begins_a_new_flow(bench: &mut Bench) {
 }
 
 #[packet_test(at_both_edges)]
-fn a_silent_flow_continues_until_its_port_is_needed(bench: &mut Bench) {
+fn an_idle_flow_continues_until_its_port_is_needed(bench: &mut Bench) {
     let call = bench.call(CLIENT, 40_000).connected(bench, WORKER1);
     bench.wait(ESTABLISHED_IDLE * 2);
     call.requests(bench, WORKER1, &call.ack());
@@ -299,7 +299,7 @@ fn an_empty_range_of_ports_is_refused(bench: &mut Bench) {
 }
 
 #[packet_test(at_both_edges)]
-fn every_port_of_a_small_range_is_given_once(bench: &mut Bench) {
+fn every_port_of_a_small_range_is_used_once(bench: &mut Bench) {
     bench.nat_ports(5_000..=5_015);
     let mut given = Vec::new();
     for port in 0..16 {
@@ -323,14 +323,14 @@ fn the_last_port_of_the_highest_range_is_valid(bench: &mut Bench) {
 }
 
 #[packet_test(at_both_edges)]
-fn the_port_of_a_closed_flow_is_given_away_where_it_is_the_only_one(bench: &mut Bench) {
+fn the_only_port_is_reused_after_a_closed_flow(bench: &mut Bench) {
     let holder = holds_the_only_port(bench);
     closes(&holder, bench);
     takes_the_port_from(&holder, bench);
 }
 
 #[packet_test(at_both_edges)]
-fn the_port_of_a_reset_flow_is_given_away_where_it_is_the_only_one(bench: &mut Bench) {
+fn the_only_port_is_reused_after_a_reset_flow(bench: &mut Bench) {
     let holder = holds_the_only_port(bench);
     holder.requests(bench, WORKER1, &holder.request(RST));
     takes_the_port_from(&holder, bench);
@@ -338,7 +338,7 @@ fn the_port_of_a_reset_flow_is_given_away_where_it_is_the_only_one(bench: &mut B
 
 /// Who closes first keeps TIME_WAIT (RFC 9293, section 3.6).
 #[packet_test(at_both_edges)]
-fn ports_that_the_worker_may_still_keep_come_last(bench: &mut Bench) {
+fn ports_in_time_wait_are_reused_last(bench: &mut Bench) {
     bench.nat_ports(5_000..=5_002);
     let [closed_by_worker, reset, closed_by_client] =
         [40_000, 40_001, 40_002].map(|port| connected(bench, CLIENT, port));
@@ -354,7 +354,7 @@ fn ports_that_the_worker_may_still_keep_come_last(bench: &mut Bench) {
 }
 
 #[packet_test(at_both_edges)]
-fn of_the_ports_that_the_worker_may_still_keep_the_longest_silent_comes_first(bench: &mut Bench) {
+fn of_the_ports_in_time_wait_the_oldest_is_reused_first(bench: &mut Bench) {
     bench.nat_ports(5_000..=5_199);
     let calls: Vec<_> = (40_000..40_200)
         .map(|port| connected(bench, CLIENT, port))
@@ -398,7 +398,7 @@ fn a_closed_tuple_gets_its_own_port_back_at_once(bench: &mut Bench) {
 }
 
 #[packet_test(at_both_edges)]
-fn the_port_of_a_silent_flow_is_given_away_after_its_time(bench: &mut Bench) {
+fn the_port_of_an_idle_flow_is_reused_after_its_timeout(bench: &mut Bench) {
     let holder = holds_the_only_port(bench);
     bench.wait(ESTABLISHED_IDLE - A_WHILE);
     is_refused(bench);
@@ -407,7 +407,7 @@ fn the_port_of_a_silent_flow_is_given_away_after_its_time(bench: &mut Bench) {
 }
 
 #[packet_test(at_both_edges)]
-fn the_port_of_a_flow_that_speaks_one_way_only_is_kept(bench: &mut Bench) {
+fn the_port_of_a_flow_with_packets_in_one_direction_is_kept(bench: &mut Bench) {
     let holder = holds_the_only_port(bench);
     for client_speaks in [true, false] {
         for _ in 0..3 {
@@ -424,7 +424,7 @@ fn the_port_of_a_flow_that_speaks_one_way_only_is_kept(bench: &mut Bench) {
 }
 
 #[packet_test(at_both_edges)]
-fn the_oldest_handshake_makes_room_where_all_places_are_taken(bench: &mut Bench) {
+fn the_oldest_handshake_is_replaced_if_all_places_are_used(bench: &mut Bench) {
     bench.nat_ports(5_000..=5_001);
     let mut calls = [40_000, 40_001, 40_002].map(|port| bench.call(CLIENT, port));
     for call in &mut calls {
@@ -472,7 +472,7 @@ fn the_worker_of_an_evicted_handshake_is_reset(bench: &mut Bench) {
 }
 
 #[packet_test(at_both_edges)]
-fn an_abandoned_handshake_is_unrelated_after_its_time(bench: &mut Bench) {
+fn an_abandoned_handshake_is_unrelated_after_its_timeout(bench: &mut Bench) {
     for answered in [false, true] {
         let call = bench.call(CLIENT, 40_000).begun(bench, WORKER1);
         if answered {
@@ -486,7 +486,7 @@ fn an_abandoned_handshake_is_unrelated_after_its_time(bench: &mut Bench) {
 }
 
 #[packet_test(at_both_edges)]
-fn the_port_of_a_live_flow_is_never_given_away(bench: &mut Bench) {
+fn the_port_of_a_live_flow_is_never_reused(bench: &mut Bench) {
     let holder = holds_the_only_port(bench);
     for _ in 0..5 {
         bench.wait(ESTABLISHED_IDLE - A_WHILE);
@@ -532,7 +532,7 @@ fn closes(call: &Call, bench: &Bench) {
 }
 
 #[packet_test(at_both_edges)]
-fn a_connection_that_both_sides_end_at_once_is_counted_out_once(bench: &mut Bench) {
+fn a_connection_that_both_sides_end_at_once_is_subtracted_once(bench: &mut Bench) {
     const OTHERS: u64 = 100;
     // On one processor nothing is at once.
     let alone = thread::available_parallelism().unwrap().get() == 1;

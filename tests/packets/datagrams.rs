@@ -1,4 +1,4 @@
-//! Flows of datagrams: how they begin, try another worker, continue, and begin again.
+//! Flows of datagrams: beginning, retry at another worker, continuation, restart.
 
 use std::time::Duration;
 
@@ -190,7 +190,7 @@ fn a_draining_worker_keeps_its_datagrams_and_gets_no_new_ones(bench: &mut Bench)
 }
 
 #[packet_test(at_both_edges)]
-fn a_silent_flow_begins_again_after_its_time(bench: &mut Bench) {
+fn an_idle_flow_begins_again_after_its_timeout(bench: &mut Bench) {
     let mut call = bench.datagrams(CLIENT, 40_000).connected(bench, WORKER1);
     bench.select(WORKER2.id);
     bench.wait(DATAGRAM_IDLE - A_WHILE);
@@ -202,7 +202,7 @@ fn a_silent_flow_begins_again_after_its_time(bench: &mut Bench) {
 }
 
 #[packet_test(at_both_edges)]
-fn the_time_that_a_silent_flow_has_is_a_setting(bench: &mut Bench) {
+fn the_timeout_of_an_idle_flow_is_a_setting(bench: &mut Bench) {
     let idle = Duration::from_secs(3);
     bench.settings(|settings| settings.datagram_idle_ns = idle.as_nanos() as u64);
     let mut call = bench.datagrams(CLIENT, 40_000).connected(bench, WORKER1);
@@ -216,7 +216,7 @@ fn the_time_that_a_silent_flow_has_is_a_setting(bench: &mut Bench) {
 }
 
 #[packet_test(at_both_edges)]
-fn a_flow_that_only_the_worker_speaks_on_is_not_silent(bench: &mut Bench) {
+fn a_flow_with_packets_of_the_worker_only_is_not_idle(bench: &mut Bench) {
     let call = bench.datagrams(CLIENT, 40_000).connected(bench, WORKER1);
     bench.select(WORKER2.id);
     for _ in 0..3 {
@@ -227,7 +227,7 @@ fn a_flow_that_only_the_worker_speaks_on_is_not_silent(bench: &mut Bench) {
 }
 
 #[packet_test(at_both_edges)]
-fn the_port_of_a_silent_flow_of_datagrams_is_given_away_after_its_time(bench: &mut Bench) {
+fn the_port_of_an_idle_flow_of_datagrams_is_reused_after_its_timeout(bench: &mut Bench) {
     bench.nat_ports(5_000..=5_000);
     let holder = bench.datagrams(CLIENT, 40_000).connected(bench, WORKER1);
     let mut other = bench.datagrams(OTHER_CLIENT, 41_000);
@@ -264,7 +264,7 @@ fn datagrams_and_a_connection_of_one_port_are_two_flows(bench: &mut Bench) {
 }
 
 #[packet_test(at_both_edges)]
-fn datagrams_without_a_way_are_left_to_the_kernel(bench: &mut Bench) {
+fn datagrams_without_a_route_pass_to_the_kernel(bench: &mut Bench) {
     let first = bench.datagrams(CLIENT, 40_000).syn();
     bench.select(0);
     bench.receives(&first).passes(Verdict::NoBackend);
@@ -278,7 +278,7 @@ fn datagrams_without_a_way_are_left_to_the_kernel(bench: &mut Bench) {
 }
 
 #[packet_test(in_both_modes)]
-fn no_time_to_live_of_a_datagram_runs_out_at_the_manager(bench: &mut Bench) {
+fn a_datagrams_ttl_does_not_expire_at_the_manager(bench: &mut Bench) {
     let mut call = bench.datagrams(CLIENT, 40_000);
     let first = call.syn().time_to_live(1);
     call.begins_with(bench, WORKER1, &first);

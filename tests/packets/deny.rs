@@ -1,4 +1,4 @@
-//! Denied clients: nothing of theirs begins, and what they had open has ended.
+//! Denied clients: their new connections are refused and their open ones end.
 
 use std::net::IpAddr;
 
@@ -33,7 +33,7 @@ fn ends_all(bench: &mut Bench) {
 }
 
 #[packet_test(at_both_edges)]
-fn a_denied_client_begins_nothing(bench: &mut Bench) {
+fn a_denied_client_begins_no_flow(bench: &mut Bench) {
     let address = CLIENT.address(bench.family);
     bench.denies(address, all(address));
     let call = bench.call(CLIENT, 40_000);
@@ -57,7 +57,7 @@ fn a_denied_client_begins_nothing(bench: &mut Bench) {
 }
 
 #[packet_test(at_both_edges)]
-fn a_denied_network_is_all_of_its_clients_and_no_other(bench: &mut Bench) {
+fn a_denied_network_contains_exactly_its_clients(bench: &mut Bench) {
     let address = CLIENT.address(bench.family);
     bench.denies(address, network(bench.family));
     for client in [CLIENT, OTHER_CLIENT] {

@@ -113,7 +113,7 @@ enum Event {
 }
 
 #[test]
-fn the_programs_do_as_the_model_does() {
+fn the_programs_match_the_model() {
     for edge in [Edge::Tc, Edge::Xdp] {
         run_at(edge, HOME, |bench| {
             bench.nat_ports(PORTS);

@@ -34,7 +34,7 @@ fn a_syn_goes_on_as_it_came(bench: &mut Bench) {
 }
 
 #[packet_test(at_both_edges)]
-fn a_client_that_goes_on_after_its_acknowledgement_has_a_flow(bench: &mut Bench) {
+fn a_packet_after_the_acknowledgement_makes_a_flow(bench: &mut Bench) {
     let call = directly(bench);
     begins(bench, &call);
     for _ in 0..3 {
@@ -78,7 +78,7 @@ fn a_wrong_sequence_number_does_not_complete_the_handshake(bench: &mut Bench) {
 }
 
 #[packet_test(at_both_edges)]
-fn requests_of_every_length_go_on_untouched(bench: &mut Bench) {
+fn requests_of_every_length_are_forwarded_unchanged(bench: &mut Bench) {
     for call in [directly(bench), directly(bench).of_datagrams()] {
         begins(bench, &call);
         goes_on(bench, &call);
@@ -163,7 +163,7 @@ fn a_worker_that_is_down_loses_its_flows(bench: &mut Bench) {
 }
 
 #[packet_test(at_both_edges)]
-fn datagrams_go_on_without_an_answer(bench: &mut Bench) {
+fn datagrams_are_forwarded_without_an_answer(bench: &mut Bench) {
     bench.ranks(&[WORKER1, WORKER2]);
     let mut call = directly(bench).of_datagrams();
     begins(bench, &call);
@@ -179,7 +179,7 @@ fn datagrams_go_on_without_an_answer(bench: &mut Bench) {
 }
 
 #[packet_test(at_both_edges)]
-fn no_time_to_live_of_a_request_runs_out_at_the_manager(bench: &mut Bench) {
+fn a_requests_ttl_does_not_expire_at_the_manager(bench: &mut Bench) {
     let call = directly(bench);
     let syn = call.syn().time_to_live(1);
     bench
@@ -190,7 +190,7 @@ fn no_time_to_live_of_a_request_runs_out_at_the_manager(bench: &mut Bench) {
 }
 
 #[packet_test(at_edge(Edge::Tc))]
-fn no_way_leads_there_from_the_manager_itself(bench: &mut Bench) {
+fn clients_on_the_manager_cannot_use_a_dsr_worker(bench: &mut Bench) {
     directly(bench);
     for call in [bench.call(ITSELF, 40_000), bench.datagrams(ITSELF, 40_000)] {
         bench.loops(&call.syn()).passes(Verdict::NoRoute);
@@ -199,7 +199,7 @@ fn no_way_leads_there_from_the_manager_itself(bench: &mut Bench) {
 }
 
 #[packet_test(at_edge(Edge::Xdp))]
-fn xdp_leaves_such_a_worker_that_it_has_not_met_to_tc(bench: &mut Bench) {
+fn xdp_passes_packets_for_an_unresolved_dsr_worker_to_tc(bench: &mut Bench) {
     let call = directly(bench);
     bench.neighbour(WORKER1.id, Neighbour::default());
     let handed_over = bench.receives(&call.syn());
@@ -211,7 +211,7 @@ fn xdp_leaves_such_a_worker_that_it_has_not_met_to_tc(bench: &mut Bench) {
 }
 
 #[packet_test(at_both_edges)]
-fn an_error_about_the_workers_answer_goes_on_to_it(bench: &mut Bench) {
+fn an_error_about_the_workers_answer_is_forwarded_to_it(bench: &mut Bench) {
     for call in [directly(bench), directly(bench).of_datagrams()] {
         begins(bench, &call);
         gets_error(bench, &call);
@@ -232,7 +232,7 @@ fn gets_error(bench: &Bench, call: &Call) {
 }
 
 #[packet_test(at_both_edges)]
-fn a_connection_that_is_only_silent_keeps_its_place(bench: &mut Bench) {
+fn an_idle_connection_keeps_its_entry(bench: &mut Bench) {
     let call = directly(bench);
     begins(bench, &call);
     requests(bench, &call, &call.ack());

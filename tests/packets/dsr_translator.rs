@@ -1,5 +1,4 @@
-//! A worker's DSR translator: what it makes of packets to a service, of its own server's answers, and of
-//! everybody else's.
+//! A worker's DSR translator: packets to a service, answers of the worker's server, and other packets.
 
 use std::{net::SocketAddr, panic::resume_unwind, thread};
 
@@ -75,7 +74,7 @@ fn a_coalesced_packet_is_translated_as_one() {
 }
 
 #[test]
-fn a_refusal_by_the_workers_stack_comes_from_the_service() {
+fn resets_by_the_workers_stack_come_from_the_service() {
     on_a_worker(|worker| {
         let request = worker.request(Protocol::Tcp, SYN);
         worker.passes_in(&request);
@@ -85,7 +84,7 @@ fn a_refusal_by_the_workers_stack_comes_from_the_service() {
 }
 
 #[test]
-fn connections_to_the_servers_own_port_are_left_alone() {
+fn connections_to_the_servers_own_port_are_not_translated() {
     for protocol in [Protocol::Tcp, Protocol::Udp] {
         on_a_worker(|worker| {
             for flags in [SYN, ACK, FIN | ACK] {
@@ -99,7 +98,7 @@ fn connections_to_the_servers_own_port_are_left_alone() {
 }
 
 #[test]
-fn of_two_ways_from_one_client_port_the_newest_counts() {
+fn the_newest_destination_of_a_client_port_applies() {
     for protocol in [Protocol::Tcp, Protocol::Udp] {
         on_a_worker(|worker| {
             let request = worker.request(protocol, SYN);
@@ -154,7 +153,7 @@ fn errors_on_the_way_to_the_client_reach_the_server() {
 }
 
 #[test]
-fn errors_of_the_worker_itself_reach_the_client_as_the_services() {
+fn errors_of_the_worker_come_from_the_service() {
     for protocol in [Protocol::Tcp, Protocol::Udp] {
         on_a_worker(|worker| {
             let request = worker.request(protocol, SYN);
@@ -172,7 +171,7 @@ fn errors_of_the_worker_itself_reach_the_client_as_the_services() {
 }
 
 #[test]
-fn errors_about_other_flows_are_left_alone() {
+fn errors_about_other_flows_are_not_translated() {
     on_a_worker(|worker| {
         let answer = worker.answer(Protocol::Tcp);
         let router = ROUTER.address(worker.family);
@@ -186,7 +185,7 @@ fn errors_about_other_flows_are_left_alone() {
 }
 
 #[test]
-fn everything_else_is_left_alone() {
+fn other_packets_are_not_translated() {
     on_a_worker(|worker| {
         let request = worker.request(Protocol::Tcp, SYN);
         let mut elsewhere = request.clone();
@@ -234,7 +233,7 @@ fn the_answer_to_a_syn_whose_entry_was_evicted_does_not_leave() {
 }
 
 #[test]
-fn a_flood_of_new_clients_pushes_out_none_that_is_known() {
+fn a_flood_of_new_clients_evicts_no_known_one() {
     on_a_worker(|worker| {
         for flags in [SYN, ACK] {
             let request = worker.request(Protocol::Tcp, flags);

@@ -54,7 +54,7 @@ fn every_error_about_a_handshake_is_translated_both_ways(bench: &mut Bench) {
 }
 
 #[packet_test(at_both_edges)]
-fn a_quote_of_any_length_from_the_least_on_is_translated(bench: &mut Bench) {
+fn a_quote_of_any_sufficient_length_is_translated(bench: &mut Bench) {
     for call in connected(bench) {
         let least = bench.family.header_bytes() + 8;
         for quoted in least..least + 40 {
@@ -67,7 +67,7 @@ fn a_quote_of_any_length_from_the_least_on_is_translated(bench: &mut Bench) {
 }
 
 #[packet_test(at_both_edges)]
-fn every_next_hops_mtu_is_handed_on(bench: &mut Bench) {
+fn every_next_hop_mtu_is_forwarded(bench: &mut Bench) {
     for call in connected(bench) {
         for mtu in [0, 68, 576, 1_280, 1_492, 9_000, 65_535] {
             let message = from_the_clients_side(&call, Problem::TooBig(mtu));
@@ -79,7 +79,7 @@ fn every_next_hops_mtu_is_handed_on(bench: &mut Bench) {
 }
 
 #[packet_test(at_both_edges)]
-fn an_error_leaves_the_flow_as_it_is(bench: &mut Bench) {
+fn an_error_does_not_change_the_flow(bench: &mut Bench) {
     for call in connected(bench) {
         let before = bench.entries();
         for problem in &Problem::ALL[1..] {
@@ -95,7 +95,7 @@ fn an_error_leaves_the_flow_as_it_is(bench: &mut Bench) {
 
 /// To its worker, all clients have the manager's address: told of a narrow path, it would take all for narrow.
 #[packet_test(over(Family::V4))]
-fn a_narrow_path_is_the_matter_of_one_connection(bench: &mut Bench) {
+fn a_small_path_mtu_affects_one_connection(bench: &mut Bench) {
     let connected = |client, port| bench.call(client, port).connected(bench, WORKER1);
     let narrow = connected(CLIENT, 40_000);
     let wide: Vec<_> = (40_000..40_020)
@@ -129,7 +129,7 @@ fn a_narrow_path_is_the_matter_of_one_connection(bench: &mut Bench) {
 
 /// Over IPv6, no router fragments: the manager divides the segments of that connection itself.
 #[packet_test(over(Family::V6))]
-fn a_narrow_path_over_ipv6_divides_segments_of_one_connection(bench: &mut Bench) {
+fn a_small_path_mtu_over_ipv6_splits_segments_of_one_connection(bench: &mut Bench) {
     let wire = Sniffer::on(FAR1).unwrap();
     let connected = |client, port| {
         let mut call = bench.call(client, port);
@@ -255,7 +255,7 @@ fn an_error_of_a_router_on_the_workers_side_comes_from_the_service(bench: &mut B
 }
 
 #[packet_test(at_both_edges)]
-fn the_managers_own_server_gets_the_error_in_place(bench: &mut Bench) {
+fn the_managers_own_server_gets_the_error(bench: &mut Bench) {
     bench.select(FALLBACK.id);
     for call in both_protocols(bench) {
         let answer = call.segment(call.service(), call.client_address(), SYN | ACK);
@@ -277,7 +277,7 @@ fn the_managers_own_server_gets_the_error_in_place(bench: &mut Bench) {
 }
 
 #[packet_test(at_both_edges)]
-fn an_error_about_no_flow_is_left_to_the_kernel(bench: &mut Bench) {
+fn an_error_about_no_flow_passes_to_the_kernel(bench: &mut Bench) {
     for call in connected(bench) {
         let mut client = call.at_client(&call.reply(WORKER1, ACK));
         client.destination.set_port(39_999);
@@ -317,7 +317,7 @@ fn an_error_about_the_other_protocol_of_a_flows_ports_is_not_ours(bench: &mut Be
 }
 
 #[packet_test(in_both_modes)]
-fn an_error_about_a_flow_whose_worker_is_down_is_left_to_the_kernel(bench: &mut Bench) {
+fn an_error_about_a_flow_whose_worker_is_down_passes_to_the_kernel(bench: &mut Bench) {
     for call in connected(bench) {
         let told = from_the_clients_side(&call, Problem::TooBig(1_280));
         bench.state(WORKER1.id, state::DRAINING);
@@ -461,7 +461,7 @@ fn an_error_behind_extension_headers_is_translated(bench: &mut Bench) {
 }
 
 #[packet_test(at_both_edges)]
-fn no_time_to_live_of_an_error_runs_out_at_the_manager(bench: &mut Bench) {
+fn an_errors_ttl_does_not_expire_at_the_manager(bench: &mut Bench) {
     for call in connected(bench) {
         for hops in [0, 1, 2] {
             let message = from_the_clients_side(&call, Problem::TimeExceeded);
@@ -488,7 +488,7 @@ fn an_error_with_a_wrong_checksum_stays_wrong(bench: &mut Bench) {
 }
 
 #[packet_test(at_edge(Edge::Xdp))]
-fn xdp_leaves_an_error_for_a_worker_that_it_has_not_met_to_tc(bench: &mut Bench) {
+fn xdp_passes_errors_for_an_unresolved_worker_to_tc(bench: &mut Bench) {
     for call in connected(bench) {
         bench.neighbour(WORKER1.id, Neighbour::default());
         let message = from_the_clients_side(&call, Problem::TimeExceeded);

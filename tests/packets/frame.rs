@@ -1,6 +1,6 @@
 //! Frames as bytes, and the checksum oracle.
 //!
-//! Checksums are computed in full (RFC 1071), by nothing that the programs under test use. So a
+//! Checksums are computed in full (RFC 1071), independently of the programs under test. So a
 //! frame built for comparison proves the checksums of the frame that it is compared with.
 
 use std::net::{IpAddr, Ipv4Addr};

@@ -1,5 +1,4 @@
-//! Damaged and senseless frames: they pass, or are steered as what they seem to be, and are counted
-//! once.
+//! Damaged and random frames: they pass or are steered by their headers, and are counted once.
 
 use std::cell::RefCell;
 
@@ -25,7 +24,7 @@ use crate::{
 const HEADERS: usize = 120;
 
 #[packet_test(at_both_edges)]
-fn damaged_frames_pass_or_are_steered_as_what_they_seem(bench: &mut Bench) {
+fn damaged_frames_pass_or_are_steered_by_their_headers(bench: &mut Bench) {
     let samples = samples(bench);
     let place = || prop_oneof![any::<Index>().prop_map(Ok), (0..HEADERS).prop_map(Err)];
     let telling = prop::sample::select(vec![
@@ -66,7 +65,7 @@ fn senseless_frames_pass(bench: &mut Bench) {
 }
 
 #[packet_test(at_both_edges)]
-fn senseless_packets_to_the_manager_pass_or_are_steered_as_what_they_seem(bench: &mut Bench) {
+fn random_packets_pass_or_are_steered_by_their_headers(bench: &mut Bench) {
     let frame = bench.call(CLIENT, 40_000).syn().frame();
     let whole_header = bench.family.transport();
     let packets = prop::collection::vec(any::<u8>(), 0..200);

@@ -1,4 +1,4 @@
-//! How connections begin.
+//! The beginning of connections.
 
 use std::{
     sync::atomic::{AtomicUsize, Ordering::Release},
@@ -49,7 +49,7 @@ fn a_syn_begins_a_half_open_flow_to_the_selected_worker(bench: &mut Bench) {
 /// Clients in 0.0.0.0/8 and 240.0.0.0/4 are served as the kernel's own servers serve them; from 0.0.0.0,
 /// 127.0.0.0/8, a group or the broadcast address there is no client (RFC 1122, section 3.2.1.3).
 #[packet_test(over(Family::V4))]
-fn addresses_that_hosts_may_have_are_clients(bench: &mut Bench) {
+fn valid_host_addresses_are_clients(bench: &mut Bench) {
     for address in [[0, 77, 0, 10], [240, 77, 0, 10], [255, 255, 255, 254]] {
         let client = Station {
             v4: address.into(),
@@ -112,7 +112,7 @@ fn data_flows_both_ways_at_every_length(bench: &mut Bench) {
 }
 
 #[packet_test(at_both_edges)]
-fn tcp_options_of_every_length_survive(bench: &mut Bench) {
+fn tcp_options_of_every_length_are_kept(bench: &mut Bench) {
     let call = bench.call(CLIENT, 40_000).connected(bench, WORKER1);
     for words in 0..=10 {
         let options = vec![1; 4 * words];
@@ -134,7 +134,7 @@ fn every_combination_of_flags_is_forwarded_on_an_established_flow(bench: &mut Be
 }
 
 #[packet_test(in_both_modes)]
-fn a_handshake_with_congestion_notification_is_one(bench: &mut Bench) {
+fn a_handshake_with_ecn_is_accepted(bench: &mut Bench) {
     let mut call = bench.call(CLIENT, 40_000);
     let syn = call.syn().flags(SYN | ECE | CWR);
     call.begins_with(bench, WORKER1, &syn);
@@ -213,7 +213,7 @@ fn another_syn_from_the_same_port_is_a_new_connection(bench: &mut Bench) {
 }
 
 #[packet_test(in_both_modes)]
-fn a_repeated_syn_that_the_worker_did_not_answer_goes_to_the_next_best(bench: &mut Bench) {
+fn a_repeated_unanswered_syn_goes_to_the_next_worker(bench: &mut Bench) {
     bench.ranks(&[WORKER1, WORKER2]);
     let mut call = bench.call(CLIENT, 40_000).begun(bench, WORKER1);
     bench.wait(CLIENT_PATIENCE);
@@ -242,7 +242,7 @@ fn a_repeated_syn_stays_where_no_other_worker_is_up(bench: &mut Bench) {
 }
 
 #[packet_test(at_both_edges)]
-fn a_syn_with_data_is_forwarded_whole(bench: &mut Bench) {
+fn a_syn_with_data_is_forwarded(bench: &mut Bench) {
     let mut call = bench.call(CLIENT, 40_000);
     let syn = call.syn().payload(*b"early");
     call.begins_with(bench, WORKER1, &syn);
@@ -276,7 +276,7 @@ fn clients_with_one_port_get_flows_of_their_own(bench: &mut Bench) {
 }
 
 #[packet_test(at_both_edges)]
-fn what_is_no_syn_and_of_no_flow_is_left_to_the_kernel(bench: &mut Bench) {
+fn packets_of_no_flow_other_than_syns_pass_to_the_kernel(bench: &mut Bench) {
     for flags in [
         0,
         ACK,
@@ -300,7 +300,7 @@ fn what_is_no_syn_and_of_no_flow_is_left_to_the_kernel(bench: &mut Bench) {
 }
 
 #[packet_test(at_both_edges)]
-fn last_words_of_the_connection_before_end_nothing(bench: &mut Bench) {
+fn late_fins_and_rsts_of_an_earlier_connection_end_nothing(bench: &mut Bench) {
     bench.nat_ports(5_000..=5_000);
     let call = bench.call(CLIENT, 40_000).connected(bench, WORKER1);
     for last in [FIN | ACK, RST | ACK] {
@@ -397,7 +397,7 @@ fn answers_follow_a_client_whose_link_address_changes(bench: &mut Bench) {
 
 /// A SYN, or a new datagram, whose sender cannot be there.
 #[packet_test(at_both_edges)]
-fn what_no_client_sends_begins_nothing(bench: &mut Bench) {
+fn spoofed_local_senders_begin_no_flow(bench: &mut Bench) {
     bench.is_at_home(MANAGER, 0);
     bench.is_at_home(WORKER1.station, ETH1);
     bench.is_at_home(WORKER2.station, ETH2);

@@ -1,4 +1,4 @@
-//! What only IPv4 has: ARP, options, a length of its own.
+//! Features of IPv4 only: ARP, options, header length.
 
 use lb_common::verdict::Verdict;
 

@@ -1,4 +1,4 @@
-//! What only IPv6 has: extension headers, neighbour discovery, a length without its header.
+//! Features of IPv6 only: extension headers, neighbour discovery, payload length.
 
 use lb_common::verdict::Verdict;
 use memlb_tests::packet_test;
@@ -35,7 +35,7 @@ const PASSED_OVER: [&[(u8, usize)]; 8] = [
 ];
 
 #[packet_test(over(Family::V6))]
-fn extension_headers_are_passed_over_and_survive(bench: &mut Bench) {
+fn extension_headers_are_skipped_and_kept(bench: &mut Bench) {
     for (port, extensions) in (40_000..).zip(PASSED_OVER) {
         for mut call in [bench.call(CLIENT, port), bench.datagrams(CLIENT, port)] {
             println!("{extensions:?}");

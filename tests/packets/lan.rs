@@ -1,4 +1,4 @@
-//! Who is on the wire: the three-node lab.
+//! The machines of the three-node lab.
 
 use std::{
     fs,

@@ -1,5 +1,5 @@
-//! Frames that really arrive, through XDP and the kernel's stack to TC behind it: what a test run of a
-//! single program cannot show, VLAN tags above all, which the kernel keeps beside the frame.
+//! Frames that really arrive, through XDP and the kernel's stack to TC behind it. A test run of a single program cannot show
+//! VLAN tags, which the kernel keeps outside the frame.
 
 use lb_common::verdict::Verdict;
 use memlb_tests::packet_test;
@@ -18,7 +18,7 @@ use crate::{
 const TAGS: [u16; 4] = [5, 0xe005, 0x2fff, 0x6000];
 
 #[packet_test(at_edge(Edge::Xdp))]
-fn what_xdp_lets_in_truncated_passes_tc_too(bench: &mut Bench) {
+fn truncated_packets_pass_xdp_and_tc(bench: &mut Bench) {
     bench.attach_ingress();
     let whole = bench.call(CLIENT, 40_000).syn().frame();
     for length in at::IP..whole.len() {
@@ -35,7 +35,7 @@ fn what_xdp_lets_in_truncated_passes_tc_too(bench: &mut Bench) {
 }
 
 #[packet_test(at_edge(Edge::Xdp))]
-fn xdp_hands_a_tagged_frame_over_to_tc_which_steers_it(bench: &mut Bench) {
+fn tc_steers_a_tagged_frame_that_xdp_passes(bench: &mut Bench) {
     bench.attach_ingress();
     let syn = bench.call(CLIENT, 40_000).syn();
     let bytes = syn.frame().len() as u64;

@@ -57,7 +57,7 @@ fn a_direct_connection_to_the_managers_own_server_is_not_taken_for_an_ended_one(
 }
 
 #[packet_test(at_both_edges)]
-fn datagrams_of_the_managers_own_server_are_a_flows_until_that_has_rested(bench: &mut Bench) {
+fn datagrams_of_the_managers_own_server_belong_to_a_flow_until_its_timeout(bench: &mut Bench) {
     bench.select(FALLBACK.id);
     let call = bench.datagrams(CLIENT, 40_000);
     takes(bench.receives(&call.request(0)), &call.request(0), 1);
@@ -90,7 +90,7 @@ fn the_last_hop_may_be_the_manager(bench: &mut Bench) {
 }
 
 #[packet_test(at_both_edges)]
-fn the_managers_own_traffic_is_left_alone(bench: &mut Bench) {
+fn the_managers_own_traffic_is_ignored(bench: &mut Bench) {
     let call = bench.call(CLIENT, 40_000).connected(bench, WORKER1);
     // A connection of its own to the very server that the service uses.
     let own = call
@@ -107,14 +107,14 @@ fn the_managers_own_traffic_is_left_alone(bench: &mut Bench) {
 }
 
 #[packet_test(at_both_edges)]
-fn nothing_begins_at_the_egress_hook(bench: &mut Bench) {
+fn no_flow_begins_at_the_egress_hook(bench: &mut Bench) {
     let call = bench.call(CLIENT, 40_000);
     bench.sends(&call.syn()).passes(Verdict::NotOurs);
     assert!(bench.handshakes().is_empty());
 }
 
 #[packet_test(at_both_edges)]
-fn what_the_manager_forwards_is_not_looked_at_again(bench: &mut Bench) {
+fn forwarded_packets_are_not_processed_again(bench: &mut Bench) {
     let call = bench.call(CLIENT, 40_000).connected(bench, WORKER1);
     let leaving = Circumstances {
         hook: Hook::Egress,
@@ -128,7 +128,7 @@ fn what_the_manager_forwards_is_not_looked_at_again(bench: &mut Bench) {
 }
 
 #[packet_test(at_both_edges)]
-fn the_managers_own_server_may_stand_behind_an_address_translation(bench: &mut Bench) {
+fn the_managers_own_server_may_be_behind_nat(bench: &mut Bench) {
     bench.select(FALLBACK.id);
     let call = bench.call(CLIENT, 40_000);
     takes(bench.receives(&call.syn()), &call.syn(), 1);
@@ -177,7 +177,7 @@ fn a_client_on_the_manager_reaches_a_worker_and_is_answered_through_loopback(ben
 }
 
 #[packet_test(at_edge(Edge::Tc))]
-fn loopback_traffic_of_others_is_left_alone(bench: &mut Bench) {
+fn other_loopback_traffic_is_ignored(bench: &mut Bench) {
     let call = bench.call(ITSELF, 40_000);
     let ssh = MANAGER.at(bench.family, 22);
     bench.loops(&call.syn().to(ssh)).passes(Verdict::NotOurs);

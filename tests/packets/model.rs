@@ -1,4 +1,4 @@
-//! What the datapath is meant to do, in the plainest terms: a list of connections.
+//! The specification of the datapath as a simple model: a list of connections.
 //!
 //! It shares no code with the programs, keeps no maps and knows of no entries; only which of the
 //! free ports a new connection gets is left to the program. Exchanges of datagrams are connections to

@@ -1,4 +1,4 @@
-//! What a program did with one frame, and what a test says about it.
+//! A program's result for one frame, and assertions about it.
 
 use lb_common::verdict::Verdict;
 

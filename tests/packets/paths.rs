@@ -93,7 +93,7 @@ fn leaves_by_route(bench: &mut Bench, call: &Call, reply: &Segment) {
 }
 
 #[packet_test(at_both_edges)]
-fn replies_to_a_client_that_pauses_or_that_need_not_acknowledge_keep_their_way(bench: &mut Bench) {
+fn replies_to_a_pausing_client_keep_their_path(bench: &mut Bench) {
     let call = bench.call(CLIENT, 40_000).connected(bench, WORKER1);
     let datagrams = bench.datagrams(CLIENT, 40_001).connected(bench, WORKER1);
     let event = call.reply(WORKER1, PSH | ACK).payload(*b"event");
@@ -106,7 +106,7 @@ fn replies_to_a_client_that_pauses_or_that_need_not_acknowledge_keep_their_way(b
 }
 
 #[packet_test(over(Family::V4))]
-fn a_worker_whose_next_hop_the_kernel_is_to_look_up_is_sent_to_by_route(bench: &mut Bench) {
+fn a_worker_without_a_known_next_hop_is_reached_by_a_route_lookup(bench: &mut Bench) {
     bench.backend(WORKER1.id, |backend| backend.next_hop = [0; 16]);
     let call = bench.call(CLIENT, 40_000).connected(bench, WORKER1);
     call.replies(bench, WORKER1, &call.reply(WORKER1, ACK));
@@ -158,7 +158,7 @@ fn a_worker_behind_another_interface_is_reached_and_answers(bench: &mut Bench) {
 }
 
 #[packet_test(at_edge(Edge::Xdp))]
-fn xdp_leaves_a_worker_that_it_has_not_met_to_tc(bench: &mut Bench) {
+fn xdp_passes_packets_for_an_unresolved_worker_to_tc(bench: &mut Bench) {
     bench.neighbour(WORKER1.id, Neighbour::default());
     let mut call = bench.call(CLIENT, 40_000);
     let syn = call.syn();
@@ -194,7 +194,7 @@ fn xdp_learns_a_workers_new_link_address(bench: &mut Bench) {
 }
 
 #[packet_test(at_edge(Edge::Xdp))]
-fn xdp_learns_from_no_packet_but_a_flows(bench: &mut Bench) {
+fn xdp_learns_only_from_packets_of_flows(bench: &mut Bench) {
     let call = bench.call(CLIENT, 40_000).connected(bench, WORKER1);
     let mut stranger = call.reply(WORKER1, ACK);
     stranger.from_mac = [2, 0, 0, 0, 9, 9];
@@ -229,7 +229,7 @@ fn an_evicted_entry_is_rebuilt_from_the_other_direction(bench: &mut Bench) {
 }
 
 #[packet_test(at_both_edges)]
-fn a_flow_that_lost_its_port_by_eviction_does_not_speak_into_its_heirs(bench: &mut Bench) {
+fn an_evicted_flow_sends_nothing_into_the_next_flow_of_its_port(bench: &mut Bench) {
     bench.nat_ports(5_000..=5_000);
     let evicted = bench.call(CLIENT, 40_000).connected(bench, WORKER1);
     bench.evict(evicted.reply_key(WORKER1));
@@ -243,7 +243,7 @@ fn a_flow_that_lost_its_port_by_eviction_does_not_speak_into_its_heirs(bench: &m
 }
 
 #[packet_test(at_both_edges)]
-fn the_rest_of_an_earlier_flow_does_not_disturb_the_present_one(bench: &mut Bench) {
+fn leftover_entries_of_an_earlier_flow_do_not_affect_the_current_one(bench: &mut Bench) {
     let (earlier, present) = flows_of_one_tuple(bench);
     bench.wait(OVER_A_SECOND);
     // The worker still believes in the earlier connection, and ends it.
@@ -257,7 +257,7 @@ fn the_rest_of_an_earlier_flow_does_not_disturb_the_present_one(bench: &mut Benc
 }
 
 #[packet_test(at_both_edges)]
-fn giving_away_the_port_of_an_earlier_flow_leaves_the_present_one_alone(bench: &mut Bench) {
+fn reusing_the_port_of_an_earlier_flow_does_not_affect_the_current_one(bench: &mut Bench) {
     let (_, present) = flows_of_one_tuple(bench);
     for _ in 0..2 {
         bench.wait(ESTABLISHED_IDLE * 2 / 3);

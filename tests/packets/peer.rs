@@ -42,7 +42,7 @@ fn forgets(bench: &mut Bench) {
 }
 
 #[packet_test(in_both_modes)]
-fn a_connection_goes_on_where_it_was_only_reported(bench: &mut Bench) {
+fn a_reported_connection_continues(bench: &mut Bench) {
     let (call, record) = opened(bench, 40_000);
     assert_eq!(record.kind, record_kind::OPENED);
     let entries = bench.entries();
@@ -80,7 +80,7 @@ fn a_connection_goes_on_where_it_was_only_reported(bench: &mut Bench) {
 }
 
 #[packet_test(at_edge(Edge::Tc))]
-fn many_records_are_taken_in_at_once(bench: &mut Bench) {
+fn many_records_are_admitted_at_once(bench: &mut Bench) {
     let (_, record) = opened(bench, 40_000);
     forgets(bench);
     let records: Vec<_> = (0..100_u16)
@@ -138,7 +138,7 @@ fn between(frame: &[u8], to: Mac, from: Mac) -> Vec<u8> {
 }
 
 #[packet_test(at_both_edges)]
-fn an_unknown_packet_goes_to_every_peer_as_it_is(bench: &mut Bench) {
+fn an_unknown_packet_is_sent_unchanged_to_every_peer(bench: &mut Bench) {
     let wire = Sniffer::on(FAR1).unwrap();
     let mut call = bench.call(CLIENT, 40_000);
     call.nat_port = 5_000;
@@ -175,7 +175,7 @@ fn from_peer(segment: &Segment) -> Vec<u8> {
 }
 
 #[packet_test(at_both_edges)]
-fn a_peers_packet_ends_here_if_it_is_unknown(bench: &mut Bench) {
+fn an_unknown_packet_of_a_peer_is_not_forwarded_again(bench: &mut Bench) {
     bench.has_peers(&[PEER]);
     let mut call = bench.call(CLIENT, 40_000);
     call.nat_port = 5_000;
@@ -186,7 +186,7 @@ fn a_peers_packet_ends_here_if_it_is_unknown(bench: &mut Bench) {
 }
 
 #[packet_test(in_both_modes)]
-fn a_peers_packet_is_forwarded_and_teaches_no_link_address(bench: &mut Bench) {
+fn a_peers_packet_is_forwarded_without_learning_its_link_address(bench: &mut Bench) {
     let (call, _) = opened(bench, 40_000);
     bench.has_peers(&[PEER]);
     let neighbour = bench.known_neighbour(WORKER1.id);

@@ -1,4 +1,4 @@
-//! Which worker a policy's slots give a new connection to, and when no worker gets it.
+//! The worker that a policy's slots select for a new connection, and cases without a worker.
 
 use std::{
     net::{Ipv4Addr, Ipv6Addr},
@@ -25,7 +25,7 @@ const ONE: u32 = WORKER1.id;
 const TWO: u32 = WORKER2.id;
 
 #[packet_test(at_both_edges)]
-fn round_robin_takes_one_place_after_the_other(bench: &mut Bench) {
+fn round_robin_uses_the_slots_in_order(bench: &mut Bench) {
     stay_on_one_processor();
     bench.spreads(policy::ROUND_ROBIN, &[ONE, TWO, TWO]);
     let takers = takers(bench, 9);
@@ -36,7 +36,7 @@ fn round_robin_takes_one_place_after_the_other(bench: &mut Bench) {
 }
 
 #[packet_test(at_both_edges)]
-fn balanced_takes_the_one_with_fewer_connections_of_two_drawn(bench: &mut Bench) {
+fn balanced_selects_the_less_loaded_of_two_drawn_workers(bench: &mut Bench) {
     bench.spreads(policy::BALANCED, &[ONE, TWO]);
     bench.has_open(ONE, 10);
     // Worker 1 only where it is drawn twice.
@@ -45,7 +45,7 @@ fn balanced_takes_the_one_with_fewer_connections_of_two_drawn(bench: &mut Bench)
 }
 
 #[packet_test(at_both_edges)]
-fn balanced_reckons_connections_by_weight(bench: &mut Bench) {
+fn balanced_relates_connections_to_weights(bench: &mut Bench) {
     bench.spreads(policy::BALANCED, &[ONE, TWO, ONE, ONE]);
     for (id, weight, open) in [(ONE, 300, 29), (TWO, 100, 9)] {
         bench.backend(id, |backend| backend.weight = weight);
@@ -60,7 +60,7 @@ fn balanced_reckons_connections_by_weight(bench: &mut Bench) {
 }
 
 #[packet_test(at_both_edges)]
-fn least_connections_takes_the_one_with_the_fewest_for_its_weight(bench: &mut Bench) {
+fn least_connections_selects_the_fewest_per_weight(bench: &mut Bench) {
     bench.spreads(policy::LEAST_CONNECTIONS, &[ONE, TWO]);
     bench.has_open(ONE, 5);
     bench.has_open(TWO, 3);
@@ -73,7 +73,7 @@ fn least_connections_takes_the_one_with_the_fewest_for_its_weight(bench: &mut Be
 }
 
 #[packet_test(at_both_edges)]
-fn source_hash_keeps_to_the_clients_address(bench: &mut Bench) {
+fn source_hash_depends_only_on_the_clients_address(bench: &mut Bench) {
     let places: Vec<u32> = (0..CHOICE_SLOTS).map(|place| 1 + place % 2).collect();
     bench.spreads(policy::SOURCE_HASH, &places);
     let mut both = [0, 0];
@@ -95,7 +95,7 @@ fn source_hash_keeps_to_the_clients_address(bench: &mut Bench) {
 }
 
 #[packet_test(at_both_edges)]
-fn a_worker_that_is_not_up_is_passed_over(bench: &mut Bench) {
+fn a_worker_that_is_not_up_is_skipped(bench: &mut Bench) {
     for kind in KINDS {
         bench.spreads(kind, &[ONE, TWO, ONE, TWO]);
         for unfit in [state::DOWN, state::DRAINING, state::UNKNOWN, 77] {
@@ -110,7 +110,7 @@ fn a_worker_that_is_not_up_is_passed_over(bench: &mut Bench) {
 }
 
 #[packet_test(at_both_edges)]
-fn a_worker_with_all_its_connections_is_passed_over(bench: &mut Bench) {
+fn a_full_worker_is_skipped(bench: &mut Bench) {
     for kind in KINDS {
         bench.spreads(kind, &[ONE, TWO, ONE, TWO]);
         limits(bench, 5);
@@ -125,7 +125,7 @@ fn a_worker_with_all_its_connections_is_passed_over(bench: &mut Bench) {
 }
 
 #[packet_test(at_both_edges)]
-fn a_selected_worker_with_all_its_connections_is_passed_over(bench: &mut Bench) {
+fn a_selected_full_worker_is_skipped(bench: &mut Bench) {
     bench.ranks(&[WORKER1, WORKER2]);
     limits(bench, 5);
     assert_eq!(takers(bench, 3), [TWO; 3]);
@@ -178,7 +178,7 @@ fn without_slots_or_with_an_unknown_kind_no_worker_takes_a_connection(bench: &mu
 }
 
 #[packet_test(at_both_edges)]
-fn the_generation_in_force_counts_alone(bench: &mut Bench) {
+fn only_the_current_generation_applies(bench: &mut Bench) {
     for kind in KINDS {
         let policy = |generation| Policy {
             kind,

@@ -1,4 +1,4 @@
-//! Packets that TCP knows and that are seldom sent, each with what the standards say of it.
+//! Rare TCP packets, each with the requirements of the standards.
 
 use lb_common::verdict::Verdict;
 use memlb_tests::packet_test;
@@ -95,7 +95,7 @@ fn both_sides_may_open_at_once_but_no_server_does(bench: &mut Bench) {
 }
 
 #[packet_test(at_both_edges)]
-fn congestion_notification_is_negotiated_and_refused(bench: &mut Bench) {
+fn ecn_is_negotiated_and_refused(bench: &mut Bench) {
     let refusal = bench.call(CLIENT, 40_000);
     for (port, answer) in [(40_000, SYN | ACK | ECE), (40_001, SYN | ACK)] {
         let mut call = bench.call(CLIENT, port);
@@ -135,7 +135,7 @@ fn congestion_notification_is_negotiated_and_refused(bench: &mut Bench) {
 }
 
 #[packet_test(at_both_edges)]
-fn what_is_repeated_and_probed_ends_nothing(bench: &mut Bench) {
+fn retransmissions_and_probes_end_nothing(bench: &mut Bench) {
     let call = bench.call(CLIENT, 40_000).connected(bench, WORKER1);
     let far = CLIENT_START.wrapping_add(1 << 28);
     all_pass(
@@ -195,7 +195,7 @@ fn what_is_repeated_and_probed_ends_nothing(bench: &mut Bench) {
 
 /// RFC 9293, section 3.4.3 and 3.10.7: a port used again, and what is late of the connection before.
 #[packet_test(at_both_edges)]
-fn late_duplicates_of_the_connection_before_end_nothing_of_the_next(bench: &mut Bench) {
+fn late_duplicates_of_an_earlier_connection_end_nothing(bench: &mut Bench) {
     let mut call = bench.call(CLIENT, 40_000).connected(bench, WORKER1);
     let (client, worker) = (1 << 30, 1 << 29);
     let first = [FIN | ACK, RST, PSH | ACK].map(|flags| call.request(flags));
@@ -229,7 +229,7 @@ fn late_duplicates_of_the_connection_before_end_nothing_of_the_next(bench: &mut 
 
 /// RFC 9293, section 3.9.2.3, RFC 1122, section 3.2.1.3, and RFC 6890: no host sends from there.
 #[packet_test(at_both_edges)]
-fn a_syn_from_where_no_sender_can_be_begins_nothing(bench: &mut Bench) {
+fn a_syn_from_an_invalid_address_begins_no_flow(bench: &mut Bench) {
     let land = lan::service(bench.family);
     let sources = match bench.family {
         Family::V4 => vec![
@@ -274,7 +274,7 @@ fn a_workers_packet_is_one_on_its_own_interface_only(bench: &mut Bench) {
 }
 
 #[packet_test(at_both_edges)]
-fn answers_follow_no_forged_packet(bench: &mut Bench) {
+fn a_forged_packet_redirects_no_answer(bench: &mut Bench) {
     let call = bench.call(CLIENT, 40_000).connected(bench, WORKER1);
     let known = bench.known_neighbour(WORKER1.id);
     let far = CLIENT_START.wrapping_add(1 << 28);

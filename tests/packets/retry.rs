@@ -103,7 +103,7 @@ fn no_other_refusal_leads_to_another_worker(bench: &mut Bench) {
 }
 
 #[packet_test(in_both_modes)]
-fn where_no_other_worker_is_up_the_client_is_refused(bench: &mut Bench) {
+fn the_client_is_refused_if_no_other_worker_is_up(bench: &mut Bench) {
     bench.retries_refused(&BOTH);
     bench.goes_down(WORKER2.id);
     let call = bench.call(CLIENT, 40_000).begun(bench, WORKER1);
@@ -112,7 +112,7 @@ fn where_no_other_worker_is_up_the_client_is_refused(bench: &mut Bench) {
 }
 
 #[packet_test(in_both_modes)]
-fn without_the_setting_refusals_reach_the_client(bench: &mut Bench) {
+fn refusals_reach_the_client_without_the_setting(bench: &mut Bench) {
     bench.ranks(&BOTH);
     let call = bench.call(CLIENT, 40_000).begun(bench, WORKER1);
     call.replies(bench, WORKER1, &refusal(&call, WORKER1));

@@ -1,5 +1,5 @@
 //! Workers that see their clients' addresses and answer by way of the manager (`routed`): what differs from
-//! `nat`, beside which the other stories are told.
+//! `nat`, which the other tests use.
 
 use std::time::Duration;
 
@@ -29,7 +29,7 @@ fn no_port_is_taken(bench: &mut Bench) {
 }
 
 #[packet_test(at_both_edges)]
-fn what_a_worker_sends_to_others_passes_untouched(bench: &mut Bench) {
+fn a_workers_other_packets_pass_unchanged(bench: &mut Bench) {
     bench.routes();
     for mut call in both_protocols(bench) {
         call.begins(bench, WORKER1);
@@ -67,7 +67,7 @@ fn a_handshake_whose_answer_passed_elsewhere_is_counted(bench: &mut Bench) {
 
 /// Else the worker's SYN-ACK would be taken for a packet of the connection before.
 #[packet_test(at_both_edges)]
-fn what_is_left_of_an_earlier_connection_does_not_answer_for_the_next(bench: &mut Bench) {
+fn a_leftover_entry_is_no_answer_for_the_next_connection(bench: &mut Bench) {
     bench.routes();
     for mut call in both_protocols(bench) {
         call.connects(bench, WORKER1);

@@ -73,7 +73,7 @@ fn an_acknowledgement_to_a_worker_that_went_down_is_left_to_the_kernel(bench: &m
 }
 
 #[packet_test(at_both_edges)]
-fn a_syn_leads_from_a_worker_that_is_down_to_another_one(bench: &mut Bench) {
+fn a_syn_moves_from_a_worker_that_is_down_to_another_one(bench: &mut Bench) {
     let mut call = bench.call(CLIENT, 40_000).connected(bench, WORKER1);
     bench.goes_down(WORKER1.id);
     bench.select(WORKER2.id);
@@ -114,7 +114,7 @@ fn a_repeated_syn_leaves_a_draining_worker(bench: &mut Bench) {
 }
 
 #[packet_test(at_both_edges)]
-fn without_a_backend_that_is_up_connections_are_left_to_the_kernel(bench: &mut Bench) {
+fn connections_pass_to_the_kernel_without_a_backend_that_is_up(bench: &mut Bench) {
     let call = bench.call(CLIENT, 40_000);
     for selected in [0, 7, 1_000, u32::MAX] {
         bench.select(selected);
@@ -137,7 +137,7 @@ fn a_worker_without_a_route_is_refused(bench: &mut Bench) {
 }
 
 #[packet_test(at_both_edges)]
-fn the_flows_of_a_backend_that_is_gone_end(bench: &mut Bench) {
+fn flows_of_a_removed_backend_end(bench: &mut Bench) {
     let call = bench.call(CLIENT, 40_000).connected(bench, WORKER1);
     bench.backend(WORKER1.id, |backend| *backend = Backend::default());
     bench.receives(&call.ack()).passes(Verdict::BackendDown);
@@ -154,7 +154,7 @@ fn a_flow_whose_backend_has_no_entry_is_left_to_the_kernel(bench: &mut Bench) {
 
 /// What is addressed to the service, or to the manager's port, has arrived (RFC 1122, section 3.2.1.7).
 #[packet_test(in_both_modes)]
-fn no_time_to_live_runs_out_at_the_manager(bench: &mut Bench) {
+fn the_ttl_does_not_expire_at_the_manager(bench: &mut Bench) {
     let call = bench.call(CLIENT, 40_000).connected(bench, WORKER1);
     for hops in [0, 1, 2, 255] {
         call.requests(bench, WORKER1, &call.ack().time_to_live(hops));
@@ -167,7 +167,7 @@ fn no_time_to_live_runs_out_at_the_manager(bench: &mut Bench) {
 }
 
 #[packet_test(in_both_modes)]
-fn several_flows_share_two_workers_without_mixing(bench: &mut Bench) {
+fn flows_of_two_workers_do_not_mix(bench: &mut Bench) {
     let mut calls = Vec::new();
     for (index, worker) in [WORKER1, WORKER2].into_iter().cycle().take(64).enumerate() {
         bench.select(worker.id);

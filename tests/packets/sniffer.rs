@@ -1,4 +1,4 @@
-//! What leaves by an interface, as its far end gets it.
+//! Captures the frames that leave by an interface.
 
 use std::{
     io, mem,

@@ -1,5 +1,4 @@
-//! Packets over all of whose bytes the network card has made a sum (`CHECKSUM_COMPLETE`), which must stay
-//! their sum.
+//! Packets with a checksum of the network card over all bytes (`CHECKSUM_COMPLETE`), which must remain correct.
 
 use std::os::fd::{AsFd as _, AsRawFd as _};
 
@@ -22,7 +21,7 @@ use crate::{
 const CHECKSUM_COMPLETE: u32 = 1 << 2;
 
 #[packet_test(at_edge(Edge::Tc))]
-fn the_sum_over_the_whole_packet_stays_right(bench: &mut Bench) {
+fn the_checksum_over_the_whole_packet_stays_correct(bench: &mut Bench) {
     let call = bench.call(CLIENT, 40_000).connected(bench, WORKER1);
     let request = call.request(PSH | ACK).payload(*b"hello");
     let reply = call.reply(WORKER1, PSH | ACK).payload(*b"odds!");

@@ -1,4 +1,4 @@
-//! Flows and handshakes of both families as one: IPv4 addresses stand as IPv4-mapped ones.
+//! Flows and handshakes of both families in one form, with IPv4-mapped addresses.
 
 use std::{collections::BTreeMap, net::Ipv6Addr};
 

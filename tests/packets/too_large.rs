@@ -1,5 +1,5 @@
-//! Packets that are too large for the next link: their senders are told how large one may be (RFC 1191,
-//! section 3; RFC 4443, section 3.2).
+//! Packets that are too large for the next link: their senders get the allowed size (RFC 1191, section 3;
+//! RFC 4443, section 3.2).
 
 use lb_common::verdict::Verdict;
 use memlb_tests::packet_test;
@@ -83,7 +83,7 @@ fn a_first_datagram_too_large_is_answered_and_its_connection_counted_once(bench:
 }
 
 #[test]
-fn what_may_be_fragmented_is_dropped_and_counted() {
+fn fragmentable_packets_are_dropped_and_counted() {
     crate::bench::run_at(Edge::Tc, Family::V4, |bench| {
         let (_, large) = too_large(bench);
         let frame = with_ip_field(large.frame(), at::IP + 6, &[0, 0]);

@@ -1,4 +1,4 @@
-//! The trace of single packets: nothing without a request, and then the exact outcome of each.
+//! The trace of single packets: no events without a request, else one exact event for each.
 
 use std::time::Duration;
 
@@ -142,7 +142,7 @@ fn refusals_are_traced_with_their_client(bench: &mut Bench) {
 }
 
 #[packet_test(at_edge(Edge::Tc))]
-fn what_the_manager_sends_is_traced_at_its_hook(bench: &mut Bench) {
+fn packets_of_the_manager_are_traced_at_their_hook(bench: &mut Bench) {
     bench.select(FALLBACK.id);
     let call = bench.call(CLIENT, 40_000);
     bench.traces(TraceConfig::ALL, LONG);
@@ -227,7 +227,7 @@ fn only_packets_that_match_the_filter_are_traced(bench: &mut Bench) {
 }
 
 #[packet_test(at_both_edges)]
-fn no_more_is_traced_than_the_rate_allows_and_the_rest_is_counted(bench: &mut Bench) {
+fn packets_beyond_the_rate_are_only_counted(bench: &mut Bench) {
     let call = bench.call(CLIENT, 40_000);
     let order = TraceConfig {
         rate: 5,
@@ -250,7 +250,7 @@ fn no_more_is_traced_than_the_rate_allows_and_the_rest_is_counted(bench: &mut Be
 }
 
 #[packet_test(at_edge(Edge::Xdp))]
-fn a_sample_is_about_as_large_as_it_is_meant_to_be(bench: &mut Bench) {
+fn a_sample_has_about_its_configured_size(bench: &mut Bench) {
     let call = bench.call(CLIENT, 40_000);
     let order = TraceConfig {
         sample: 4,
@@ -265,7 +265,7 @@ fn a_sample_is_about_as_large_as_it_is_meant_to_be(bench: &mut Bench) {
 }
 
 #[packet_test(at_both_edges)]
-fn a_filter_that_is_not_renewed_expires_and_costs_nothing_any_more(bench: &mut Bench) {
+fn a_filter_that_is_not_renewed_expires(bench: &mut Bench) {
     let call = bench.call(CLIENT, 40_000);
     bench.traces(TraceConfig::ALL, Duration::ZERO);
     assert_ne!(bench.trace_order().expires_ns, 0);

@@ -1,4 +1,4 @@
-//! What passes untouched, and under which name: rows that hold for both families.
+//! Packets that pass unchanged, and their verdicts, for both families.
 
 use std::net::SocketAddr;
 

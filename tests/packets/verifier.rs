@@ -1,4 +1,4 @@
-//! What the kernel's verifier has to go through for each program, beside what is on record.
+//! The verifier's instructions for each program, compared with the recorded ones.
 //!
 //! It gives up at a million instructions, on older kernels much sooner than on newer ones, and nothing
 //! else tells how near a program has come.
@@ -19,7 +19,7 @@ const TOLERANCE: u64 = 20;
 const ACCEPT: &str = "if that is meant to be, `cargo xtask kernels --record` puts it on record";
 
 #[root_test]
-fn no_program_has_become_much_harder_to_verify() {
+fn no_program_needs_many_more_instructions_than_recorded() {
     let series = Series::running().unwrap();
     let jumps: Vec<_> = figures()
         .into_iter()
@@ -91,7 +91,7 @@ fn compares_with_the_nearest_older_kernel_on_record() {
 }
 
 #[test]
-fn a_fifth_more_is_no_jump_yet() {
+fn an_increase_by_a_fifth_is_accepted() {
     let of = |program, now| jump("6.12 one 500", "6.12".parse().unwrap(), program, now);
     assert_eq!(of("one", 600), None);
     assert!(of("one", 601).is_some());

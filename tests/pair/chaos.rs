@@ -25,7 +25,7 @@ const STREAMS: StreamCounts = StreamCounts {
 const LONGEST_GAP: Duration = Duration::from_secs(2);
 
 #[root_test]
-fn only_the_death_of_a_machine_breaks_connections_and_only_young_ones() {
+fn only_a_crash_breaks_connections_and_only_new_ones() {
     let number = |name: &str, default| env::var(name).map_or(default, |it| it.parse().unwrap());
     let seconds = number("MEMLB_CHAOS_SECONDS", 15);
     let seed = number("MEMLB_CHAOS_SEED", 1);

@@ -1,4 +1,4 @@
-//! What happens to parts of a pair: programs, the network, one controller's sense of time.
+//! Faults of parts of a pair: programs, the network, one controller's clock.
 
 use std::{
     fs,

@@ -1,5 +1,4 @@
-//! Two managers with a real keepalived: what clients notice when machines hand over, die and return, and when parts of
-//! them fail.
+//! Two managers with a real keepalived: the effects on clients of hand-overs, crashes, returns and partial failures.
 //!
 //! Each test has one system for a sequence of events. Connections of all kinds live through all of them.
 
@@ -46,7 +45,7 @@ fn connections_continue_on_the_other_machine_with_xdp() {
 }
 
 #[root_test]
-fn connections_outlive_parts_of_the_pair() {
+fn connections_continue_when_parts_of_the_pair_stop() {
     let mut scene = Scene::start("tc", 300, FEW);
     scene.serves_during(
         CALM,

@@ -1,4 +1,4 @@
-//! A pair under load, and what happens to whole machines.
+//! A pair under load, and faults of whole machines.
 
 use std::{
     net::SocketAddr,

@@ -25,7 +25,7 @@ fn folder() -> tempfile::TempDir {
 }
 
 #[root_test]
-fn keepalived_finds_nothing_wrong_with_the_example() {
+fn keepalived_accepts_the_example() {
     let machine = Namespace::create(unique_prefix() + "keepalived").unwrap();
     let cable = [
         "link", "add", "eth1", "type", "veth", "peer", "name", "eth2",

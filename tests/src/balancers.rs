@@ -1,4 +1,4 @@
-//! Balancers memlb is compared with, set up on the manager's node as their manuals advise.
+//! Other load balancers, configured on the manager's node as their manuals recommend.
 
 use std::{
     fmt::Write,
@@ -16,7 +16,7 @@ use crate::{
     topology::{Node, Topology},
 };
 
-/// Makes the manager's node forward IP, and nothing else.
+/// Makes the manager's node a plain router.
 ///
 /// # Errors
 /// When a setting is refused.
@@ -35,7 +35,7 @@ pub fn forward(topology: &Topology) -> Result<()> {
     Ok(())
 }
 
-/// Translates addresses in netfilter: DNAT to the `workers` in turn, and masquerade.
+/// Configures netfilter: DNAT to the `workers` in round-robin order, and masquerading.
 ///
 /// # Errors
 /// When a setting or a rule is refused.
@@ -75,8 +75,8 @@ pub fn translate(topology: &Topology, workers: &[SocketAddrV4], directory: &Path
     Ok(())
 }
 
-/// Has IPVS of `node` translate to the `workers` in turn, without connection tracking, which its manual advises against.
-/// The workers must answer by way of the node, which must forward.
+/// Configures IPVS of `node` in NAT mode with round robin over the `workers`, without connection tracking, as its manual
+/// recommends. The node must forward, and must be the workers' route to the clients.
 ///
 /// # Errors
 /// When the kernel has no IPVS, or refuses a setting.
@@ -94,7 +94,7 @@ pub fn balance_by_ipvs(node: &Node, service: SocketAddrV4, workers: &[SocketAddr
     Ok(())
 }
 
-/// Starts HAProxy in TCP mode in front of the `workers`, for so many connections at once.
+/// Starts HAProxy in TCP mode for the `workers`, with a limit of concurrent connections.
 ///
 /// # Errors
 /// When it does not start.

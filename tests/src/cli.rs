@@ -1,4 +1,4 @@
-//! Runs `memlb` as an operator does, and judges how it ended.
+//! Runs `memlb` as an operator does, and checks its exit status and output.
 
 use std::process::{Command, Output};
 
@@ -21,7 +21,7 @@ pub fn succeed(cluster: &Cluster, arguments: &[&str]) -> String {
     stdout(&memlb(cluster, arguments))
 }
 
-/// Runs a command to its end, whatever that is.
+/// Runs a command and returns its output, whatever its exit status.
 ///
 /// # Panics
 /// When it cannot be started.
@@ -40,7 +40,7 @@ pub fn stdout(output: &Output) -> String {
 }
 
 /// # Panics
-/// Unless the command ended with this exit status, and its error messages contain each of these texts.
+/// Unless the exit status is this one and the error messages contain each of these texts.
 pub fn expect_failure(output: &Output, status: i32, says: &[&str]) {
     let said = text(&output.stderr);
     let missing: Vec<_> = says

@@ -1,4 +1,4 @@
-//! An HTTP client inside a namespace, without a process to start for each request.
+//! An HTTP client inside a namespace, without a process for each request.
 
 use std::{
     io::{self, BufRead, BufReader, ErrorKind, Read, Write},
@@ -11,7 +11,7 @@ use socket2::{Domain, Socket, Type};
 
 use crate::namespace::Namespace;
 
-/// One HTTP/1.1 connection, kept alive as long as it is not dropped.
+/// One HTTP/1.1 connection, kept alive until dropped.
 #[derive(Debug)]
 pub struct Connection {
     stream: BufReader<TcpStream>,
@@ -25,8 +25,7 @@ pub struct Response {
 }
 
 impl Connection {
-    /// Connects from inside `namespace`. Every later step may take `patience`
-    /// too before it fails.
+    /// Connects from `namespace`. `patience` is the timeout of this and of each later step.
     ///
     /// # Errors
     /// When the server refuses or does not answer.
@@ -58,7 +57,7 @@ impl Connection {
     /// and port; the kernel chooses what is 0.
     ///
     /// # Errors
-    /// When the source is not to be had, or the server refuses or does not answer.
+    /// When the source is not available, or the server refuses or does not answer.
     pub fn open_here_as(
         source: SocketAddrV4,
         server: SocketAddr,
@@ -78,12 +77,12 @@ impl Connection {
         })
     }
 
-    /// Returns the socket, for what HTTP has no word for.
+    /// Returns the socket, for operations outside HTTP.
     pub fn stream(&self) -> &TcpStream {
         self.stream.get_ref()
     }
 
-    /// Asks for `path` and reads the whole answer.
+    /// Requests `path` and reads the whole answer.
     ///
     /// # Errors
     /// When the connection breaks or the answer is not HTTP.

@@ -1,5 +1,4 @@
-//! The whole system at work: a network, a real web server on every node, the
-//! agents and the manager.
+//! A complete running system: a network, a web server on every node, the agents and the manager.
 
 use std::{
     env, fs,
@@ -26,20 +25,20 @@ use crate::{
     wait::wait_until,
 };
 
-/// Names the `memlb` binary to try; else it is the one that `cargo xtask build` makes.
+/// The variable with the `memlb` binary to test; the default is the one from `cargo xtask build`.
 pub const BINARY: &str = "MEMLB_BINARY";
 
-/// The port at which clients ask, and the one of the manager's own server.
+/// The service's port, and the one of the manager's own server.
 pub const SERVICE_PORT: u16 = 80;
 pub const FALLBACK_PORT: u16 = 8080;
 
 const HEARTBEAT_PORT: u16 = 9999;
 
-/// What a [`Cluster`] is made like.
+/// The options of a [`Cluster`].
 #[derive(Debug, Clone)]
 pub struct ClusterOptions {
     pub shape: Shape,
-    /// What each worker has available at the start; as many workers as figures.
+    /// Each worker's available memory at the start. The length is the number of workers.
     pub available_kb: Vec<u64>,
     /// `auto`, `tc` or `xdp`.
     pub attach: String,
@@ -77,7 +76,7 @@ pub struct ClusterOptions {
 }
 
 impl Default for ClusterOptions {
-    /// The three-node lab: `worker1` with clearly more memory to spare than `worker2`.
+    /// The three-node lab: `worker1` has clearly more available memory than `worker2`.
     fn default() -> Self {
         Self {
             shape: Shape::OneArm,
@@ -125,7 +124,7 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// Starts a system under names that nothing else has.
+    /// Starts a system with unique names.
     ///
     /// # Errors
     /// When a part of it does not start; the error carries what that part printed.
@@ -145,7 +144,7 @@ impl Cluster {
         Ok(cluster)
     }
 
-    /// Starts a system for a test, with what `change` makes of the usual options.
+    /// Starts a system for a test, with the default options as changed by `change`.
     ///
     /// # Panics
     /// When a part of it does not start.
@@ -351,12 +350,12 @@ impl Cluster {
             .kill()
     }
 
-    /// Returns where clients ask.
+    /// Returns the address of the service.
     pub fn service(&self) -> SocketAddr {
         SocketAddrV4::new(self.topology.manager.address(), SERVICE_PORT).into()
     }
 
-    /// Returns where the manager receives heartbeats, as the workers reach it.
+    /// Returns the address to which the workers send heartbeats.
     pub fn heartbeat_address(&self) -> SocketAddr {
         let manager = &self.topology.manager;
         let address = manager.addresses().last().unwrap_or(manager.address());
@@ -377,7 +376,7 @@ impl Cluster {
         command
     }
 
-    /// Asks the manager for what `memlb status --json` prints.
+    /// Returns what `memlb status --json` prints.
     ///
     /// # Errors
     /// When it does not answer.
@@ -448,7 +447,7 @@ impl Cluster {
     }
 }
 
-/// Asks the manager at `control_socket` for what `memlb status --json` prints.
+/// Returns what `memlb status --json` prints for the manager at `control_socket`.
 ///
 /// # Errors
 /// When it does not answer.
@@ -527,7 +526,7 @@ pub fn binary() -> Result<PathBuf> {
     Ok(binary)
 }
 
-/// Makes a directory with a key for each worker, where the manager reads them and the agents, too.
+/// Makes a directory with a key for each worker, which the manager and the agents read.
 fn make_keys(binary: &Path, directory: &Path, workers: usize) -> Result<()> {
     fs::DirBuilder::new()
         .mode(0o700)
@@ -569,7 +568,7 @@ fn manager_arguments(
         .collect()
 }
 
-/// Returns whether every service has `workers` up, as far as it has them at all.
+/// Returns whether those `workers` that a service has are up in each service.
 fn all_up(status: &Value, workers: &[String]) -> bool {
     let services = status["services"].as_array().into_iter().flatten();
     let mut backends =

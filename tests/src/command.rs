@@ -1,13 +1,13 @@
-//! Runs commands whose failure must not pass unseen.
+//! Runs commands, and reports their failures.
 
 use std::{os::unix::process::CommandExt, process::Command};
 
 use anyhow::{Context, Result, bail};
 
-/// Runs `command` to its end, on this process's own terminal.
+/// Runs `command` on this process's terminal.
 ///
 /// # Errors
-/// When it cannot be started or ends with anything but success.
+/// When it cannot be started or fails.
 pub fn run(command: &mut Command) -> Result<()> {
     let status = command
         .status()
@@ -18,14 +18,12 @@ pub fn run(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// Runs `command` to its end and returns what it printed.
+/// Runs `command` and returns what it printed.
 ///
-/// Ctrl-C on the terminal does not reach it: it may be part of taking
-/// something down. So it cannot ask questions there either.
+/// Ctrl-C on the terminal does not reach it, because it may be part of a cleanup. It cannot read from the terminal either.
 ///
 /// # Errors
-/// When it cannot be started or ends with anything but success; the error then
-/// carries what it said on stderr.
+/// When it cannot be started or fails; the error has what it printed on stderr.
 pub fn output(command: &mut Command) -> Result<String> {
     let output = command
         .process_group(0)
@@ -42,7 +40,7 @@ pub fn output(command: &mut Command) -> Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// Returns `command` as one would type it.
+/// Returns `command` as it is typed in a shell.
 pub fn line(command: &Command) -> String {
     let mut line = command.get_program().to_string_lossy().into_owned();
     for argument in command.get_args() {

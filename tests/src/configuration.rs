@@ -1,4 +1,4 @@
-//! The manager's configuration file, as it fits a topology.
+//! The manager's configuration file for a topology.
 
 use std::{
     fs,
@@ -14,8 +14,8 @@ use crate::{
     topology::{Node, Topology},
 };
 
-/// Writes a configuration with a service at [`SERVICE_PORT`], for which the manager's own server
-/// stands in, and with those further ones that `options` ask for.
+/// Writes a configuration with a service at [`SERVICE_PORT`], whose fallback is the manager's own server, and with the
+/// further ones of `options`.
 pub(crate) fn write(
     topology: &Topology,
     paths: &ClusterPaths,

@@ -1,4 +1,4 @@
-//! Heartbeats made by hand, for what no honest agent sends.
+//! Hand-made heartbeats, for those that no real agent sends.
 
 use std::net::{SocketAddr, UdpSocket};
 
@@ -7,7 +7,7 @@ use serde_json::json;
 
 use crate::namespace::Namespace;
 
-/// A UDP socket in a namespace, aimed at a manager.
+/// A UDP socket in a namespace, connected to a manager.
 #[derive(Debug)]
 pub struct Sender {
     socket: UdpSocket,
@@ -38,7 +38,7 @@ impl Sender {
         Ok(())
     }
 
-    /// Sends what a 2018 worker sends each time: its file's name, then the file.
+    /// Sends a heartbeat of 2018: the file's name, then the file.
     ///
     /// # Errors
     /// When the kernel refuses it.
@@ -51,7 +51,7 @@ impl Sender {
     }
 }
 
-/// Returns a heartbeat of version 1 in which all is well, of a worker with 700 MiB.
+/// Returns a valid heartbeat of version 1 of a worker with 700 MiB.
 pub fn heartbeat(worker: &str, boot: u64, seq: u64, available_kb: u64) -> String {
     json!({
         "memlb": 1,

@@ -1,4 +1,4 @@
-//! What a document gives its readers to type.
+//! Commands in a document.
 
 use std::{fs, mem, ops::Range, path::Path, process::Command};
 
@@ -7,15 +7,15 @@ use pulldown_cmark::{CodeBlockKind, Event, Options, Parser, Tag, TagEnd};
 
 use crate::command::output;
 
-/// Names the xtask that `cargo xtask` stands for in documents.
+/// The variable with the program that replaces `cargo xtask` in documents.
 pub const XTASK: &str = "MEMLB_XTASK";
 
-/// A Markdown file, as far as it is to be typed.
+/// The code of a Markdown file.
 #[derive(Debug)]
 pub struct Document {
     pub name: String,
     pub blocks: Vec<Block>,
-    /// What stands between backticks within the text.
+    /// The code spans in the text.
     pub spans: Vec<String>,
 }
 
@@ -26,9 +26,9 @@ pub struct Block {
     pub place: String,
     /// The heading above it.
     pub section: String,
-    /// What its fence says; empty without a word there.
+    /// The info string of its fence, or an empty one.
     pub language: String,
-    /// What an invisible comment right before it says.
+    /// The HTML comment right before it.
     pub remark: Option<String>,
     pub text: String,
 }
@@ -78,10 +78,10 @@ impl Document {
 }
 
 impl Block {
-    /// Returns the commands in it, each as a shell takes it: of a recorded session those behind a prompt.
+    /// Returns its complete shell commands; in a recorded session, those after a prompt.
     ///
     /// # Errors
-    /// When no shell understands them.
+    /// When a shell cannot parse them.
     pub fn commands(&self) -> Result<Vec<String>> {
         let typed = |line| match self.language.as_str() {
             "sh" => Some(line),
@@ -126,7 +126,7 @@ fn comment(html: &str) -> Option<String> {
     Some(inside.trim().to_owned())
 }
 
-/// Whether the shell would run it, and not ask for another line.
+/// Whether it is complete for a shell, without a further line.
 fn is_complete(draft: &str) -> bool {
     let parsed = output(Command::new("bash").args(["-n", "-c", draft]));
     parsed.is_ok() && !draft.trim_end().ends_with('\\')
@@ -184,7 +184,7 @@ worker1 up
     }
 
     #[test]
-    fn refuses_what_no_shell_understands() {
+    fn refuses_commands_that_no_shell_parses() {
         let document = Document::parse("a.md", "```sh\nif true\n```\n");
         let error = document.blocks[0].commands().unwrap_err().to_string();
         assert!(error.contains("a.md:1"), "{error}");

@@ -1,5 +1,5 @@
-//! Workers whose memory really fills: each connection that stays keeps its request's body in its
-//! nginx's memory, and what that takes is what the worker's agent reports.
+//! Workers whose memory usage follows their connections: nginx keeps the request's body of each open connection in memory,
+//! and the worker's agent reports that memory.
 
 use std::{
     collections::BTreeMap,
@@ -25,7 +25,7 @@ use crate::{
     random::Random,
 };
 
-/// What the workers have for connections, of which half is used on average.
+/// The workers' memory for connections, of which half is used on average.
 pub const SIZES_MIB: [u64; 6] = [80, 64, 48, 48, 32, 32];
 
 const CONNECTION_BYTES: usize = 512 << 10;
@@ -37,7 +37,7 @@ const METER_INTERVAL: Duration = Duration::from_millis(20);
 const PATIENCE: Duration = Duration::from_secs(5);
 const SOON: Duration = Duration::from_secs(20);
 
-/// What is tried.
+/// The options of a run.
 #[derive(Debug, Clone, Copy)]
 pub struct Herd<'a> {
     pub policy: &'a str,
@@ -47,10 +47,10 @@ pub struct Herd<'a> {
     pub seed: u64,
 }
 
-/// What came of it.
+/// The result of a run.
 #[derive(Debug, Clone)]
 pub struct Outcome {
-    /// The most that each worker's connections took at any time, in percent of its size.
+    /// The peak memory of each worker's connections, in percent of its size.
     pub peaks_percent: Vec<f64>,
     pub connections: usize,
     pub failures: Vec<String>,
@@ -63,7 +63,7 @@ impl Outcome {
 }
 
 impl Herd<'_> {
-    /// Sets everything up, lets clients come and go, and measures the workers' memory all the time.
+    /// Starts the system, opens and closes connections, and measures the workers' memory continuously.
     ///
     /// # Errors
     /// When a part of the system does not start or work.
@@ -72,7 +72,7 @@ impl Herd<'_> {
         let meters: Vec<Meter> = (0..SIZES_MIB.len())
             .map(|index| Meter::of(&cluster, index))
             .collect::<Result<_>>()?;
-        // The first report is already the truth.
+        // So that the first heartbeat has the measured figure.
         for (index, meter) in meters.iter().enumerate() {
             meter.read()?;
             cluster.start_agent(index)?;
@@ -102,7 +102,7 @@ impl Herd<'_> {
         let down_after = (self.report_interval * 4).max(Duration::from_millis(1_500));
         let settings = [
             format!("service.web.policy={}", self.policy),
-            // The emptiest takes all.
+            // All connections go to the worker with the most memory.
             "service.web.threshold=1MiB".to_owned(),
             format!("failover.down_after={}ms", down_after.as_millis()),
         ];
@@ -115,7 +115,7 @@ impl Herd<'_> {
         })
     }
 
-    /// Opens connections at random, keeps each open for its time; returns how many, and what failed.
+    /// Opens connections at random times and keeps each open for its duration. Returns their number and the failures.
     fn let_clients_come(&self, server: SocketAddr) -> (usize, Vec<String>) {
         let mut random = Random(self.seed);
         let (mut kept, mut failures) = (BTreeMap::new(), Vec::new());
@@ -152,7 +152,7 @@ impl Herd<'_> {
     }
 }
 
-/// Sends all of a request but its last byte: until then the server keeps it in memory.
+/// Sends a request without its last byte, so that the server keeps it in memory.
 fn hold(server: SocketAddr) -> io::Result<TcpStream> {
     let connection = Connection::open_here(server, PATIENCE)?;
     let mut stream = connection.stream().try_clone()?;
@@ -164,12 +164,12 @@ fn hold(server: SocketAddr) -> io::Result<TcpStream> {
     Ok(stream)
 }
 
-/// Reads one worker's memory, and tells it to its agent.
+/// Reads one worker's memory, and writes it to the agent's file.
 #[derive(Debug)]
 struct Meter {
     statm: String,
     page_bytes: u64,
-    /// What nginx takes without any connection.
+    /// The memory of nginx without connections.
     idle_bytes: u64,
     size_bytes: u64,
     file: MemoryFile,
@@ -189,7 +189,7 @@ impl Meter {
         Ok(meter)
     }
 
-    /// Returns what the connections take now, in percent of the worker's size.
+    /// Returns the connections' current memory, in percent of the worker's size.
     fn read(&self) -> Result<f64> {
         let taken = self.anonymous_bytes()?.saturating_sub(self.idle_bytes);
         let available = self.size_bytes.saturating_sub(taken);
@@ -197,7 +197,7 @@ impl Meter {
         Ok(taken as f64 / self.size_bytes as f64 * 100.0)
     }
 
-    /// The resident pages that no file is behind.
+    /// The resident anonymous memory.
     fn anonymous_bytes(&self) -> Result<u64> {
         let statm = fs::read_to_string(&self.statm).context("read nginx's memory")?;
         let mut pages = statm.split(' ').skip(1).map(str::parse::<u64>);

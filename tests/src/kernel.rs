@@ -1,10 +1,10 @@
-//! Which kernel runs here.
+//! The version of the running kernel.
 
 use std::{fmt, fs, str::FromStr};
 
 use anyhow::{Context, Result};
 
-/// A kernel's version as far as it tells what the kernel can do, as 6.12.
+/// A kernel's major and minor version, such as 6.12.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Series {
     pub major: u32,
@@ -13,7 +13,7 @@ pub struct Series {
 
 impl Series {
     /// # Errors
-    /// When the kernel does not say.
+    /// When the release cannot be read.
     pub fn running() -> Result<Self> {
         let release = "/proc/sys/kernel/osrelease";
         fs::read_to_string(release)
@@ -25,7 +25,7 @@ impl Series {
 impl FromStr for Series {
     type Err = anyhow::Error;
 
-    /// Reads the beginning of a release, such as `6.1.0-56-cloud-amd64`.
+    /// Parses the beginning of a release, such as `6.1.0-56-cloud-amd64`.
     fn from_str(release: &str) -> Result<Self> {
         let mut numbers = release
             .trim()
@@ -63,7 +63,7 @@ mod tests {
     }
 
     #[test]
-    fn orders_them_by_age() {
+    fn sorts_by_age() {
         let read = |text: &str| text.parse::<Series>().ok();
         assert!(read("6.12") > read("6.6") && read("6.6") > read("5.17"));
     }

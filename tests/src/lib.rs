@@ -1,9 +1,8 @@
-//! What memlb's scenario tests and its lab are made of: network namespaces,
-//! topologies, real servers, processes, and clients that measure.
+//! The parts of memlb's scenario tests and of its lab: network namespaces, topologies, real servers, processes, and
+//! measuring clients.
 //!
-//! A [`Cluster`] is the whole system at work, from the namespaces up; what it
-//! is made of can be had singly. Everything is taken down when dropped, the
-//! last made first, so that a test that fails or panics leaves nothing behind.
+//! A [`Cluster`] is a complete running system; its parts can be used separately. Everything is removed when dropped, in
+//! reverse order, so that a test that fails or panics leaves nothing behind.
 
 pub mod balancers;
 pub mod cli;

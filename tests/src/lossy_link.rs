@@ -1,5 +1,5 @@
-//! A link between an agent and a manager, in a worker's namespace: it carries datagrams both ways,
-//! loses some and remembers what the agent said.
+//! A link between an agent and a manager, in a worker's namespace: it forwards datagrams in both
+//! directions, loses some and stores those of the agent.
 
 use std::{
     net::{SocketAddr, UdpSocket},
@@ -15,10 +15,10 @@ use anyhow::Result;
 
 use crate::{namespace::Namespace, notice::say, transfer::random_bytes};
 
-/// How long a look at one of the two ends lasts.
+/// The timeout of a read at one of the two ends.
 const TURN: Duration = Duration::from_millis(1);
 
-/// Stands at an address of its own, which the agent takes for the manager's.
+/// A proxy between an agent and its manager, at an address of its own.
 #[derive(Debug)]
 pub struct LossyLink {
     pub address: SocketAddr,
@@ -57,12 +57,12 @@ impl LossyLink {
         })
     }
 
-    /// Loses this share of all datagrams from now on; 100 cuts the link.
+    /// Sets the share of lost datagrams, in percent.
     pub fn set_loss(&self, percent: u32) {
         self.shared.loss_percent.store(percent, Ordering::Relaxed);
     }
 
-    /// Returns what the agent has said so far, lost or not.
+    /// Returns the agent's datagrams so far, including the lost ones.
     pub fn datagrams(&self) -> Vec<Vec<u8>> {
         self.shared.datagrams().clone()
     }
@@ -85,7 +85,7 @@ impl Shared {
                 dice.next()
                     .is_some_and(|byte| u32::from(byte) * 100 / 256 < loss)
             };
-            // What cannot be sent is lost, too.
+            // A datagram that cannot be sent counts as lost.
             if let Ok((length, from)) = near.recv_from(&mut buffer) {
                 agent = Some(from);
                 self.datagrams().push(buffer[..length].to_vec());

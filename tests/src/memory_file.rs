@@ -1,4 +1,4 @@
-//! A hand-settable source of a worker's memory figures.
+//! A file with a worker's memory figures, which a test sets.
 
 use std::{
     fs,
@@ -7,10 +7,10 @@ use std::{
 
 use anyhow::{Context, Result};
 
-/// What each worker of the thesis's own lab had.
+/// The memory of each worker in the thesis's lab.
 pub const TOTAL_KB: u64 = 700 * 1024;
 
-/// A file in the format of /proc/meminfo that an agent reads in its stead.
+/// A file in the format of /proc/meminfo that an agent reads instead of it.
 #[derive(Debug, Clone)]
 pub struct MemoryFile {
     path: PathBuf,
@@ -31,7 +31,7 @@ impl MemoryFile {
         &self.path
     }
 
-    /// Changes what is available, at once and never half: an agent may be reading.
+    /// Changes the available memory atomically, because an agent may be reading.
     ///
     /// # Errors
     /// When the file cannot be written.
@@ -39,7 +39,7 @@ impl MemoryFile {
         self.set(TOTAL_KB, available_kb)
     }
 
-    /// Changes both figures, likewise.
+    /// Changes both figures atomically.
     ///
     /// # Errors
     /// When the file cannot be written.

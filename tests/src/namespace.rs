@@ -1,4 +1,4 @@
-//! A network namespace that is gone, with all that runs in it, when dropped.
+//! A network namespace that is removed with its processes when dropped.
 
 use std::{
     fs::{self, File},
@@ -32,10 +32,10 @@ pub struct Namespace {
 }
 
 impl Namespace {
-    /// Makes the namespace `name`, its loopback up.
+    /// Makes the namespace `name` and switches its loopback interface on.
     ///
     /// # Errors
-    /// When there is one of that name already, or root is missing.
+    /// When the name is in use, or without root.
     pub fn create(name: impl Into<String>) -> Result<Self> {
         let name = name.into();
         output(Command::new("ip").args(["netns", "add", &name]))?;
@@ -47,8 +47,7 @@ impl Namespace {
         Ok(namespace)
     }
 
-    /// Takes charge of a namespace that was kept, or that a crash has left:
-    /// dropping the answer deletes it. `None` when there is none.
+    /// Returns an existing namespace, which was kept or left by a crash; it is deleted when dropped. `None` when there is none.
     pub fn adopt(name: impl Into<String>) -> Option<Self> {
         let name = name.into();
         Self::exists(&name).then(|| Self { name, kept: false })
@@ -65,7 +64,7 @@ impl Namespace {
 
     /// Returns a command that runs `program` in here.
     ///
-    /// Unlike `ip netns exec` it leaves /sys alone, where pinned maps are.
+    /// Unlike `ip netns exec`, it does not mount another /sys, which has the pinned maps.
     pub fn command(&self, program: impl AsRef<Path>) -> Command {
         let mut command = Command::new("nsenter");
         command
@@ -75,10 +74,10 @@ impl Namespace {
         command
     }
 
-    /// Runs a command line in here to its end.
+    /// Runs a command line in here.
     ///
     /// # Errors
-    /// When it fails; the error carries what it said on stderr.
+    /// When it fails; the error has what it printed on stderr.
     pub fn run(&self, program: &str, arguments: &[&str]) -> Result<String> {
         output(self.command(program).args(arguments))
             .with_context(|| format!("in the namespace {}", self.name))
@@ -91,8 +90,7 @@ impl Namespace {
         ip
     }
 
-    /// Runs `work` on a thread of its own in here. Sockets it makes stay in
-    /// here, and threads it starts too.
+    /// Runs `work` on a thread of its own in here. Its sockets and threads remain in here.
     ///
     /// # Errors
     /// When the namespace cannot be entered.
@@ -111,9 +109,9 @@ impl Namespace {
         })
     }
 
-    /// Starts `work` on a thread of its own in here, with a table of open files of its own: it may open as
-    /// many as a process, and all are closed when it ends. Returns when the thread has that table: it begins with
-    /// what was open, and would keep the pipes of a command that was started meanwhile.
+    /// Starts `work` on a thread of its own in here, with its own table of open files: it may open as many as a process, and
+    /// all are closed when it ends. Returns when the thread has closed its copies of the open files, which would keep the
+    /// pipes of a command started at the same time.
     ///
     /// # Errors
     /// When there is no such namespace. The thread fails when it cannot enter it.
@@ -154,11 +152,11 @@ impl Namespace {
             .collect()
     }
 
-    /// Ends what still runs in here: what a crash has left of a namespace, or
-    /// what a person has started in it by hand. A namespace lives as long as its last process.
+    /// Kills the processes in here, which a crash has left or somebody has started by hand. A namespace exists until its last
+    /// process ends.
     fn end_processes(&self) -> Result<()> {
         let what = format!("the processes in {} to end", self.name);
-        // Killing again and again, since one may be on its way in.
+        // Repeatedly, because a process may be entering.
         wait_for(Duration::from_secs(5), &what, || {
             let processes = self.processes();
             match processes.iter().try_for_each(|pid| end(*pid)) {
@@ -190,7 +188,7 @@ impl Drop for Namespace {
     }
 }
 
-/// Returns a prefix for names that no other process and no other call gets.
+/// Returns a unique prefix for names.
 pub fn unique_prefix() -> String {
     static CALLS: AtomicU32 = AtomicU32::new(0);
     let call = CALLS.fetch_add(1, Ordering::Relaxed);
@@ -228,13 +226,13 @@ mod tests {
     use super::{owner_of, unique_prefix};
 
     #[test]
-    fn tells_the_owner_of_a_unique_name() {
+    fn finds_the_owner_of_a_unique_name() {
         let name = unique_prefix() + "worker1";
         assert_eq!(owner_of(&name), i32::try_from(std::process::id()).ok());
     }
 
     #[test]
-    fn knows_no_owner_of_the_labs_namespaces() {
+    fn finds_no_owner_of_the_labs_namespaces() {
         assert_eq!(owner_of("memlb-worker1"), None);
         assert_eq!(owner_of("other-12-3-worker1"), None);
     }

@@ -1,4 +1,4 @@
-//! A way that takes smaller packets than the networks at its two ends.
+//! A path with a smaller MTU than the networks at its ends.
 
 use std::{net::Ipv4Addr, process::Command};
 
@@ -10,11 +10,11 @@ use crate::{
     topology::{Topology, give_addresses, sister},
 };
 
-/// The least that IPv6 permits; IPv4 would permit less.
+/// The smallest MTU of IPv6.
 const NARROW: &str = "1280";
 
-/// A machine behind two routers that are joined by a link for narrow packets, while its own link
-/// and the cluster's network take 1500 bytes: senders at both ends need ICMP errors.
+/// A machine behind two routers whose link has a small MTU, while its own link and the cluster's network have 1500 bytes, so
+/// that senders at both ends need ICMP errors.
 #[derive(Debug)]
 pub struct NarrowPath {
     pub far: Namespace,
@@ -35,7 +35,7 @@ impl NarrowPath {
         Ipv4Addr::new(192, 168, 56, 20),
     ];
 
-    /// Lays the way from the clients' network, and tells every node of it, over both families.
+    /// Makes the path from the clients' network, and the routes of every node, for both families.
     ///
     /// # Errors
     /// When a namespace or a link cannot be made.
@@ -67,7 +67,7 @@ impl NarrowPath {
     }
 }
 
-/// Joins two machines by a link of their own, in which checksums are complete for XDP's sake.
+/// Connects two machines by a link with complete checksums, as XDP needs them.
 fn link(one: (&Namespace, &str, Ipv4Addr), other: (&Namespace, &str, Ipv4Addr)) -> Result<()> {
     output(
         Command::new("ip")
@@ -83,7 +83,7 @@ fn link(one: (&Namespace, &str, Ipv4Addr), other: (&Namespace, &str, Ipv4Addr)) 
     Ok(())
 }
 
-/// Tells `node` that the way to the far machine's network is by `router`.
+/// Adds a route to the far machine's network by `router`.
 fn route(node: &Namespace, router: Ipv4Addr) -> Result<()> {
     let network = Ipv4Addr::new(192, 168, 58, 0);
     add_route(node, &format!("{network}/24"), &router.to_string())?;
@@ -91,7 +91,7 @@ fn route(node: &Namespace, router: Ipv4Addr) -> Result<()> {
     add_route(node, &network, &sister(router).to_string())
 }
 
-/// Tells `node` that the way to everywhere is by `router`.
+/// Adds a default route by `router`.
 fn route_all(node: &Namespace, router: Ipv4Addr) -> Result<()> {
     add_route(node, "0.0.0.0/0", &router.to_string())?;
     add_route(node, "::/0", &sister(router).to_string())

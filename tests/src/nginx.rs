@@ -1,4 +1,4 @@
-//! A real nginx in a namespace, with a page of its own.
+//! An nginx in a namespace, with its own page.
 
 use std::{
     fs,
@@ -11,10 +11,10 @@ use anyhow::{Context, Result};
 
 use crate::{client::Connection, namespace::Namespace, process::Process, wait::wait_for};
 
-/// Where a request's body is kept in memory until its last byte has come.
+/// The path at which a request's body is kept in memory until its last byte.
 pub const HELD_PATH: &str = "/held";
 
-/// A web server that serves the files of its folder and takes uploads by PUT.
+/// A web server that serves the files of its folder and accepts uploads by PUT.
 #[derive(Debug)]
 pub struct Nginx {
     pub process: Process,
@@ -73,11 +73,10 @@ impl Nginx {
     }
 }
 
-/// Starts an nginx in `namespace` whose `http` block holds `http`, whatever it
-/// is that it shall do, with everything it writes under `directory`.
+/// Starts an nginx in `namespace` with `http` as its `http` block. It writes everything under `directory`.
 ///
 /// # Errors
-/// When the configuration cannot be written or nginx not be found.
+/// When the configuration cannot be written, or nginx is not found.
 pub fn start(namespace: &Namespace, http: &str, directory: &Path) -> Result<Process> {
     fs::create_dir_all(directory).with_context(|| format!("make {}", directory.display()))?;
     let file = directory.join("nginx.conf");
@@ -110,7 +109,7 @@ http {{
     fs::write(&file, configuration).with_context(|| format!("write {}", file.display()))?;
     let mut command = namespace.command("nginx");
     command
-        // What a request took goes back to the kernel at its end.
+        // The memory of a request is returned to the kernel at its end.
         .env("MALLOC_MMAP_THRESHOLD_", "131072")
         .args(["-e", "stderr", "-p"])
         .arg(directory)

@@ -1,4 +1,4 @@
-//! What a running system shows: to its clients, in its logs, in the kernel.
+//! Observations of a running system: its pages, its logs and its kernel objects.
 
 use std::{
     collections::BTreeSet,
@@ -38,7 +38,7 @@ impl Cluster {
         Ok(connection)
     }
 
-    /// Starts to request a page from the client so often.
+    /// Starts to request pages from the client at an interval.
     ///
     /// # Errors
     /// When the client's namespace cannot be entered.
@@ -51,7 +51,7 @@ impl Cluster {
         )
     }
 
-    /// Returns what the client gets now, on a connection of its own.
+    /// Returns the page that the client gets on a new connection.
     ///
     /// # Errors
     /// When it gets nothing.
@@ -59,7 +59,7 @@ impl Cluster {
         self.page_at(&self.topology.client)
     }
 
-    /// Returns what a client in `namespace` gets now, on a connection of its own.
+    /// Returns the page that a client in `namespace` gets on a new connection.
     ///
     /// # Errors
     /// When it gets nothing.
@@ -70,7 +70,7 @@ impl Cluster {
     /// Waits until the client gets `page`, and returns how long that took.
     ///
     /// # Errors
-    /// When it does not within `deadline`; the error tells what it got last.
+    /// When it does not within `deadline`; the error has the last answer.
     pub fn wait_for_page(&self, page: &str, deadline: Duration) -> Result<Duration> {
         let start = Instant::now();
         let mut last = None;
@@ -104,8 +104,7 @@ impl Cluster {
         })
     }
 
-    /// Waits until the manager has heard that worker `name` has that much
-    /// memory available, and has decided accordingly.
+    /// Waits until the manager has received a heartbeat of worker `name` with that much available memory, and has decided.
     ///
     /// # Errors
     /// When it has not within `deadline`.
@@ -139,7 +138,7 @@ impl Cluster {
     }
 
     /// Waits for at least that many events of a kind, and returns them. The manager writes them to its log some time
-    /// after it has acted.
+    /// after its action.
     ///
     /// # Errors
     /// When there are fewer after five seconds.

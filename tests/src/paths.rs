@@ -1,4 +1,4 @@
-//! Where a cluster has its names, files and pins, and how they go away.
+//! The names, files and pins of a cluster, and their removal.
 
 use std::{
     env, fs,
@@ -12,10 +12,10 @@ use crate::{namespace, notice::say, topology::Topology};
 
 const PINS: &str = "/sys/fs/bpf";
 
-/// Where a [`crate::Cluster`] has its names, files and pins.
+/// The names, files and pins of a [`crate::Cluster`].
 #[derive(Debug, Clone)]
 pub struct ClusterPaths {
-    /// What the names of its namespaces begin with.
+    /// The prefix of its namespaces' names.
     pub prefix: String,
     /// Holds the files of its servers, the workers' memory figures, logs, and the control socket.
     pub directory: PathBuf,
@@ -70,13 +70,12 @@ impl ClusterPaths {
         self.directory.join(format!("worker{number}.meminfo"))
     }
 
-    /// Returns whether a cluster is here, or what one has left that ended badly.
+    /// Returns whether there is a cluster, or parts of a crashed one.
     pub fn is_taken(&self) -> bool {
         self.directory.exists()
     }
 
-    /// Ends the cluster that is here and removes everything of it, or what one
-    /// has left that ended badly.
+    /// Ends the cluster and removes everything of it, or the parts of a crashed one.
     ///
     /// # Errors
     /// When files or pins cannot be removed.
@@ -119,7 +118,7 @@ impl Drop for Cleanup {
     }
 }
 
-/// Removes `directory` with all that is in it, if there is one.
+/// Removes `directory` with its contents, if it exists.
 fn remove(directory: &Path) -> Result<()> {
     if !directory.exists() {
         return Ok(());
@@ -127,7 +126,7 @@ fn remove(directory: &Path) -> Result<()> {
     fs::remove_dir_all(directory).with_context(|| format!("remove {}", directory.display()))
 }
 
-/// Shows what memlb has said, to whom investigates a failed test.
+/// Prints the logs of memlb after a failed test.
 fn print_logs(directory: &Path) {
     for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
         let file = entry.path();

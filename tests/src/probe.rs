@@ -1,4 +1,4 @@
-//! A client that requests for the page every few milliseconds and keeps book.
+//! A client that requests the page every few milliseconds and records the answers.
 
 use std::{
     collections::BTreeMap,
@@ -37,8 +37,7 @@ impl Request {
     }
 }
 
-/// A client at work. It keeps its pace: a request that gets no answer does not
-/// keep the next one waiting.
+/// A running client. A request without an answer does not delay the next one.
 #[derive(Debug)]
 pub struct Probe {
     book: Arc<Book>,
@@ -47,8 +46,8 @@ pub struct Probe {
 }
 
 impl Probe {
-    /// Starts asking `server` for `/` from inside `namespace`, `every` so
-    /// often; a request without an answer after `patience` has failed.
+    /// Starts to request `/` of `server` from `namespace`, with an interval of `every`. A request without an answer after
+    /// `patience` has failed.
     ///
     /// # Errors
     /// When the namespace cannot be entered.
@@ -70,14 +69,13 @@ impl Probe {
         })
     }
 
-    /// Returns the book as it stands.
+    /// Returns the report so far.
     pub fn report(&self) -> Report {
         let requests = self.book.entries().ended.clone();
         Report::new(self.started_at, Instant::now(), requests)
     }
 
-    /// Takes the requests that have ended out of the book, so that it does not
-    /// grow without end.
+    /// Takes the requests that have ended out of the report, to limit its size.
     pub fn take(&self) -> Vec<Request> {
         mem::take(&mut self.book.entries().ended)
     }
@@ -86,7 +84,7 @@ impl Probe {
     /// first such answer to a request made at `since` or later.
     ///
     /// # Errors
-    /// When that does not come to pass within `deadline`.
+    /// When that does not happen within `deadline`.
     pub fn wait_for_page(&self, page: &str, since: Instant, deadline: Duration) -> Result<Request> {
         wait_for(deadline, &format!("the page {page}"), || {
             let entries = self.book.entries();
@@ -101,7 +99,7 @@ impl Probe {
     /// failed.
     ///
     /// # Errors
-    /// When that does not come to pass within `deadline`.
+    /// When that does not happen within `deadline`.
     pub fn wait_for_answers(&self, moment: Instant, deadline: Duration) -> Result<()> {
         wait_until(deadline, "every request to end", || {
             let entries = self.book.entries();
@@ -110,7 +108,7 @@ impl Probe {
         .map(drop)
     }
 
-    /// Stops asking, waits for the last answers, and returns the book.
+    /// Stops sending, waits for the last answers, and returns the report.
     ///
     /// # Errors
     /// When the client itself has failed.
@@ -136,7 +134,7 @@ impl Drop for Probe {
     }
 }
 
-/// What a [`Probe`] has seen, in the order in which it asked.
+/// The requests of a [`Probe`], in the order of sending.
 #[derive(Debug, Clone)]
 pub struct Report {
     pub started_at: Instant,
@@ -154,7 +152,7 @@ impl Report {
         }
     }
 
-    /// Returns the part of the book about requests made at `since` or later.
+    /// Returns the part of the report about requests made at `since` or later.
     pub fn since(&self, since: Instant) -> Self {
         let requests = self
             .requests
@@ -215,7 +213,7 @@ impl Report {
     }
 }
 
-/// What the asking threads share.
+/// The shared state of the client's threads.
 #[derive(Debug, Default)]
 struct Book {
     entries: Mutex<Entries>,
@@ -260,7 +258,7 @@ fn keep_requesting(server: SocketAddr, every: Duration, patience: Duration, book
     });
 }
 
-/// Asks once; the answer is the page's first line, or what went wrong.
+/// Sends one request. Returns the page's first line, or the failure.
 fn request_page(server: SocketAddr, patience: Duration) -> Result<String, String> {
     let connection = match Connection::open_here_from(next_port(), server, patience) {
         Err(error) if error.kind() == ErrorKind::AddrInUse => {
@@ -275,9 +273,8 @@ fn request_page(server: SocketAddr, patience: Duration) -> Result<String, String
     }
 }
 
-/// Returns the ports that clients have, one after the other. The kernel would
-/// soon give one again, and with it what the earlier request has left in
-/// somebody's table of connections.
+/// Returns client ports in sequence. The kernel would soon use one again, while a table of connections still has an entry of
+/// the earlier request.
 fn next_port() -> u16 {
     const FIRST: u16 = 33_000;
     const COUNT: u16 = 27_000;

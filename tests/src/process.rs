@@ -1,4 +1,4 @@
-//! A running program whose output goes to a file, ended when dropped.
+//! A running program with its output in a file, ended when dropped.
 
 use std::{
     fs::{self, File},
@@ -16,13 +16,13 @@ use nix::{
 
 use crate::{command, notice::say, wait::wait_for};
 
-/// A program that runs beside the test, together with all it starts.
+/// A running program and its children.
 #[derive(Debug)]
 pub struct Process {
     name: String,
     child: Child,
     log: PathBuf,
-    /// Where in the log this process begins; an earlier one may have used it.
+    /// The offset of this process's output in the log, which an earlier one may have used.
     log_start: usize,
     kept: bool,
 }
@@ -30,8 +30,7 @@ pub struct Process {
 impl Process {
     /// Starts `command`; what it prints is appended to the file `log`.
     ///
-    /// It gets a process group of its own: Ctrl-C on the terminal is for the
-    /// one who started it, who then ends it in order.
+    /// It gets its own process group, so that Ctrl-C on the terminal reaches only the starter, which then ends it.
     ///
     /// # Errors
     /// When the program or the file cannot be opened.
@@ -77,19 +76,19 @@ impl Process {
         matches!(self.child.try_wait(), Ok(None))
     }
 
-    /// Sends `signal` to the program and to what it has started.
+    /// Sends `signal` to the program and its children.
     ///
     /// # Errors
     /// When the program has ended already.
     pub fn signal(&mut self, signal: Signal) -> Result<()> {
-        // A group whose leader is reaped may have its number used again.
+        // The number of a group may be reused after its leader is reaped.
         if !self.is_running() {
             bail!("{} has ended; {signal} comes too late", self.name);
         }
         killpg(self.group()?, signal).with_context(|| format!("send {signal} to {}", self.name))
     }
 
-    /// Waits for the program to end by itself.
+    /// Waits until the program ends by itself.
     ///
     /// # Errors
     /// When it has not within `deadline`.
@@ -101,7 +100,7 @@ impl Process {
         .with_context(|| format!("wait for {name}"))
     }
 
-    /// Asks the program to end, as a service manager would, and waits for it.
+    /// Ends the program by SIGTERM, as a service manager does, and waits for it.
     ///
     /// # Errors
     /// When it has ended already, or does not within `deadline`.
@@ -110,7 +109,7 @@ impl Process {
         self.wait(deadline)
     }
 
-    /// Ends the program at once, giving it no chance to say goodbye.
+    /// Kills the program by SIGKILL.
     ///
     /// # Errors
     /// When it has ended already.
@@ -142,7 +141,7 @@ impl Process {
         .map_err(|error| anyhow!("{error}; it printed:\n{}", self.log().trim_end()))
     }
 
-    /// Lets the program run on after this handle is gone.
+    /// Keeps the program running without this handle.
     pub fn keep(mut self) {
         self.kept = true;
     }

@@ -1,4 +1,4 @@
-//! Numbers that are the same for the same seed.
+//! A seeded random number generator.
 
 /// SplitMix64 (Steele, Lea and Flood 2014), from its seed.
 #[derive(Debug)]

@@ -1,4 +1,4 @@
-//! Segments and datagrams from clients that do not exist, as fast as asked for.
+//! Segments and datagrams from forged clients, at a given rate.
 
 use std::{
     net::{Ipv4Addr, SocketAddrV4},
@@ -26,11 +26,11 @@ const TCP_HEADER: usize = 20;
 /// A maximum segment size of 1460: the one option that every client sends.
 const MSS: [u8; 4] = [2, 4, 0x05, 0xb4];
 
-/// After so many SYNs a flood looks whether it is too fast: fewer than the smallest queue on the way
-/// takes, a virtual interface's with XDP.
+/// The SYNs of a flood between two checks of its rate: fewer than the smallest queue on the path, a virtual interface's with
+/// XDP.
 const BURST: u32 = 50;
 
-/// Keeps a flood at its rate, by a look at the clock after each burst.
+/// Limits a flood to its rate by a pause after each burst.
 struct Pace {
     burst: u32,
     rate: u32,
@@ -43,7 +43,7 @@ impl Pace {
         Self { burst, rate, due }
     }
 
-    /// Waits where what has that number ends a burst. What is late is not made up for by going faster.
+    /// Waits if the packet with that number ends a burst. A late burst makes the next ones no faster.
     fn keep(&mut self, number: u32) {
         if number.is_multiple_of(self.burst) {
             let next = self.due + Duration::from_secs(self.burst.into()) / self.rate;
@@ -56,8 +56,8 @@ impl Pace {
 /// So many sources later an exchange of [`forge_exchanges`] goes on.
 pub const ANSWER_AFTER: u32 = 200;
 
-/// Sends the SYNs of those `numbers` from `namespace` to `server`, at most `rate` a second, each from
-/// another address of 10.0.0.0/8, which must be unused.
+/// Sends a SYN for each of `numbers` from `namespace` to `server`, at most `rate` a second, each from a different address of
+/// 10.0.0.0/8, which must be unused.
 ///
 /// # Errors
 /// When the kernel refuses one.
@@ -163,7 +163,7 @@ pub fn forge_exchanges(
     Ok(())
 }
 
-/// A packet with a datagram, without a checksum of its own.
+/// A packet with a datagram without a UDP checksum.
 fn datagram(source: SocketAddrV4, destination: SocketAddrV4, data: &[u8]) -> Vec<u8> {
     let length = (UDP_HEADER + data.len()) as u16;
     let mut packet = ip_header(source, destination, IPPROTO_UDP, length);
@@ -175,7 +175,7 @@ fn datagram(source: SocketAddrV4, destination: SocketAddrV4, data: &[u8]) -> Vec
     packet
 }
 
-/// An IPv4 header, to be completed by the kernel: identification and checksum.
+/// An IPv4 header. The kernel adds identification and checksum.
 fn ip_header(
     source: SocketAddrV4,
     destination: SocketAddrV4,
@@ -194,7 +194,7 @@ fn ip_header(
 
 /// Another address of 10.0.0.0/8 for each number.
 pub fn anywhere(number: u32) -> SocketAddrV4 {
-    // Odd factors make a permutation of the numbers, so that no address comes twice.
+    // An odd factor makes a permutation of the numbers, so that no address is used twice.
     let mixed = number.wrapping_mul(0x009e_3779) & 0x00ff_ffff;
     let port = 1024 + (number % 64_000) as u16;
     SocketAddrV4::new(Ipv4Addr::from(0x0a00_0000 | mixed), port)
@@ -203,7 +203,7 @@ pub fn anywhere(number: u32) -> SocketAddrV4 {
 /// Opens a socket for whole packets in the namespace of this thread.
 ///
 /// # Errors
-/// When this process may not.
+/// When this process lacks the privileges.
 pub fn raw_socket() -> Result<Socket> {
     Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::from(IPPROTO_RAW)))
         .context("open a raw socket")
@@ -248,7 +248,7 @@ impl<'a> Segment<'a> {
         packet
     }
 
-    /// Reads a packet from its IPv4 header on; `None` where it is no whole TCP segment.
+    /// Reads a packet from its IPv4 header on; `None` where it is no complete TCP segment.
     pub fn parse(packet: &'a [u8]) -> Option<Self> {
         let header = usize::from(packet.first()? & 0x0f) * 4;
         let length = usize::from(u16::from_be_bytes(array(packet, 2)?));

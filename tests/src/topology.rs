@@ -1,5 +1,5 @@
-//! The networks memlb is tried in: a client, a manager and workers, each in a
-//! namespace of its own, joined by a switch in a further one.
+//! The networks of the tests: a client, a manager and workers, each in its own namespace, connected by a bridge in a
+//! further one.
 
 use std::{
     fs,
@@ -21,7 +21,7 @@ use crate::{
 /// The flag of an interface that is switched on (netdevice(7)).
 const IFF_UP: u32 = 1;
 
-/// Who shares a network with whom.
+/// The shape of the network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Shape {
     /// All in 192.168.56.0/24, at the manager's `eth1`.
@@ -29,12 +29,11 @@ pub enum Shape {
     /// The client in 192.168.56.0/24 at the manager's `eth1`, the workers in
     /// 192.168.57.0/24 at its `eth2`; either side's default route is the manager.
     TwoArm,
-    /// As [`Shape::OneArm`], at network cards of this machine that nothing uses and that are joined
-    /// outside of it.
+    /// As [`Shape::OneArm`], with unused network cards of this machine that are connected outside of it.
     Cards,
 }
 
-/// A namespace with its place in the network.
+/// A namespace and its interfaces.
 #[derive(Debug)]
 pub struct Node {
     namespace: Namespace,
@@ -66,7 +65,7 @@ pub struct Topology {
 }
 
 impl Topology {
-    /// Makes a network under names that nothing else has.
+    /// Makes a network with unique names.
     ///
     /// # Errors
     /// When a namespace or a link cannot be made, as without root.
@@ -79,7 +78,7 @@ impl Topology {
     /// `worker1`, …, `switch`.
     ///
     /// # Errors
-    /// When a namespace of such a name is there already, or cannot be made.
+    /// When a name is in use, or a namespace cannot be made.
     pub fn create_as(prefix: &str, shape: Shape, workers: usize) -> Result<Self> {
         let named = |name: &str| Namespace::create(format!("{prefix}{name}"));
         let front = match shape {
@@ -134,12 +133,12 @@ impl Topology {
     /// The switch of the clients' network.
     ///
     /// # Panics
-    /// When cards stand for it.
+    /// When the network uses cards.
     pub fn switch(&self) -> &Namespace {
         self.switches.first().expect("a switch joins the nodes")
     }
 
-    /// Puts one more machine into the clients' network, at the switch's port `port`.
+    /// Adds a machine to the clients' network, at the switch's port `port`.
     ///
     /// # Errors
     /// When the link cannot be made.
@@ -153,7 +152,7 @@ impl Topology {
         Ok(node)
     }
 
-    /// Moves the cable of the worker of that `index` to a further switch, which a cable joins to the first one.
+    /// Moves the cable of the worker of that `index` to a second switch, which is connected to the first one.
     ///
     /// # Errors
     /// When the links cannot be made.
@@ -183,12 +182,10 @@ impl Topology {
 
     /// Makes virtual interfaces behave as XDP expects of real ones; cards do by themselves.
     ///
-    /// A veth hands what XDP sends to its other end only if that end polls, as
-    /// it does with GRO on; and XDP sees frames before any hardware would have
-    /// completed their checksums, so the senders must: the nodes, and
-    /// the switch's ports, where merged frames are split again. Its queue takes
-    /// 256 frames and, since Linux 6.16, holds up a sender that has a queue of
-    /// its own where it would else drop.
+    /// A veth passes frames of XDP to its other end only if that end polls, as it does with GRO. XDP gets frames before
+    /// hardware completes their checksums, so the senders must complete them: the nodes, and the switch's ports, which split
+    /// merged frames. The queue has 256 entries and, since Linux 6.16, blocks a sender with a queue of its own instead of
+    /// dropping frames.
     ///
     /// # Errors
     /// When ethtool or tc is missing or refuses.
@@ -196,8 +193,8 @@ impl Topology {
         prepare_for_xdp(self.nodes(), &self.switches)
     }
 
-    /// Where br_netfilter is loaded, as by Docker, a bridge shows every frame to netfilter, as no switch
-    /// does: a tenth of all the work here.
+    /// Where br_netfilter is loaded, as by Docker, a bridge passes every frame through netfilter, unlike a
+    /// switch, which takes a tenth of the processor time.
     ///
     /// # Errors
     /// When the setting is refused.
@@ -212,7 +209,7 @@ impl Topology {
         Ok(())
     }
 
-    /// Leaves the network in place; [`Topology::delete`] removes it.
+    /// Keeps the network; [`Topology::delete`] removes it.
     pub fn keep(self) {
         let nodes = [self.client, self.manager].into_iter().chain(self.workers);
         nodes
@@ -221,7 +218,7 @@ impl Topology {
             .for_each(Namespace::keep);
     }
 
-    /// Deletes what there is of a network of that `prefix`, with all that runs in it.
+    /// Deletes the network of that `prefix`, even an incomplete one, with its processes.
     pub fn delete(prefix: &str) {
         let names = ["client", "manager", "switch", "switch2"].map(str::to_owned);
         let workers = (1..=u8::MAX).map(|number| format!("worker{number}"));
@@ -237,7 +234,7 @@ impl Topology {
     }
 }
 
-/// An interface card that was taken out.
+/// A removed interface card.
 #[derive(Debug)]
 pub struct Card {
     interface: Interface,
@@ -276,7 +273,7 @@ impl Node {
             .map(|interface| interface.name.as_str())
     }
 
-    /// Cuts the node off without a word, as when the cables are pulled at the switch.
+    /// Disconnects the node, as when its cables are unplugged at the switch.
     ///
     /// # Errors
     /// When the links cannot be changed.
@@ -300,7 +297,7 @@ impl Node {
         Ok(())
     }
 
-    /// Keeps packets from passing the switch's ports, whose links stay up.
+    /// Blocks packets at the switch's ports, whose links remain up.
     ///
     /// # Errors
     /// When the ports cannot be changed.
@@ -308,7 +305,7 @@ impl Node {
         self.set_forwarding("0")
     }
 
-    /// Lets packets pass again.
+    /// Unblocks packets.
     ///
     /// # Errors
     /// When the ports cannot be changed.
@@ -326,7 +323,7 @@ impl Node {
         Ok(())
     }
 
-    /// Gives `eth1` another address in the place of its own.
+    /// Replaces the address of `eth1`.
     ///
     /// # Errors
     /// When there is no such interface, or the address is refused.
@@ -338,7 +335,7 @@ impl Node {
         Ok(())
     }
 
-    /// Takes the address of `eth1` away.
+    /// Removes the address of `eth1`.
     ///
     /// # Errors
     /// When it is gone.
@@ -396,7 +393,7 @@ impl Node {
         Ok(())
     }
 
-    /// Takes the interface card out of the machine, and returns it.
+    /// Removes the interface card from the machine and returns it.
     ///
     /// # Errors
     /// When there is no such interface.
@@ -412,7 +409,7 @@ impl Node {
         Ok(Card { interface, mac })
     }
 
-    /// Puts a card back in: to the kernel an interface that it has never seen.
+    /// Inserts a card again. For the kernel, it is a new interface.
     ///
     /// # Errors
     /// When it cannot be made.
@@ -426,7 +423,7 @@ impl Node {
         let Port { name, switch } = port;
         let mac = mac.map(|mac| ["address", mac]);
         output(
-            // From in here: older kernels mind an interface of that name outside.
+            // From in here, because older kernels refuse the name of an interface outside.
             self.ip()
                 .args(["link", "add", interface])
                 .args(mac.iter().flatten())
@@ -437,8 +434,7 @@ impl Node {
         Ok(())
     }
 
-    /// Makes a free card of this machine the node's. It comes back when the namespace is gone, but
-    /// not at once.
+    /// Moves an unused card of this machine to the node. It returns some time after the namespace is removed.
     fn take_card(&self, interface: &str) -> Result<()> {
         let card = wait_for(Duration::from_secs(10), "a free network card", free_card)?;
         let into = ["netns", self.name(), "name", interface];
@@ -494,7 +490,7 @@ impl Interface {
     }
 }
 
-/// Returns a network card that nothing uses: an interface with a device behind it, switched off.
+/// Returns an unused network card: an interface of a device that is switched off.
 fn free_card() -> Option<String> {
     let interfaces = fs::read_dir("/sys/class/net").ok()?.flatten();
     let mut cards = interfaces.filter(|it| it.path().join("device").exists());
@@ -528,7 +524,7 @@ pub fn sister(address: Ipv4Addr) -> Ipv6Addr {
     Ipv6Addr::from(0xfd00 << 112 | u128::from(u32::from(address)))
 }
 
-/// Gives an interface of `node` an address in a network of 256, and its sister, usable at once.
+/// Adds an IPv4 address with prefix length 24 and its IPv6 counterpart to an interface of `node`, usable at once.
 pub(crate) fn give_addresses(node: &Namespace, interface: &str, address: Ipv4Addr) -> Result<()> {
     let add = |address: String| {
         let mut ip = node.ip();
@@ -540,8 +536,8 @@ pub(crate) fn give_addresses(node: &Namespace, interface: &str, address: Ipv4Add
     Ok(())
 }
 
-/// Makes `namespace` a switch. It is a namespace of its own because on the
-/// host the bridge's traffic could pass the host's firewall.
+/// Makes `namespace` a switch. It has its own namespace, because the host's firewall could
+/// filter the bridge's traffic.
 pub(crate) fn switch(namespace: Namespace) -> Result<Namespace> {
     output(
         namespace

@@ -7,10 +7,10 @@ use std::{
 
 use anyhow::{Result, bail};
 
-/// Asks `condition` every 5 ms until it answers, and returns the answer.
+/// Checks `condition` every 5 ms until it returns a value, and returns that.
 ///
 /// # Errors
-/// When `deadline` passes first; the error names `what` was awaited.
+/// When `deadline` passes first; the error has `what`.
 pub fn wait_for<T>(
     deadline: Duration,
     what: &str,
@@ -22,16 +22,16 @@ pub fn wait_for<T>(
             return Ok(answer);
         }
         if start.elapsed() >= deadline {
-            bail!("waited {deadline:?} in vain for {what}");
+            bail!("{what}: timeout after {deadline:?}");
         }
         thread::sleep(Duration::from_millis(5));
     }
 }
 
-/// Asks `condition` every 5 ms until it holds, and returns how long that took.
+/// Checks `condition` every 5 ms until it holds, and returns how long that took.
 ///
 /// # Errors
-/// When `deadline` passes first; the error names `what` was awaited.
+/// When `deadline` passes first; the error has `what`.
 pub fn wait_until(
     deadline: Duration,
     what: &str,
@@ -41,10 +41,10 @@ pub fn wait_until(
     wait_for(deadline, what, || condition().then(|| start.elapsed()))
 }
 
-/// Asks `condition` every 5 ms until it holds, and returns how long that took.
+/// Checks `condition` every 5 ms until it holds, and returns how long that took.
 ///
 /// # Panics
-/// When `deadline` passes first; the message names `what` was awaited.
+/// When `deadline` passes first; the message has `what`.
 #[track_caller]
 pub fn eventually(deadline: Duration, what: &str, condition: impl FnMut() -> bool) -> Duration {
     wait_until(deadline, what, condition).unwrap_or_else(|error| panic!("{error}"))

@@ -1,4 +1,4 @@
-//! iperf3 both ways, and a gibibyte whose checksum is taken at both ends.
+//! iperf3 in both directions, and a gibibyte with a checksum at both ends.
 
 use std::process::Command;
 

@@ -96,7 +96,7 @@ fn own(site: SocketAddr, port: u16) -> String {
 }
 
 #[root_test(tc, xdp)]
-fn keeps_quic_while_the_selection_moves_and_the_manager_dies(attach: &str) {
+fn keeps_quic_while_the_selection_changes_and_the_manager_dies(attach: &str) {
     play_with(attach, options(), quic);
 }
 

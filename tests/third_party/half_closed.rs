@@ -1,4 +1,4 @@
-//! Connections of which one side has said all it had to say, and the other has not.
+//! Half-closed connections.
 
 use std::{
     io::{Read, Write},

@@ -1,4 +1,4 @@
-//! Ten thousand connections on which nothing happens for a while.
+//! Ten thousand idle connections.
 
 use memlb_tests::{Cluster, Connection, root_test};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};

@@ -1,4 +1,4 @@
-//! IPv6 beside IPv4: the same workers, and nothing is different.
+//! The same workers over IPv6.
 
 use std::{fs, net::SocketAddr};
 

@@ -1,4 +1,4 @@
-//! Real programs of other people talk through memlb, while the selection moves and the manager dies.
+//! Third-party programs communicate through memlb while the selection changes and the manager dies.
 
 #![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
 

@@ -1,4 +1,4 @@
-//! Path-MTU discovery (RFC 1191, RFC 8201) through memlb, where a hop on the way takes small packets only.
+//! Path-MTU discovery (RFC 1191, RFC 8201) through memlb, with a link of a small MTU on the path.
 
 use std::{
     fs, io,
@@ -17,7 +17,7 @@ use crate::ipv6::both_families;
 use crate::scene::{MIB, PATIENCE, play_with, service, service6, wait_for_selection};
 
 #[root_test(tc, xdp)]
-fn a_narrow_way_to_a_client_makes_no_other_way_narrow(attach: &str) {
+fn the_path_mtu_of_one_client_affects_no_other(attach: &str) {
     play_with(attach, both_families(), narrow_client);
 }
 
@@ -32,7 +32,7 @@ fn narrow_client(cluster: &mut Cluster) {
 }
 
 #[root_test(tc, xdp)]
-fn a_client_learns_how_narrow_the_way_to_a_worker_is(attach: &str) {
+fn a_client_learns_the_path_mtu_to_a_worker(attach: &str) {
     let far = |service: &str, address: IpAddr| {
         let address = SocketAddr::new(address, 8081);
         let workers = format!("[{{ name = \"far\", address = \"{address}\" }}]");

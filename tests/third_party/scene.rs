@@ -1,4 +1,4 @@
-//! The cluster that the peers meet, and what happens to it while they talk.
+//! The cluster of the third-party programs, and the changes during their connections.
 
 use std::{
     net::{SocketAddr, SocketAddrV4, TcpListener, TcpStream},

@@ -1,4 +1,4 @@
-//! A session of OpenSSH: long, in small steps, silent now and then.
+//! A session of OpenSSH: long, with small packets and pauses.
 
 use std::{
     fs,

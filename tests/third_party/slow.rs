@@ -1,4 +1,4 @@
-//! Clients that take their time: to ask, or to listen.
+//! Clients that send or receive slowly.
 
 use std::{
     fs,

@@ -1,4 +1,4 @@
-//! A WebSocket that lives over what happens to the manager.
+//! A WebSocket that stays open during changes of the manager.
 
 use std::{net::TcpStream, thread};
 

@@ -1,6 +1,5 @@
-//! How the cost of a packet grows with what there is to look it up in. Beside it stands the growth of the
-//! baseline that translates addresses, which knows nothing but flows: what both grow by is the processor's
-//! caches, in which more flows do not fit.
+//! The cost of a packet as the number of flows, services or workers grows, compared with a baseline that only translates
+//! addresses of flows. Growth of both comes from the processor's caches.
 
 use std::fmt::Write;
 
@@ -13,13 +12,13 @@ use crate::{
     rig::{BASELINE, Costs, Edge, Rig, Size},
 };
 
-/// What a packet may cost at the most, of what it costs where there is least.
+/// The highest accepted ratio to the cost at the smallest size.
 const AT_MOST: f64 = 1.3;
 
-/// Services that each have flows, with some to spare for the processor's caches.
+/// Services that have flows, few enough for the processor's caches.
 const FEW_FLOWS: u32 = 1 << 10;
 
-/// One thing that grows.
+/// A dimension that grows.
 struct Series {
     label: &'static str,
     packet: Headers,
@@ -72,16 +71,16 @@ const SERIES: [Series; 4] = [
     },
 ];
 
-/// What a packet costs where there is so much.
+/// The cost of a packet at one size.
 pub struct Measured {
     label: &'static str,
     size: Size,
     costs: Costs,
-    /// What it costs where there is least.
+    /// The costs at the smallest size.
     least: Costs,
 }
 
-/// Measures in so many `rounds`, at TC.
+/// Measures at TC in `rounds` rounds.
 pub fn measure(rounds: usize) -> Result<Vec<Measured>> {
     let mut measured = Vec::new();
     for series in SERIES {
@@ -114,7 +113,7 @@ pub fn measure(rounds: usize) -> Result<Vec<Measured>> {
     Ok(measured)
 }
 
-/// Returns the table for people.
+/// Returns the table as text.
 pub fn table(measured: &[Measured]) -> String {
     let mut text = format!(
         "  {:<24}{:>10}{:>10}{:>10}{:>8}{:>8}{:>16}\n",
@@ -141,7 +140,7 @@ pub fn table(measured: &[Measured]) -> String {
     text
 }
 
-/// Returns the same for programs.
+/// Returns the table as JSON.
 pub fn as_json(measured: &[Measured]) -> Value {
     let rows = measured.iter().map(|one| {
         let (memlb, baseline) = one.growth();
@@ -160,7 +159,7 @@ pub fn as_json(measured: &[Measured]) -> Value {
 }
 
 impl Measured {
-    /// memlb's and the baseline's.
+    /// The ratios of memlb and of the baseline.
     fn growth(&self) -> (f64, f64) {
         (
             self.costs.memlb / self.least.memlb,

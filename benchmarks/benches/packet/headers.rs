@@ -1,11 +1,11 @@
-//! The headers of the packets that are measured.
+//! The headers of the measured packets.
 
 /// Protocol number of UDP (IANA).
 pub const UDP: u8 = 17;
 pub const SYN: u8 = 0x02;
 pub const ACK: u8 = 0x10;
 
-/// The link address of the interface that clients' packets of new connections arrive at.
+/// The link address of the interface that receives clients' packets of new connections.
 pub const LINK: [u8; 6] = [2, 0, 0, 0, 0, 101];
 pub const CLIENT: [u8; 4] = [192, 168, 56, 10];
 pub const MANAGER: [u8; 4] = [192, 168, 56, 101];
@@ -15,7 +15,7 @@ pub const BACKEND_PORT: u16 = 8081;
 pub const NAT_PORT: u16 = 20_000;
 pub const FIRST_PORT: u16 = 32_768;
 
-/// Ethernet, IPv4 and TCP, as far as packets differ.
+/// The fields of Ethernet, IPv4 and TCP in which the packets differ.
 #[derive(Debug, Clone, Copy)]
 pub struct Headers {
     /// The link address of the destination; the loopback interface has zeros.
@@ -23,7 +23,7 @@ pub struct Headers {
     pub protocol: u8,
     pub source: [u8; 4],
     pub destination: [u8; 4],
-    /// The wrapper counts on from here.
+    /// The wrapper increments this.
     pub source_port: u16,
     pub destination_port: u16,
     pub flags: u8,

@@ -1,4 +1,4 @@
-//! What a packet costs in memlb's programs, by `BPF_PROG_TEST_RUN`, beside two baselines: a program that returns at once, and the least that a balancer with full address
+//! The cost of a packet in memlb's programs, by `BPF_PROG_TEST_RUN`, beside two baselines: a program that returns at once, and the least that a balancer with full address
 //! translation and connection tracking does.
 //!
 //! Every figure is a difference to the first baseline, run a moment before, because the clock of a
@@ -34,7 +34,7 @@ pub struct Case {
     at_most: Limit,
 }
 
-/// What must become of the packet.
+/// The expected result for the packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
     ToBackend,
@@ -50,19 +50,19 @@ pub enum Outcome {
 
 #[derive(Debug, Clone, Copy)]
 enum Limit {
-    /// Times what the baseline costs that translates.
+    /// Ratio to the translating baseline.
     Times(f64),
-    /// Nanoseconds more than the baseline that returns at once.
+    /// Nanoseconds above the baseline that returns at once.
     Nanoseconds(f64),
 }
 
 const ONE_FLOW: Size = Size::of_flows(1);
 const MANY_FLOWS: u32 = 1 << 16;
 
-/// So few that each finds the first port it tries free, and a free slot for its handshake.
+/// Few enough that the first tried port and slot of each handshake are free.
 const NEW_FLOWS: u32 = 1 << 12;
 
-/// So few that no bucket of handshakes is full.
+/// Few enough that no bucket of handshakes is full.
 const NEW_HANDSHAKES: u32 = 1 << 11;
 
 const fn establishes(label: &'static str, peers: bool) -> Case {
@@ -159,8 +159,8 @@ fn main() -> Result<()> {
         .any(|argument| argument == "--instructions");
     let baseline = value("--baseline").map_or(rig::BASELINE, String::as_str);
     let rounds = value("--rounds").map_or(Ok(51), |rounds| rounds.parse())?;
-    stay_on_one_processor()?;
-    // The emulated machine has no other interface than the loopback one.
+    pin_to_one_cpu()?;
+    // The emulated machine has only the loopback interface.
     if !instructions {
         rig::make_interface()?;
     }
@@ -239,7 +239,7 @@ fn as_json(edge: Edge, case: &Case, costs: &Costs) -> Value {
     })
 }
 
-fn stay_on_one_processor() -> Result<()> {
+fn pin_to_one_cpu() -> Result<()> {
     let mut processor = CpuSet::new();
     processor.set(0)?;
     sched_setaffinity(Pid::this(), &processor).context("stay on one processor")

@@ -1,4 +1,4 @@
-//! memlb's programs and the baselines, loaded with the same flows, and run in turn.
+//! memlb's programs and the baselines, loaded with the same flows, and run alternately.
 
 use std::{fs, process::Command, time::Duration};
 
@@ -32,13 +32,13 @@ use crate::{
     },
 };
 
-/// Where the baselines are built.
+/// The build directory of the baselines.
 pub const BASELINE: &str = concat!(
     env!("CARGO_MANIFEST_DIR"),
     "/../target/ebpf/bpfel-unknown-none/release/baseline"
 );
 
-/// The interface that a test run is on unless told otherwise: the loopback one.
+/// The default interface of a test run: the loopback one.
 const HERE: u32 = 1;
 /// Where the client of the replies is: anywhere else.
 const ELSEWHERE: u32 = 7;
@@ -49,7 +49,7 @@ const XDP_PASS: u32 = 2;
 const XDP_TX: u32 = 3;
 const XDP_REDIRECT: u32 = 4;
 
-/// How much there is of what packets are looked up in.
+/// The numbers of flows, services and workers.
 #[derive(Debug, Clone, Copy)]
 pub struct Size {
     /// A power of two, as are the services; packets come from the flows in turn.
@@ -67,7 +67,7 @@ impl Size {
         }
     }
 
-    /// How many entries memlb's maps get.
+    /// The capacity of memlb's maps.
     fn capacities(self) -> [(&'static str, u32); 10] {
         let (services, backends) = (self.services.max(DEFAULT_SERVICES), self.backends + 1);
         [
@@ -85,7 +85,7 @@ impl Size {
     }
 
     fn flow_entries(self) -> u32 {
-        // Room enough that nothing is evicted.
+        // Large enough that nothing is evicted.
         DEFAULT_FLOW_ENTRIES.max(4 * self.flows)
     }
 
@@ -95,7 +95,7 @@ impl Size {
     }
 }
 
-/// How many packets one run takes: some milliseconds.
+/// The packets of one run, which takes some milliseconds.
 const REPETITIONS: u32 = 20_000;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -127,7 +127,7 @@ enum Program {
     Memlb,
 }
 
-/// What the baseline knows of a flow, as lb-ebpf's `baseline.rs` has it.
+/// The baseline's entry of a flow, as lb-ebpf's `baseline.rs` has it.
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
 struct BaselineFlow {
@@ -159,7 +159,7 @@ pub struct Rig {
 /// The interface of [`LINK`].
 const INTERFACE: &str = "bench";
 
-/// Makes it in a network namespace of this process's own.
+/// Makes the interface, in a new network namespace of this process.
 pub fn make_interface() -> Result<()> {
     unshare(CloneFlags::CLONE_NEWNET).context("make a network namespace")?;
     let [a, b, c, d, e, f] = LINK;
@@ -170,7 +170,7 @@ pub fn make_interface() -> Result<()> {
 }
 
 impl Rig {
-    /// Loads everything, with room for so much.
+    /// Loads everything, with capacity for that size.
     pub fn load(baseline: &str, edge: Edge, size: Size) -> Result<Self> {
         let object = fs::read(baseline).with_context(|| format!("read {baseline}"))?;
         let mut baseline = EbpfLoader::new()
@@ -189,7 +189,7 @@ impl Rig {
         }
         load_program(&mut baseline, wrapper(edge), edge)?;
         load_program(&mut memlb, Program::Memlb.name(edge), edge)?;
-        furnish(&mut memlb, &mut baseline, size)?;
+        fill_maps(&mut memlb, &mut baseline, size)?;
         let take = |ebpf: &mut Ebpf, name: &str| {
             let map = ebpf.take_map(name);
             map.with_context(|| format!("there is no map {name}"))
@@ -262,7 +262,7 @@ impl Rig {
             };
             self.switch.set(0, switch, 0)?;
             if program != Program::ReturnAtOnce {
-                self.shake_hands(case)?;
+                self.begin_handshakes(case)?;
             }
             if peers && program == Program::Memlb {
                 reported = repetitions;
@@ -292,8 +292,8 @@ impl Rig {
         Ok(result.duration.as_nanos() as f64)
     }
 
-    /// Begins the connections, and lets the workers answer.
-    fn shake_hands(&mut self, case: &Case) -> Result<()> {
+    /// Begins the connections, with the workers' answers.
+    fn begin_handshakes(&mut self, case: &Case) -> Result<()> {
         let syn = Headers {
             flags: SYN,
             ..case.packet
@@ -322,7 +322,7 @@ impl Rig {
         for place in 0..self.half_open.len() {
             self.half_open.set(place, Handshake::FREE, 0)?;
         }
-        // Else the clients of the last round would seem to have handshakes.
+        // Otherwise the last round's clients would still have handshakes.
         for bucket in 0..self.owner_tags.len() {
             self.owner_tags.set(bucket, OwnerTags::default(), 0)?;
         }
@@ -377,7 +377,7 @@ impl Program {
         }
     }
 
-    /// Returns what it answers for a packet of that `outcome`.
+    /// Returns the program's result for a packet with that `outcome`.
     fn action(self, edge: Edge, outcome: Outcome) -> u32 {
         let passes = matches!(outcome, Outcome::Passes(_)) || self == Self::ReturnAtOnce;
         match edge {
@@ -481,7 +481,7 @@ fn pair(case: &Case, turn: u32) -> ((Flow, FlowKey), (Flow, FlowKey)) {
             ELSEWHERE,
         )
     };
-    // As if the client acknowledged whatever comes: else its replies would take another path after a second.
+    // As if the client acknowledged everything: otherwise its replies would take another path after a second.
     let client_seen = 1 << 30;
     let flow = |translated, direction, last_seen_ticks| Flow {
         translated,
@@ -508,7 +508,7 @@ fn service_address(number: u32) -> [u8; 4] {
     (u32::from_be_bytes(MANAGER) + number).to_be_bytes()
 }
 
-fn furnish(memlb: &mut Ebpf, baseline: &mut Ebpf, size: Size) -> Result<()> {
+fn fill_maps(memlb: &mut Ebpf, baseline: &mut Ebpf, size: Size) -> Result<()> {
     let backend = Backend {
         address: WORKER.mapped(),
         port: BACKEND_PORT,

@@ -43,7 +43,7 @@ const LONGEST: &[&str] = &[
     "operations",
     "policies",
     "failover",
-    "ask",
+    "connection_lookup",
     "reload",
     "retry",
     "dsr",

@@ -1,4 +1,4 @@
-//! Mode `dsr`: a manager that does not know a connection asks the agents whose it is.
+//! Mode `dsr`: a manager finds the worker of an unknown connection by a query to the agents.
 
 #![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
 
@@ -55,7 +55,7 @@ fn idle_connections(cluster: &Cluster) -> Vec<Connection> {
 }
 
 #[root_test(tc, xdp)]
-fn connections_outlive_the_maps(attach: &str) {
+fn connections_continue_without_the_maps(attach: &str) {
     let mut cluster = start(attach);
     let blob = random_bytes(1, 16 * MIB);
     for index in [0, 1] {
@@ -146,7 +146,7 @@ fn drop_packets(cluster: &Cluster, drops: bool) {
 }
 
 #[root_test]
-fn a_question_or_an_answer_with_a_wrong_key_does_nothing() {
+fn queries_and_replies_with_a_wrong_key_are_ignored() {
     let mut cluster = start("tc");
     let key = keys::read_key(&cluster.key_file(0).unwrap(), "worker1").unwrap();
     let forged = Key::new("worker1".to_owned(), key.id(), &Zeroizing::new([7; 32]));
@@ -201,7 +201,7 @@ fn agent_socket(cluster: &Cluster) -> SocketAddr {
 }
 
 #[root_test(tc, xdp)]
-fn a_flood_of_unknown_packets_is_asked_about_up_to_the_limit(attach: &str) {
+fn queries_about_a_flood_of_unknown_packets_are_limited(attach: &str) {
     const PACKETS: u32 = 10_000;
     let cluster = start(attach);
     let target = SocketAddrV4::new(cluster.topology.manager.address(), 80);
