@@ -129,7 +129,7 @@ fn ends_with_its_reader_or_the_manager() {
     assert_ne!(expires_ns(&cluster), 0);
     // One at a time.
     let second = memlb(&cluster, &["trace", "--for", "1s"]);
-    expect_failure(&second, 1, &["root runs a trace"]);
+    expect_failure(&second, 1, &["a trace of root is running"]);
     trace.kill().unwrap();
     eventually(SOON, "the trace to end", || expires_ns(&cluster) == 0);
 
