@@ -28,7 +28,7 @@ new Live({
   status(received) {
     status = received;
     for (const service of status.services) {
-      service.moved = status.kernel_selections.find((moved) => moved.service === service.name);
+      service.overwritten = status.kernel_selections.find((moved) => moved.service === service.name);
     }
     series.add(status);
     show();

@@ -41,7 +41,7 @@ export function service(service, refused, refusals) {
 function headline(service) {
   const workers = workersOf(service);
   const takers = workers.filter(({ share }) => share > 0).length;
-  if (service.moved) return `New connections go to ${selectionName(service.moved.selected)}`;
+  if (service.overwritten) return `New connections go to ${selectionName(service.overwritten.selected)}`;
   if (service.selected === "none") return "New connections are refused";
   if (service.selected === "manager") return "The manager serves by itself";
   if (service.selected !== "*") return `New connections go to ${service.selected}`;
@@ -55,8 +55,8 @@ function selectionName(selected) {
 
 /** The present figures of a selection. */
 function now(service) {
-  if (service.moved) {
-    const { selected, since_ms: since } = service.moved;
+  if (service.overwritten) {
+    const { selected, since_ms: since } = service.overwritten;
     return (
       `▲ Another program wrote ${selectionName(selected)} to the kernel's map ${duration(since)} ago. The manager had chosen ` +
       `${selectionName(service.selected)}, and writes the map with its next choice.`

@@ -34,7 +34,7 @@ export function stateOf(service, refused) {
   const of = (count) => `${count} of ${workers.length}`;
   if (service.selected === "none") return { level: 5, sign: "✕", word: "refuses clients", troubled };
   if (service.selected === "manager") return { level: 4, sign: "▲", word: "fallback serves", troubled };
-  if (service.moved) return { level: 4, sign: "▲", word: "moved by hand", troubled };
+  if (service.overwritten) return { level: 4, sign: "▲", word: "selection overwritten", troubled };
   if (service.problem) return { level: 4, sign: "▲", word: "heartbeats missing", troubled };
   if (troubled > 0) return { level: 3, sign: "▲", word: `${of(troubled)} in trouble`, troubled };
   if (refused > 0) return { level: 2, sign: "▲", word: "refusals", troubled };
