@@ -105,7 +105,7 @@ export function risks(status) {
     found.push([
       "authentication",
       "Risk: heartbeats are not authenticated",
-      "Any host that can send to the manager's heartbeat port can declare workers up or down, and so redirect or stop " +
+      "Any host that can send to the manager's heartbeat port can declare workers up or down, and so move or stop " +
         "traffic. memlb keygen makes keys; then set authentication = \"enforce\" under [heartbeats].",
     ]);
   } else if (authentication === "permissive") {
