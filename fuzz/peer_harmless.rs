@@ -62,7 +62,7 @@ pub fn check(bytes: &[u8]) {
     assert!(verifier.verify(&frame).is_err(), "a frame was repeated");
 }
 
-fn check_refusal(refused: &memlb::peer::wire::Refusal) {
+fn check_refusal(refused: &memlb::peer::wire::PeerRefusal) {
     let shown = refused.to_string();
     assert!(
         !shown.contains(char::is_control) && shown.len() < 500,

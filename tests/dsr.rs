@@ -179,9 +179,9 @@ fn a_detached_or_unpinned_dsr_translator_is_restored() {
         let agent = lab.agents[0].as_mut().unwrap();
         agent.wait_for_log(SOON, text).unwrap();
     };
-    said("somebody took memlb_dsr_in off interface eth1");
+    said("another program detached memlb_dsr_in from interface eth1");
     fs::remove_file(&pin).unwrap();
-    said("somebody removed the pins of links/memlb_dsr_in@eth1");
+    said("another program removed the pins of links/memlb_dsr_in@eth1");
     lab.wait_until_up("worker1");
     lab.wait_for_page("Worker1");
 }

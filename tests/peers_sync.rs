@@ -11,7 +11,7 @@ use std::{
 
 use memlb::{
     keys::{KeyId, SigningKey, read_peer_keys},
-    peer::wire::{About, FrameSigner, Hello, Role, SessionKeys},
+    peer::wire::{Advertisement, FrameSigner, Hello, Role, SessionKeys},
 };
 use memlb_tests::{
     command::output,
@@ -157,7 +157,7 @@ fn input_of_strangers_is_only_counted() {
             epoch: 1,
             name: "manager1".to_owned(),
             version: "0.1.0".to_owned(),
-            about: About::default(),
+            advertisement: Advertisement::default(),
         },
         key: read_peer_keys(&pair.key_file()).unwrap().signing().clone(),
     };

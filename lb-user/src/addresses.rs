@@ -1,18 +1,19 @@
-//! This machine's own addresses, and which interface has each.
+//! This machine's own addresses, each with its interface.
 
 use std::{collections::BTreeSet, net::IpAddr};
 
 use anyhow::{Context, Result};
 use nix::{ifaddrs::getifaddrs, sys::socket::SockaddrStorage};
 
+/// Addresses with the names of their interfaces.
 #[derive(Debug, Clone, Default)]
 pub struct Addresses(pub Vec<(IpAddr, String)>);
 
-/// Returns all of them.
+/// Returns this machine's addresses.
 ///
 /// # Errors
 ///
-/// Returns the kernel's error.
+/// The kernel's error.
 pub fn own() -> Result<Addresses> {
     let interfaces = getifaddrs().context("list this machine's addresses")?;
     let own = interfaces.filter_map(|interface| {
@@ -27,7 +28,7 @@ pub fn own() -> Result<Addresses> {
 ///
 /// # Errors
 ///
-/// Returns the kernel's error.
+/// The kernel's error.
 pub fn sent_by_this_host_only() -> Result<BTreeSet<IpAddr>> {
     let interfaces = getifaddrs().context("list this machine's addresses")?;
     let addresses = interfaces.flat_map(|it| [it.address, it.broadcast]);
@@ -62,8 +63,8 @@ impl Addresses {
 /// Returns the message that this machine lacks a service's address, and the command that adds it.
 pub fn absent(service: &str, address: IpAddr, interface: &str) -> (String, String) {
     let found = format!(
-        "{service}: {address} is not an address of this host, so that no client's packet finds its way \
-         here (right on a standby, which does not have it yet, and where it is routed here)"
+        "{service}: {address} is not an address of this host, so clients' packets do not arrive here (unless this is a \
+         standby, or a route leads the address here)"
     );
     let length = if address.is_ipv4() { 24 } else { 64 };
     (

@@ -1,4 +1,4 @@
-//! Denied clients: prefixes, and the list that commands change and the state file holds.
+//! Denied clients: their prefixes, and the list of them in the state file.
 
 use std::{fmt, net::IpAddr, str::FromStr};
 
@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 pub struct Prefix(IpNet);
 
 impl Prefix {
-    /// Returns its first address and its length, of IPv4 as mapped into IPv6.
+    /// Returns the first address and the prefix length, which counts IPv4 as mapped into IPv6.
     pub fn mapped(self) -> (IpAddr, u32) {
         let length = u32::from(self.0.prefix_len());
         match self.0 {
@@ -37,33 +37,33 @@ impl FromStr for Prefix {
         let address = text.parse::<IpAddr>().map(|it| it.to_canonical().into());
         let network: IpNet = address.or_else(|_| text.parse()).map_err(|_| {
             format!(
-                "{text:?} is no prefix: expected ADDRESS or ADDRESS/LENGTH, such as 203.0.113.7 or \
+                "{text:?} is not a prefix: expected ADDRESS or ADDRESS/LENGTH, such as 203.0.113.7 or \
                  2001:db8::/32"
             )
         })?;
         if network.prefix_len() == 0 {
             return Err(format!(
-                "{text} would deny everybody: name networks, or stop the service"
+                "{text} would deny every client: name networks, or stop the service"
             ));
         }
         if network.trunc() != network {
             return Err(format!(
-                "{text} has bits beyond its length: {} is the network, {} the address alone",
+                "{text} has bits beyond its length: write {} for the network, or {} for the address alone",
                 network.trunc(),
                 network.addr()
             ));
         }
         match network {
-            IpNet::V6(network) if holds_ipv4(network) => Err(format!(
-                "{text} holds the form that IPv4 addresses have in IPv6: write IPv4 prefixes as such"
+            IpNet::V6(network) if contains_mapped_ipv4(network) => Err(format!(
+                "{text} contains IPv4 addresses mapped into IPv6: write an IPv4 prefix"
             )),
             network => Ok(Self(network)),
         }
     }
 }
 
-/// Whether ::ffff:0:0/96 is in the network, or the other way round.
-fn holds_ipv4(network: Ipv6Net) -> bool {
+/// Whether the network contains ::ffff:0:0/96, or is part of it.
+fn contains_mapped_ipv4(network: Ipv6Net) -> bool {
     let mapped = std::net::Ipv4Addr::UNSPECIFIED.to_ipv6_mapped();
     network.contains(&mapped) || network.addr().to_ipv4_mapped().is_some()
 }
@@ -112,7 +112,7 @@ impl fmt::Display for Denied {
     }
 }
 
-/// All denied prefixes, in the order of addresses. The state file holds its JSON form.
+/// All denied prefixes, sorted by address. Its JSON form is in the state file.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(from = "Vec<Denied>", into = "Vec<Denied>")]
 pub struct DenyList(Vec<Denied>);
@@ -131,7 +131,7 @@ impl From<DenyList> for Vec<Denied> {
     }
 }
 
-/// Why a change of the list is refused.
+/// Why a change of the list was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DenyError {
     #[error(
@@ -141,7 +141,7 @@ pub enum DenyError {
     Full { present: usize },
     #[error("{prefix} is not denied; `memlb deny list` shows what is")]
     Absent { prefix: Prefix },
-    #[error("{prefix} is not denied by itself, but as part of {within}: remove that")]
+    #[error("{prefix} is denied only as part of {within}: remove that prefix")]
     Within { prefix: Prefix, within: Prefix },
 }
 
@@ -162,7 +162,7 @@ impl DenyList {
         self.0.is_empty()
     }
 
-    /// Returns what denies a client; of several, the longest prefix.
+    /// Returns the longest prefix that denies a client.
     pub fn of(&self, client: IpAddr) -> Option<&Denied> {
         let denying = self.0.iter().filter(|it| it.prefix.contains(client));
         denying.max_by_key(|it| it.prefix.mapped().1)
@@ -175,11 +175,11 @@ impl DenyList {
         self.prefixes().filter(overlaps)
     }
 
-    /// Adds prefixes; a known prefix is replaced.
+    /// Adds prefixes, or replaces them.
     ///
     /// # Errors
     ///
-    /// Says that there is no room; nothing is added then.
+    /// The list would be too long. It then stays unchanged.
     pub fn add(&mut self, new: &[Denied]) -> Result<(), DenyError> {
         let mut list = self.0.clone();
         for denied in new {
@@ -200,7 +200,7 @@ impl DenyList {
     ///
     /// # Errors
     ///
-    /// Names the first that is not on the list; nothing is removed then.
+    /// Names the first prefix that is not on the list, which then stays unchanged.
     pub fn remove(&mut self, prefixes: &[Prefix]) -> Result<Vec<Denied>, DenyError> {
         for prefix in prefixes.iter().copied() {
             if self.prefixes().any(|it| it == prefix) {
@@ -243,15 +243,15 @@ mod tests {
         assert_eq!(mapped.to_string(), "10.0.0.1");
         assert_eq!(mapped.mapped().1, 128);
         for (text, said) in [
-            ("10.0.0.1/8", "10.0.0.0/8 is the network"),
-            ("0.0.0.0/0", "everybody"),
-            ("::/0", "everybody"),
+            ("10.0.0.1/8", "write 10.0.0.0/8 for the network"),
+            ("0.0.0.0/0", "every client"),
+            ("::/0", "every client"),
             ("::/8", "IPv4"),
             ("::ffff:0:0/96", "IPv4"),
             ("::ffff:10.0.0.0/104", "IPv4"),
-            ("10.0.0.0/33", "no prefix"),
-            ("example.com", "no prefix"),
-            ("", "no prefix"),
+            ("10.0.0.0/33", "not a prefix"),
+            ("example.com", "not a prefix"),
+            ("", "not a prefix"),
         ] {
             let error = text.parse::<Prefix>().unwrap_err();
             assert!(error.contains(said), "{text}: {error}");

@@ -12,7 +12,7 @@ use nix::sys::socket::{
 ///
 /// # Errors
 ///
-/// Returns the kernel's error.
+/// The kernel's error.
 pub fn both_families(address: SocketAddr) -> io::Result<net::UdpSocket> {
     let socket = socket(
         AddressFamily::Inet6,

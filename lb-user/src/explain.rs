@@ -1,4 +1,4 @@
-//! `memlb explain`: why a client's connections are where they are, and where its next one would go.
+//! `memlb explain`: why a client's connections are on their workers, and where its next one would go.
 
 use std::{collections::BTreeMap, fmt, ops::RangeInclusive, time::Duration};
 
@@ -14,49 +14,49 @@ use crate::{
     status::{ServiceStatus, Status, WorkerSource, failures},
 };
 
-/// The most connections that are explained.
-const MOST: usize = 20;
+/// The most connections to explain.
+const MAX_CONNECTIONS: usize = 20;
 
-/// The answer to `memlb explain`.
+/// The reply to `memlb explain`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Explanation {
     pub client: String,
-    /// By whom and why the client is denied, if it is.
+    /// Who denied the client and why, if it is denied.
     pub denied: Option<String>,
     /// The client's connections, the youngest first.
-    pub connections: Vec<Explained>,
-    /// How many there are in all.
+    pub connections: Vec<ExplainedConnection>,
+    /// Number of all connections of the client.
     pub total: usize,
     /// Where a new connection would go, for each service.
-    pub next: Vec<Next>,
+    pub next: Vec<NextConnection>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Explained {
+pub struct ExplainedConnection {
     pub connection: FlowRow,
     /// When it began, in milliseconds since 1970 by the manager's clock.
     #[serde(default)]
     pub begun_ms: u64,
-    /// Made before the connection, and in force then; nothing if it is older than what is kept.
+    /// The decision in force when the connection began; absent if it is older than the history.
     pub decision: Option<Decision>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Next {
+pub struct NextConnection {
     pub service: ServiceSnapshot,
-    /// What clients got from its workers instead of a service, by worker.
+    /// Failed connections of clients, by worker.
     #[serde(default)]
     pub failures: BTreeMap<String, String>,
-    /// What is not a worker of the service although it might be expected to be one.
+    /// Entries of sources that are not workers of the service, with the reason.
     #[serde(default)]
     pub absent: Vec<AbsentWorker>,
 }
 
-/// How exactly the begin of a connection is known, in milliseconds.
+/// The precision of a connection's begin, in milliseconds.
 const TICK_MS: u64 = TICK_NS.div_ceil(1_000_000);
 
 impl Explanation {
-    /// `read_ms` is the time within which the connections were read, by `now_ms`.
+    /// `read_ms`: the time within which the connections were read, in milliseconds since 1970.
     pub fn new(
         client: Client,
         connections: Vec<crate::datapath::Connection>,
@@ -71,7 +71,7 @@ impl Explanation {
             worker: None,
             ended: true,
         };
-        let Flows { total, flows } = Flows::new(connections, &services, &filter, MOST);
+        let Flows { total, flows } = Flows::new(connections, &services, &filter, MAX_CONNECTIONS);
         let explained = flows.into_iter().map(|connection| {
             let earliest = read_ms.start().saturating_sub(connection.age_ms + TICK_MS);
             let latest = (read_ms.end() + TICK_MS).saturating_sub(connection.age_ms);
@@ -79,7 +79,7 @@ impl Explanation {
             let decision = history.at(&connection.service, &(earliest..=latest), worker);
             let begun_ms = read_ms.end().saturating_sub(connection.age_ms);
             let decided_ms = decision.as_ref().map_or(0, |it| it.at_ms);
-            Explained {
+            ExplainedConnection {
                 begun_ms: begun_ms.max(decided_ms),
                 decision,
                 connection,
@@ -93,7 +93,7 @@ impl Explanation {
             connections: explained.collect(),
             total,
             next: next
-                .map(|service| Next {
+                .map(|service| NextConnection {
                     service,
                     failures: BTreeMap::new(),
                     absent: Vec::new(),
@@ -105,22 +105,16 @@ impl Explanation {
     /// Names the peers that admitted connections.
     #[must_use]
     pub fn with_peers(mut self, peers: &[PeerStatus]) -> Self {
-        let flows = self.connections.iter().map(|it| it.connection.clone());
-        let named = Flows {
-            total: self.total,
-            flows: flows.collect(),
-        };
-        let named = named.with_peers(peers).flows;
-        for (explained, connection) in self.connections.iter_mut().zip(named) {
-            explained.connection = connection;
+        for explained in &mut self.connections {
+            explained.connection.name_peer(peers);
         }
         self
     }
 
-    /// Adds to each service what its sources say is not a worker.
+    /// Adds to each service the entries of its sources that are not workers.
     #[must_use]
     pub fn with_absent(mut self, sources: &[WorkerSource]) -> Self {
-        for Next {
+        for NextConnection {
             service, absent, ..
         } in &mut self.next
         {
@@ -130,10 +124,8 @@ impl Explanation {
         }
         self
     }
-}
 
-impl Explanation {
-    /// Adds what clients got from workers instead of a service.
+    /// Adds the failed connections of clients.
     pub fn add_failures(&mut self, status: &Status) {
         for next in &mut self.next {
             let mut services = status.services.iter();
@@ -143,7 +135,7 @@ impl Explanation {
     }
 }
 
-/// What clients got from a service's workers instead of a service, by worker.
+/// Describes the failed connections of a service's clients, by worker.
 pub fn failures_of(service: &ServiceStatus) -> BTreeMap<String, String> {
     let backends = service.backends.iter();
     let failing = backends.filter_map(|it| Some((it.seen.name.clone(), failures(&it.traffic)?)));
@@ -165,7 +157,7 @@ impl fmt::Display for Explanation {
             let more = self.total - self.connections.len();
             writeln!(f, "{more} more: memlb flows --client {}\n", self.client)?;
         }
-        for Next {
+        for NextConnection {
             service,
             failures,
             absent,
@@ -179,13 +171,13 @@ impl fmt::Display for Explanation {
                 service.protocol,
                 chosen(service),
                 policy(service),
-                spoken(service.since_ms),
+                duration_text(service.since_ms),
                 service.reason
             )?;
             if let Some(waiting) = &service.waiting {
                 writeln!(f, "  {waiting}")?;
             }
-            candidates(f, service)?;
+            write_workers(f, service)?;
             for (worker, failures) in failures {
                 writeln!(f, "    {worker}: {failures}")?;
             }
@@ -195,7 +187,7 @@ impl fmt::Display for Explanation {
     }
 }
 
-/// Which backend gets a service's new connections: one, or one of several.
+/// Names the backend of a service's new connections, or the number of those among which one is chosen.
 fn chosen(service: &ServiceSnapshot) -> String {
     if service.selected != ALL_WORKERS {
         return service.selected.clone();
@@ -208,7 +200,7 @@ fn chosen(service: &ServiceSnapshot) -> String {
     }
 }
 
-impl fmt::Display for Explained {
+impl fmt::Display for ExplainedConnection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let FlowRow {
             protocol,
@@ -230,9 +222,9 @@ impl fmt::Display for Explained {
             f,
             "{client} to {service} ({service_address}/{protocol}) went to {worker} ({worker_address}) {} ago: {}, \
              last packet {} ago, {} in, {} out",
-            spoken(*age_ms),
+            duration_text(*age_ms),
             state.name(),
-            spoken(*idle_ms),
+            duration_text(*idle_ms),
             Bytes(*bytes_in),
             Bytes(*bytes_out)
         )?;
@@ -249,21 +241,21 @@ impl fmt::Display for Explained {
         let Some(decision) = &self.decision else {
             return writeln!(
                 f,
-                "  because of a decision older than what this manager remembers; see the event log"
+                "  because of a decision that is older than this manager's history; see the event log"
             );
         };
         writeln!(
             f,
             "  because, {} before: {}",
-            spoken(self.begun_ms.saturating_sub(decision.at_ms)),
+            duration_text(self.begun_ms.saturating_sub(decision.at_ms)),
             decision.message
         )?;
-        candidates(f, &decision.service)
+        write_workers(f, &decision.service)
     }
 }
 
-/// The state of the workers at that time.
-fn candidates(f: &mut fmt::Formatter<'_>, service: &ServiceSnapshot) -> fmt::Result {
+/// Writes the state of a service's workers.
+fn write_workers(f: &mut fmt::Formatter<'_>, service: &ServiceSnapshot) -> fmt::Result {
     let workers = service.backends.iter().filter(|it| it.name != MANAGER);
     for worker in workers {
         let BackendSnapshot {
@@ -307,8 +299,8 @@ fn policy(service: &ServiceSnapshot) -> String {
     policy.as_str().unwrap_or("unknown").to_owned()
 }
 
-/// A duration as text: milliseconds only below one second.
-fn spoken(milliseconds: u64) -> String {
+/// Formats a duration; milliseconds only below one second.
+fn duration_text(milliseconds: u64) -> String {
     let rounded = match milliseconds {
         0..1000 => milliseconds,
         _ => milliseconds / 1000 * 1000,

@@ -24,7 +24,7 @@ pub struct FlowFilter {
     pub client: Option<Clients>,
     pub worker: Option<String>,
     pub service: Option<String>,
-    /// Also ended ones whose entries are still in the table.
+    /// Also select ended connections whose entries are still in the table.
     #[serde(default)]
     pub ended: bool,
 }
@@ -58,7 +58,7 @@ impl FromStr for Client {
                 port: Some(client.port()),
             }),
             Err(_) => Err(format!(
-                "{text:?} is no client: expected ADDRESS or ADDRESS:PORT, with brackets around an \
+                "{text:?} is not a client: expected ADDRESS or ADDRESS:PORT, with brackets around an \
                  IPv6 address before a port: [2001:db8::7]:4711"
             )),
         }
@@ -77,7 +77,7 @@ impl fmt::Display for Client {
 /// Connections that match a [`FlowFilter`], the youngest first.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Flows {
-    /// How many match; more than are listed if the list is limited.
+    /// Number of matching connections; `flows` may be shorter because of the limit.
     pub total: usize,
     pub flows: Vec<FlowRow>,
 }
@@ -88,7 +88,7 @@ pub struct FlowRow {
     pub client: String,
     pub service: String,
     pub service_address: String,
-    /// Nothing if the worker is no longer configured.
+    /// Absent if the worker is no longer configured.
     pub worker: Option<String>,
     pub backend_id: u32,
     pub worker_address: String,
@@ -99,12 +99,12 @@ pub struct FlowRow {
     pub bytes_out: u64,
     /// The manager's address from which its packets reach the worker; absent where that is the client's.
     pub nat_source: Option<IpAddr>,
-    /// The peer that admitted it, as far as its NAT address or the absence of packets here says so.
+    /// The peer that admitted it, if its NAT address, or the absence of packets here, shows that.
     pub admitted_by: Option<String>,
 }
 
 impl Flows {
-    /// Names the connections by the services as the manager sees them.
+    /// Adds the names of services and workers to the connections.
     pub fn new(
         connections: Vec<Connection>,
         services: &[ServiceSnapshot],
@@ -119,12 +119,7 @@ impl Flows {
         }
         let connections = connections.into_iter();
         let mut flows: Vec<FlowRow> = connections
-            .filter(|it| {
-                filter
-                    .client
-                    .is_none_or(|clients| clients.contains(it.client))
-            })
-            .filter(|it| filter.ended || it.state != ConnectionState::Ended)
+            .filter(|it| filter.includes(it))
             .map(|it| row(&it, known.get(&it.backend).copied()))
             .filter(|row| filter.matches(row))
             .collect();
@@ -132,33 +127,40 @@ impl Flows {
         flows.truncate(limit);
         Self { total, flows }
     }
-}
 
-impl Flows {
-    /// Names the peers that admitted connections: by their NAT addresses, or because no packet has passed here yet.
+    /// Names the peers that admitted connections.
     #[must_use]
     pub fn with_peers(mut self, peers: &[PeerStatus]) -> Self {
-        for row in &mut self.flows {
-            row.admitted_by = match row.nat_source {
-                Some(source) => peers.iter().find(|it| it.nat_sources.contains(&source)),
-                None => peers
-                    .first()
-                    .filter(|_| peers.len() == 1 && !row.is_carried()),
-            }
-            .map(|it| it.name.clone());
-        }
+        self.flows.iter_mut().for_each(|row| row.name_peer(peers));
         self
     }
 }
 
 impl FlowRow {
-    /// Whether packets of it have passed here; otherwise a peer has told of it.
+    /// Names the peer that admitted the connection: by its NAT address, or because no packet has passed here yet.
+    pub fn name_peer(&mut self, peers: &[PeerStatus]) {
+        let peer = match self.nat_source {
+            Some(source) => peers.iter().find(|it| it.nat_sources.contains(&source)),
+            None if peers.len() == 1 && !self.is_carried() => peers.first(),
+            None => None,
+        };
+        self.admitted_by = peer.map(|it| it.name.clone());
+    }
+
+    /// Whether packets of it have passed this manager; otherwise a peer has reported it.
     pub fn is_carried(&self) -> bool {
         self.bytes_in + self.bytes_out > 0
     }
 }
 
 impl FlowFilter {
+    /// Whether the connection meets the criteria that do not need names.
+    fn includes(&self, connection: &Connection) -> bool {
+        let client = self.client;
+        client.is_none_or(|clients| clients.contains(connection.client))
+            && (self.ended || connection.state != ConnectionState::Ended)
+    }
+
     fn matches(&self, row: &FlowRow) -> bool {
         let service = self.service.as_ref();
         let worker = self.worker.as_ref();

@@ -1,4 +1,4 @@
-//! The track file: how this manager asks keepalived for a lower priority, and for its usual one again.
+//! The track file, by which this manager requests a lower priority from keepalived, and its usual one again.
 
 use std::{
     fs,
@@ -18,10 +18,10 @@ use crate::history::now_ms;
 const NORMAL: &str = "0";
 const HANDED_OVER: &str = "-1";
 
-/// Since when this manager asks for a lower priority.
+/// Who requested the lower priority of this manager, and when.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct HandedOver {
-    /// Nothing if a former manager had handed over.
+    /// Absent if an earlier manager process had handed over.
     pub by: Option<String>,
     /// Milliseconds since 1970.
     pub at_ms: u64,
@@ -29,18 +29,18 @@ pub struct HandedOver {
 
 /// The track file of this manager. Clones share its state.
 #[derive(Debug, Clone, Default)]
-pub struct TrackFile(Arc<Inner>);
+pub struct TrackFile(Arc<TrackFileState>);
 
 #[derive(Debug, Default)]
-struct Inner {
-    /// Nothing where no peer is configured.
+struct TrackFileState {
+    /// `None` if no peer is configured.
     path: Option<PathBuf>,
     handed_over: Mutex<Option<HandedOver>>,
 }
 
 impl TrackFile {
-    /// Takes up what a former manager wrote to the file, or writes that this one is in normal operation.
-    pub fn open(path: &Path) -> Self {
+    /// Restores the state from the file of an earlier manager process, or writes the usual priority.
+    pub fn restore(path: &Path) -> Self {
         let is_handed_over =
             fs::read_to_string(path).is_ok_and(|content| content.trim() == HANDED_OVER);
         let handed_over = is_handed_over.then(|| HandedOver {
@@ -49,13 +49,13 @@ impl TrackFile {
         });
         if handed_over.is_some() {
             warn!(
-                "still handed over to the peers, as {} says: memlb handover --undo ends that",
+                "still handed over to the peers (track file {}): memlb handover --undo ends that",
                 path.display()
             );
         } else if let Err(error) = write(path, NORMAL) {
             warn!("{error:#}; memlb handover will not work");
         }
-        Self(Arc::new(Inner {
+        Self(Arc::new(TrackFileState {
             path: Some(path.to_owned()),
             handed_over: Mutex::new(handed_over),
         }))
@@ -65,13 +65,13 @@ impl TrackFile {
         self.0.path.as_deref()
     }
 
-    /// Returns since when this manager has a lower priority, if it has.
+    /// Returns who requested the lower priority, and when; `None` with the usual priority.
     pub fn handed_over(&self) -> Option<HandedOver> {
         let state = self.0.handed_over.lock();
         state.unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Writes the file. Blocks while it does.
+    /// Writes the file, which blocks.
     ///
     /// # Errors
     ///
@@ -82,7 +82,7 @@ impl TrackFile {
             Some(_) => HANDED_OVER,
             None => NORMAL,
         };
-        // Held while the file is written, so that both agree.
+        // Lock before writing, so that file and state agree.
         let state = self.0.handed_over.lock();
         let mut state = state.unwrap_or_else(PoisonError::into_inner);
         write(path, content)?;
@@ -91,7 +91,7 @@ impl TrackFile {
     }
 }
 
-/// Replaces the file as a whole: keepalived reads the old or the new content.
+/// Replaces the file atomically: keepalived reads the old or the new content.
 fn write(path: &Path, content: &str) -> Result<()> {
     let replace = || -> io::Result<()> {
         if let Some(directory) = path.parent() {
@@ -108,7 +108,7 @@ fn write(path: &Path, content: &str) -> Result<()> {
 ///
 /// # Errors
 ///
-/// Says why the file cannot be read, or what it holds instead of an integer.
+/// The file cannot be read, or its content is not an integer.
 pub fn read(path: &Path) -> Result<Option<i32>> {
     let context = || format!("read the track file {}", path.display());
     match fs::read_to_string(path) {
@@ -128,7 +128,7 @@ mod tests {
         let path = directory.path().join("run/vrrp-weight");
         let content = || read(&path).unwrap();
         assert_eq!(content(), None);
-        let first = TrackFile::open(&path);
+        let first = TrackFile::restore(&path);
         assert_eq!((content(), first.handed_over()), (Some(0), None));
         let by_root = HandedOver {
             by: Some("root".to_owned()),
@@ -136,7 +136,7 @@ mod tests {
         };
         first.set(Some(by_root.clone())).unwrap();
         assert_eq!((content(), first.handed_over()), (Some(-1), Some(by_root)));
-        let second = TrackFile::open(&path);
+        let second = TrackFile::restore(&path);
         assert_eq!(second.handed_over().and_then(|it| it.by), None);
         assert!(second.handed_over().is_some());
         second.set(None).unwrap();
@@ -148,7 +148,7 @@ mod tests {
     #[test]
     fn a_failure_changes_nothing() {
         let directory = tempfile::tempdir().unwrap();
-        let file = TrackFile::open(directory.path());
+        let file = TrackFile::restore(directory.path());
         let by_root = HandedOver { by: None, at_ms: 1 };
         assert!(file.set(Some(by_root)).is_err());
         assert_eq!(file.handed_over(), None);

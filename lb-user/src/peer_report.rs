@@ -1,4 +1,4 @@
-//! What views say of a peer.
+//! Texts about a peer for views.
 
 use std::time::Duration;
 
@@ -6,10 +6,10 @@ use lb_core::Bytes;
 
 use crate::peer::{PeerState, PeerStatus};
 
-/// A lag that keeps a take-over from carrying nearly all connections on.
-const LATE: Duration = Duration::from_secs(1);
+/// A lag with which a take-over would lose many connections.
+const HIGH_LAG: Duration = Duration::from_secs(1);
 
-/// Returns the state and its figures in a line.
+/// Summarizes the state and the lag in one line.
 pub fn summary(peer: &PeerStatus) -> String {
     let since = humantime::format_duration(Duration::from_secs(peer.state_since_ms / 1000));
     let state = format!("{} for {since}", peer.state.name());
@@ -32,8 +32,8 @@ pub fn summary(peer: &PeerStatus) -> String {
     format!("{state}{figures}; memlb {}", peer.version)
 }
 
-/// Returns what passed between the two, in a line.
-pub fn exchanged(peer: &PeerStatus) -> String {
+/// Summarizes the traffic with the peer in one line.
+pub fn traffic(peer: &PeerStatus) -> String {
     let mut parts = vec![
         format!(
             "sent {} records ({})",
@@ -47,7 +47,7 @@ pub fn exchanged(peer: &PeerStatus) -> String {
         ),
     ];
     for (count, what) in [
-        (peer.queue_records, "wait"),
+        (peer.queue_records, "queued"),
         (peer.lost_records, "lost and sent again"),
         (peer.resyncs, "whole transfers"),
         (peer.relayed_packets, "packets relayed"),
@@ -61,7 +61,7 @@ pub fn exchanged(peer: &PeerStatus) -> String {
     parts.join(", ")
 }
 
-/// Returns what an operator should look at, a sentence each.
+/// Describes the peer's problems, one sentence each.
 pub fn problems(peer: &PeerStatus) -> Vec<String> {
     let PeerStatus { name, .. } = peer;
     let mut problems = Vec::new();
@@ -75,11 +75,16 @@ pub fn problems(peer: &PeerStatus) -> Vec<String> {
             ));
         }
         if !peer.received_complete {
-            problems.push(format!("not all connections of {name} are known here yet"));
-        }
-        if let Some(us) = peer.lag_us.filter(|us| Duration::from_micros(*us) >= LATE) {
             problems.push(format!(
-                "{name} acknowledges late: its lag is {}, and so much would be lost at this machine's death",
+                "this manager does not know all connections of {name} yet"
+            ));
+        }
+        if let Some(us) = peer
+            .lag_us
+            .filter(|us| Duration::from_micros(*us) >= HIGH_LAG)
+        {
+            problems.push(format!(
+                "{name} acknowledges late: its lag is {}, and the connections of that time would be lost if this machine failed now",
                 lag(us)
             ));
         }
@@ -92,7 +97,7 @@ pub fn problems(peer: &PeerStatus) -> Vec<String> {
     problems
 }
 
-/// A lag as a person reads it.
+/// Formats a lag for display.
 pub fn lag(us: u64) -> String {
     match us {
         0 => "0 ms".to_owned(),
@@ -130,7 +135,7 @@ mod tests {
         peer.received_complete = false;
         peer.configuration_matches = Some(false);
         peer.refused_frames.insert("bad_tag".to_owned(), 2);
-        assert!(exchanged(&peer).ends_with("2 frames refused (bad_tag)"));
+        assert!(traffic(&peer).ends_with("2 frames refused (bad_tag)"));
         let problems_now = problems(&peer);
         assert_eq!(problems_now.len(), 3, "{problems_now:?}");
         assert!(problems_now[1].contains("its lag is 2500 ms"));

@@ -1,4 +1,4 @@
-//! What the pinned maps say, for a display while no manager runs.
+//! The status from the pinned maps, for display while no manager runs.
 
 use std::path::{Path, PathBuf};
 
@@ -14,12 +14,12 @@ use crate::{
     },
 };
 
-/// How the packet programs steer.
+/// The steering state of the packet programs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct PinnedStatus {
     pub pin_path: PathBuf,
     pub services: Vec<PinnedService>,
-    /// The managers that get the packets of unknown connections.
+    /// The peers to which packets of unknown connections are relayed.
     pub peers: Vec<PinnedPeer>,
 }
 
@@ -32,7 +32,7 @@ pub struct PinnedPeer {
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct PinnedService {
-    /// The maps have no names: those are of the configuration, by address.
+    /// From the configuration, by address, because the maps have no names.
     pub name: Option<String>,
     pub address: String,
     pub protocol: String,
@@ -54,11 +54,11 @@ pub struct PinnedBackend {
 }
 
 impl PinnedStatus {
-    /// Reads the pins; nothing if there are none. Names are those of `config`.
+    /// Reads the pins, with names from `config`; `None` if there are no pins.
     ///
     /// # Errors
     ///
-    /// Says which map cannot be read, or that the pins have another layout.
+    /// Names the map that cannot be read, or says that the pins have another layout.
     pub fn read(pin_path: &Path, config: Option<&Config>) -> Result<Option<Self>> {
         let adoption = adopt::read(pin_path)?;
         if adoption.is_empty() {
@@ -117,7 +117,7 @@ fn peers(pin_path: &Path) -> Result<Vec<PinnedPeer>> {
 }
 
 impl PinnedService {
-    /// Where new connections go, by name or else by address.
+    /// The backend of new connections, by name, or by address if it has no name.
     pub fn selected(&self) -> String {
         if self.is_spread {
             return "all that are up".to_owned();

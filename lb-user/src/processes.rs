@@ -1,4 +1,4 @@
-//! The memlb processes of this machine, and whether systemd runs them, so that advice fits.
+//! The memlb processes of this machine, and whether systemd runs them, for the remedies in messages.
 
 use std::{collections::BTreeSet, fs, os::unix::fs::MetadataExt, path::Path};
 
@@ -10,7 +10,7 @@ use crate::sockets::{Holder, holder};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MemlbProcess {
     pub holder: Holder,
-    /// With the program's own name first.
+    /// The command line; the program comes first.
     pub arguments: Vec<String>,
     /// Whether it runs in this process's network namespace.
     pub is_in_this_network: bool,
@@ -23,9 +23,9 @@ pub fn of_verb(verb: &str) -> Vec<MemlbProcess> {
     let found = processes.filter_map(|process| {
         let arguments = process.cmdline().ok()?;
         let program = Path::new(arguments.first()?).file_name()?;
-        let runs_it = program == "memlb" && arguments.iter().any(|it| it == verb);
+        let is_of_verb = program == "memlb" && arguments.iter().any(|it| it == verb);
         // A process that ends, or that this user may not examine, has no known network.
-        let network = (runs_it && process.is_alive())
+        let network = (is_of_verb && process.is_alive())
             .then(|| network(&process.pid.to_string()))
             .flatten()?;
         Some(MemlbProcess {
@@ -49,13 +49,13 @@ pub fn running(programs: &[&'static str]) -> Vec<&'static str> {
     programs.filter(|it| found.contains(*it)).collect()
 }
 
-/// Returns a number that two processes have in common only in the same network namespace.
+/// Returns the identity of a process's network namespace: device and inode.
 fn network(process: &str) -> Option<(u64, u64)> {
-    let about = fs::metadata(format!("/proc/{process}/ns/net")).ok()?;
-    Some((about.dev(), about.ino()))
+    let metadata = fs::metadata(format!("/proc/{process}/ns/net")).ok()?;
+    Some((metadata.dev(), metadata.ino()))
 }
 
-/// A service of the package.
+/// A systemd unit of the package.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Unit {
     Manager,
@@ -90,18 +90,19 @@ impl Unit {
         is_booted && folders.iter().any(|it| Path::new(it).join(&unit).exists())
     }
 
-    /// The command that starts it on this machine; `by_hand` is the one without systemd.
+    /// Returns the command that starts it on this machine; without systemd it is `by_hand`.
     pub fn start(self, by_hand: &str) -> String {
-        match self.is_in_use() {
-            true => format!("systemctl start {}", self.name()),
-            false => by_hand.to_owned(),
-        }
+        self.command("start", by_hand)
     }
 
-    /// The command that starts it again on this machine; `by_hand` is the one without systemd.
+    /// Returns the command that restarts it on this machine; without systemd it is `by_hand`.
     pub fn restart(self, by_hand: &str) -> String {
+        self.command("restart", by_hand)
+    }
+
+    fn command(self, verb: &str, by_hand: &str) -> String {
         match self.is_in_use() {
-            true => format!("systemctl restart {}", self.name()),
+            true => format!("systemctl {verb} {}", self.name()),
             false => by_hand.to_owned(),
         }
     }
@@ -109,15 +110,8 @@ impl Unit {
 
 fn is_of_unit(pid: i32, unit: &str) -> bool {
     let groups = Process::new(pid).and_then(|process| process.cgroups());
-    let groups = groups.into_iter().flat_map(|it| it.0);
-    groups
-        .flat_map(|it| {
-            it.pathname
-                .split('/')
-                .map(str::to_owned)
-                .collect::<Vec<_>>()
-        })
-        .any(|part| part == unit)
+    let mut groups = groups.into_iter().flat_map(|it| it.0);
+    groups.any(|it| it.pathname.split('/').any(|part| part == unit))
 }
 
 #[cfg(test)]

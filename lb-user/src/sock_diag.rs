@@ -1,25 +1,24 @@
-//! Exact look-ups of TCP sockets by the kernel's `sock_diag`, without reading the whole table of sockets.
+//! Looks up single TCP sockets by the kernel's `sock_diag`, without reading the whole table of sockets.
 
 use std::{
     io,
     net::{IpAddr, SocketAddr},
 };
 
-use rtnetlink::sys::{self, Socket};
+use lb_common::headers::PROTOCOL_TCP;
+use nix::libc;
+use rtnetlink::{
+    packet_core::NLM_F_REQUEST,
+    sys::{self, Socket, protocols::NETLINK_SOCK_DIAG},
+};
 
-/// `NETLINK_SOCK_DIAG` (linux/netlink.h).
-const NETLINK_SOCK_DIAG: isize = 4;
 /// `SOCK_DIAG_BY_FAMILY` (linux/sock_diag.h).
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
-const NLM_F_REQUEST: u16 = 1;
-const NLMSG_ERROR: u16 = 2;
-const IPPROTO_TCP: u8 = 6;
-const AF_INET: u8 = 2;
-const AF_INET6: u8 = 10;
+const NLMSG_ERROR: u16 = libc::NLMSG_ERROR as u16;
 
 /// `struct nlmsghdr` and `struct inet_diag_req_v2`.
 const REQUEST_BYTES: u32 = 16 + 56;
-/// Places in a reply: the type of `struct nlmsghdr`, the error of `struct nlmsgerr`, the state of
+/// Offsets in a reply: the type of `struct nlmsghdr`, the error of `struct nlmsgerr`, the state of
 /// `struct inet_diag_msg`.
 const TYPE_AT: usize = 4;
 const ERROR_AT: usize = 16;
@@ -30,12 +29,12 @@ const TIME_WAIT: u8 = 6;
 const CLOSE: u8 = 7;
 const LISTEN: u8 = 10;
 
-/// What the kernel finds for a pair of TCP addresses.
+/// The kernel's socket for a pair of TCP addresses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TcpSocket {
-    /// The socket of a connection that is not over.
+    /// The socket of an open connection.
     Connected,
-    /// A server's socket, but no connection.
+    /// A listening socket, and no connection.
     Listener,
     /// No socket in this network namespace.
     None,
@@ -45,11 +44,9 @@ pub enum TcpSocket {
 pub struct SockDiag(Socket);
 
 impl SockDiag {
-    /// Opens it.
-    ///
     /// # Errors
     ///
-    /// Returns the kernel's error.
+    /// The kernel's error.
     pub fn open() -> io::Result<Self> {
         let mut socket = Socket::new(NETLINK_SOCK_DIAG)?;
         socket.bind_auto()?;
@@ -62,7 +59,7 @@ impl SockDiag {
     ///
     /// # Errors
     ///
-    /// Returns the kernel's error, as where it has no `tcp_diag`.
+    /// The kernel's error, for example because it has no `tcp_diag`.
     pub fn tcp(&self, local: SocketAddr, remote: SocketAddr) -> io::Result<TcpSocket> {
         self.0.send(&request(local, remote), 0)?;
         let (reply, _) = self.0.recv_from_full()?;
@@ -77,8 +74,11 @@ fn request(local: SocketAddr, remote: SocketAddr) -> Vec<u8> {
     request.extend(NLM_F_REQUEST.to_ne_bytes());
     // Sequence and port number.
     request.extend([0; 8]);
-    let family = if local.is_ipv4() { AF_INET } else { AF_INET6 };
-    request.extend([family, IPPROTO_TCP, 0, 0]);
+    let family = match local.is_ipv4() {
+        true => libc::AF_INET,
+        false => libc::AF_INET6,
+    };
+    request.extend([family as u8, PROTOCOL_TCP, 0, 0]);
     // All states.
     request.extend(u32::MAX.to_ne_bytes());
     request.extend(local.port().to_be_bytes());

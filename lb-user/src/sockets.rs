@@ -15,7 +15,7 @@ use procfs::{
 
 /// A TCP socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Socket {
+pub struct OpenSocket {
     pub local: SocketAddr,
     pub remote: SocketAddr,
     pub is_listening: bool,
@@ -25,15 +25,15 @@ pub struct Socket {
 ///
 /// # Errors
 ///
-/// Returns the kernel's error.
-pub fn tcp() -> Result<Vec<Socket>> {
+/// The kernel's error.
+pub fn tcp() -> Result<Vec<OpenSocket>> {
     let sockets = procfs::net::tcp().context("read /proc/net/tcp")?;
     // A kernel without IPv6 has no such file.
     let further = procfs::net::tcp6().unwrap_or_default();
     let all = sockets.into_iter().chain(further);
     let all = all.filter(|socket| socket.state != TcpState::TimeWait);
     Ok(all
-        .map(|socket| Socket {
+        .map(|socket| OpenSocket {
             local: socket.local_address,
             remote: socket.remote_address,
             is_listening: socket.state == TcpState::Listen,
@@ -42,7 +42,7 @@ pub fn tcp() -> Result<Vec<Socket>> {
 }
 
 /// Returns the local addresses of the sockets that listen at this port.
-pub fn listeners(sockets: &[Socket], port: u16) -> Vec<IpAddr> {
+pub fn listeners(sockets: &[OpenSocket], port: u16) -> Vec<IpAddr> {
     let listening = sockets
         .iter()
         .filter(|socket| socket.is_listening && socket.local.port() == port);
@@ -52,12 +52,12 @@ pub fn listeners(sockets: &[Socket], port: u16) -> Vec<IpAddr> {
     addresses
 }
 
-/// Whether sockets listen at this port, but at loopback addresses only.
+/// Whether all listeners have loopback addresses.
 pub fn is_only_local(listeners: &[IpAddr]) -> bool {
     !listeners.is_empty() && listeners.iter().all(IpAddr::is_loopback)
 }
 
-/// A process that has a socket.
+/// A process that holds a socket, a lock or pins.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Holder {
     pub pid: i32,
@@ -72,7 +72,7 @@ impl fmt::Display for Holder {
 }
 
 impl Holder {
-    /// Returns the process and for how long it runs.
+    /// Names the process and how long it has run.
     pub fn with_age(&self) -> String {
         match self.age() {
             Some(age) => format!("{self}, for {}", humantime::format_duration(age)),
@@ -80,7 +80,7 @@ impl Holder {
         }
     }
 
-    /// Returns for how long the process runs, in whole seconds.
+    /// Returns how long the process has run, in whole seconds.
     pub fn age(&self) -> Option<Duration> {
         let started = Process::new(self.pid).ok()?.stat().ok()?.starttime;
         let started = Duration::from_secs(started / procfs::ticks_per_second());
@@ -114,19 +114,17 @@ impl PortHolder {
 
 /// Returns the process that has bound a UDP port at this address, or at one that includes it.
 pub fn udp_holder(address: SocketAddr) -> PortHolder {
-    let sockets = procfs::net::udp().unwrap_or_default().into_iter();
-    let sockets = sockets.chain(procfs::net::udp6().unwrap_or_default());
-    let sockets = sockets.map(|socket| (socket.local_address, socket.inode));
-    holder_among(sockets, address)
+    let v4 = procfs::net::udp().unwrap_or_default().into_iter();
+    let sockets = v4.chain(procfs::net::udp6().unwrap_or_default());
+    holder_among(sockets.map(|it| (it.local_address, it.inode)), address)
 }
 
 /// Returns the process that listens at a TCP port at this address, or at one that includes it.
 pub fn tcp_holder(address: SocketAddr) -> PortHolder {
-    let sockets = procfs::net::tcp().unwrap_or_default().into_iter();
-    let sockets = sockets.chain(procfs::net::tcp6().unwrap_or_default());
-    let sockets = sockets.filter(|socket| socket.state == TcpState::Listen);
-    let sockets = sockets.map(|socket| (socket.local_address, socket.inode));
-    holder_among(sockets, address)
+    let v4 = procfs::net::tcp().unwrap_or_default().into_iter();
+    let sockets = v4.chain(procfs::net::tcp6().unwrap_or_default());
+    let listening = sockets.filter(|it| it.state == TcpState::Listen);
+    holder_among(listening.map(|it| (it.local_address, it.inode)), address)
 }
 
 fn holder_among(
@@ -135,8 +133,8 @@ fn holder_among(
 ) -> PortHolder {
     let found = sockets.find(|(own, _)| {
         let (own_ip, ip) = (own.ip(), wanted.ip());
-        let meets = own_ip == ip || own_ip.is_unspecified() || ip.is_unspecified();
-        own.port() == wanted.port() && meets
+        let overlaps = own_ip == ip || own_ip.is_unspecified() || ip.is_unspecified();
+        own.port() == wanted.port() && overlaps
     });
     match found {
         None => PortHolder::Free,
@@ -154,10 +152,8 @@ fn holder_of(inode: u64) -> Option<Holder> {
     // Processes may end meanwhile, and some may not be read.
     let mut processes = all_processes().ok()?.flatten();
     let process = processes.find(|process| {
-        let files = process.fd().into_iter().flatten().flatten();
-        files
-            .into_iter()
-            .any(|file| matches!(file.target, FDTarget::Socket(it) if it == inode))
+        let mut files = process.fd().into_iter().flatten().flatten();
+        files.any(|file| matches!(file.target, FDTarget::Socket(it) if it == inode))
     })?;
     holder(process.pid)
 }

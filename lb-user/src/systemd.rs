@@ -1,4 +1,4 @@
-//! Notifies systemd, if it started this process: ready, stopping, and the watchdog.
+//! Notifications to systemd, if it started this process: ready, stopping, watchdog.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -6,45 +6,45 @@ use sd_notify::NotifyState;
 use tokio::time::{Interval, MissedTickBehavior, interval};
 use tracing::warn;
 
-/// How much longer a start may take after [`waiting`].
+/// By how much [`waiting`] extends the start timeout.
 const START_EXTENSION: Duration = Duration::from_secs(30);
 
-/// Notifies that the service works (`Type=notify`).
+/// Notifies systemd that the service is ready (`Type=notify`).
 pub fn ready() {
     notify(NotifyState::Ready);
 }
 
-/// Notifies what the start waits for, and that it may take longer.
-pub fn waiting(for_what: &str) {
+/// Notifies systemd of the condition that the start waits for, and extends the start timeout.
+pub fn waiting(condition: &str) {
     let more = u32::try_from(START_EXTENSION.as_micros()).unwrap_or(u32::MAX);
-    notify(NotifyState::Status(for_what));
+    notify(NotifyState::Status(condition));
     notify(NotifyState::ExtendTimeoutUsec(more));
 }
 
-/// The directory in /run that systemd made for this service, if it started it.
+/// The runtime directory that systemd created for this service (`RuntimeDirectory=`), if any.
 pub fn runtime_directory() -> Option<PathBuf> {
     let directory = PathBuf::from(std::env::var_os("RUNTIME_DIRECTORY")?);
     directory.is_absolute().then_some(directory)
 }
 
-/// Notifies that the service ends.
+/// Notifies systemd that the service stops.
 pub fn stopping() {
     notify(NotifyState::Stopping);
 }
 
-/// The watchdog of this process (`WatchdogSec=`), if it has one.
+/// The watchdog of this process (`WatchdogSec=`), if systemd requires one.
 #[derive(Debug)]
 pub struct Watchdog(Option<Interval>);
 
 impl Watchdog {
     /// Starts with the period that systemd requires.
     pub fn start() -> Self {
-        Self::lasting(sd_notify::watchdog_enabled())
+        Self::with_timeout(sd_notify::watchdog_enabled())
     }
 
-    fn lasting(patience: Option<Duration>) -> Self {
-        // Twice in the required period, as sd_watchdog_enabled(3) recommends.
-        let period = patience.map(|it| it / 2).filter(|it| !it.is_zero());
+    fn with_timeout(timeout: Option<Duration>) -> Self {
+        // Half of the timeout, as sd_watchdog_enabled(3) recommends.
+        let period = timeout.map(|it| it / 2).filter(|it| !it.is_zero());
         Self(period.map(|period| {
             let mut ticks = interval(period);
             ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -52,16 +52,16 @@ impl Watchdog {
         }))
     }
 
-    /// Waits until a notification is due; never returns without a watchdog. The loop that must not hang polls it,
-    /// and then calls [`Self::notify`].
-    pub async fn is_due(&mut self) {
+    /// Waits until a notification is due; never returns without a watchdog. The watched loop polls it, and then calls
+    /// [`Self::notify`].
+    pub async fn due(&mut self) {
         match &mut self.0 {
             Some(ticks) => _ = ticks.tick().await,
             None => std::future::pending().await,
         }
     }
 
-    /// Notifies that the loop runs.
+    /// Notifies systemd that the loop runs.
     pub fn notify(&self) {
         notify(NotifyState::Watchdog);
     }
@@ -82,19 +82,19 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn is_due_twice_in_the_time_allowed() {
-        let mut watchdog = Watchdog::lasting(Some(Duration::from_secs(10)));
-        watchdog.is_due().await;
+        let mut watchdog = Watchdog::with_timeout(Some(Duration::from_secs(10)));
+        watchdog.due().await;
         let before = Instant::now();
-        watchdog.is_due().await;
+        watchdog.due().await;
         assert_eq!(before.elapsed(), Duration::from_secs(5));
     }
 
     #[tokio::test(start_paused = true)]
     async fn is_never_due_without_a_watchdog() {
         for none in [None, Some(Duration::ZERO)] {
-            let mut watchdog = Watchdog::lasting(none);
+            let mut watchdog = Watchdog::with_timeout(none);
             assert!(
-                timeout(Duration::from_secs(3600), watchdog.is_due())
+                timeout(Duration::from_secs(3600), watchdog.due())
                     .await
                     .is_err()
             );

@@ -134,7 +134,7 @@ fn a_worker_without_a_route_or_on_the_wrong_side() {
     diagnose(command)
         .problem(
             "worker",
-            "the way to 192.168.57.99 is through eth2, where memlb does not look",
+            "the route to 192.168.57.99 is through eth2, to which memlb is not attached",
         )
         .expect_remedy("memlb manager --interface eth1 --interface eth2");
 }
@@ -289,7 +289,7 @@ fn a_firewall_that_lets_no_heartbeat_in() {
     found.run_remedies(node);
     for port in [
         "tcp 8080: clients do not reach the fallback",
-        "tcp 80: clients of web hang",
+        "tcp 80: clients of web time out",
     ] {
         let found = diagnosis.finding("warning", "firewall", port);
         found.run_remedies(node);

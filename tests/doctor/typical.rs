@@ -56,7 +56,7 @@ fn a_wrong_interface() {
     let diagnosis = diagnose(command);
     let found = diagnosis.problem(
         "service",
-        "192.168.56.101 is at eth1, and memlb looks at eth2",
+        "192.168.56.101 is at eth1, but memlb is attached to eth2",
     );
     found.expect_remedy("memlb manager --interface eth1");
     let mut command = cluster.manager_command();
@@ -367,7 +367,7 @@ fn two_managers() {
     assert_eq!(held.remedy, remedy);
     let found = diagnosis.problem(
         "manager",
-        &format!("2 managers run here, the first one first: memlb (process {first}), for "),
+        &format!("2 managers run here, the oldest first: memlb (process {first}), for "),
     );
     assert!(
         found
@@ -421,7 +421,7 @@ fn two_managers() {
     let programs = "ingress in the network namespace at its other end";
     assert_eq!(noticed[1]["programs"][0], programs);
     let diagnosis = manager(&cluster);
-    let found = diagnosis.problem("manager", "another memlb serves 192.168.56.101:80/tcp, too");
+    let found = diagnosis.problem("manager", "another memlb also serves 192.168.56.101:80/tcp");
     let held = format!("held by memlb (process {})", outer.pid());
     assert!(found.found.contains(&held), "{found:?}");
     // A third one at a port of the switch would take the packets from that one.

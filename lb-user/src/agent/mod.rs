@@ -128,7 +128,7 @@ pub async fn run(settings: AgentSettings) -> Result<()> {
                     agent.send_all(WorkerState::Ready);
                 }
             }
-            () = watchdog.is_due() => watchdog.notify(),
+            () = watchdog.due() => watchdog.notify(),
             () = stop.wait() => break,
         }
     }
@@ -292,7 +292,7 @@ impl Agent {
             translates: self
                 .dsr
                 .iter()
-                .flat_map(DsrTranslator::translates)
+                .flat_map(DsrTranslator::translated_services)
                 .collect(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pause: self.pause,
@@ -473,9 +473,9 @@ impl Agent {
         let Some(dsr) = &mut self.dsr else {
             return false;
         };
-        let before = dsr.translates();
+        let before = dsr.translated_services();
         dsr.reconcile().await;
-        dsr.translates() != before
+        dsr.translated_services() != before
     }
 
     /// Says which managers are silent. Unsigned heartbeats are not acknowledged, so that without a key

@@ -197,7 +197,7 @@ fn examine_worker(args: &WorkerArgs) -> Result<Diagnosis, CliError> {
         .iter()
         .map(|manager| with_port(manager).context("--manager"))
         .collect();
-    let worker = doctor::Worker {
+    let worker = doctor::ExaminedAgent {
         managers: managers.map_err(CliError::Usage)?,
         name: worker_name(args.name.clone().or_else(|| own?.name.clone()))?,
         key: (args.key.clone())

@@ -3,7 +3,7 @@
 use memlb::{
     handover::HandedOver,
     peer::PeerStatus,
-    peer_report::{exchanged, problems, summary},
+    peer_report::{problems, summary, traffic},
     status::{Status, format_time},
 };
 
@@ -16,7 +16,7 @@ pub fn peers(text: &mut WrappedText, status: &Status) {
     for peer in &status.peers {
         let PeerStatus { name, address, .. } = peer;
         text.line(0, &format!("peer {name} {address}: {}", summary(peer)));
-        text.painted(2, &exchanged(peer), Paint::Dim);
+        text.painted(2, &traffic(peer), Paint::Dim);
         for problem in problems(peer) {
             text.painted(2, &problem, Paint::Bad);
         }

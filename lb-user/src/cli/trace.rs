@@ -6,7 +6,7 @@ use lb_common::verdict::{Verdict, VerdictClass};
 use lb_core::{counted, milliseconds};
 use memlb::{
     control::{DISCONNECTED, Request, parse_reply},
-    trace::{Clients, DEFAULT_RATE, Dropped, Line, MAX_RATE, Packet, TraceFilter},
+    trace::{Clients, DEFAULT_RATE, Dropped, MAX_RATE, Packet, TraceFilter, TraceLine},
 };
 use tokio::{
     select,
@@ -113,32 +113,34 @@ async fn show(args: Args) -> CliResult {
                 text.ok_or_else(|| CliError::RunTime(anyhow!(DISCONNECTED)))?
             }
             _ = interrupts.recv() => {
-                let end = Line::End { packets, dropped };
+                let end = TraceLine::End { packets, dropped };
                 serde_json::to_string(&end).context("encode the end")?
             }
         };
-        let line: Line = parse_reply(&text)?;
+        let line: TraceLine = parse_reply(&text)?;
         if args.remote.json {
             print(&format!("{text}\n"));
         } else {
             print_line(&line, begin);
         }
         match line {
-            Line::Begun => {}
-            Line::Packet(_) => packets += 1,
-            Line::Dropped(until_now) => dropped = until_now,
-            Line::End { .. } => return Ok(()),
+            TraceLine::Begun => {}
+            TraceLine::Packet(_) => packets += 1,
+            TraceLine::Dropped(until_now) => dropped = until_now,
+            TraceLine::End { .. } => return Ok(()),
         }
     }
 }
 
 /// Prints packets to standard output, and other lines to standard error.
-fn print_line(line: &Line, begin: &str) {
+fn print_line(line: &TraceLine, begin: &str) {
     match line {
-        Line::Begun => super::print_error(begin),
-        Line::Packet(packet) => print(&packet_text(packet, Output::stdout())),
-        Line::Dropped(dropped) => super::print_error(&format!("not shown until now: {dropped}")),
-        Line::End { packets, dropped } => {
+        TraceLine::Begun => super::print_error(begin),
+        TraceLine::Packet(packet) => print(&packet_text(packet, Output::stdout())),
+        TraceLine::Dropped(dropped) => {
+            super::print_error(&format!("not shown until now: {dropped}"));
+        }
+        TraceLine::End { packets, dropped } => {
             super::print_error(&format!(
                 "{}; not shown: {dropped}",
                 counted(*packets, "packet")

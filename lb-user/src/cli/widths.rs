@@ -6,7 +6,7 @@ use memlb::{
     control::DenyReply,
     doctor::{Diagnosis, Finding},
     event_stream::EventRecord,
-    explain::{Explained, Explanation, Next},
+    explain::{ExplainedConnection, Explanation, NextConnection},
     flows::{FlowRow, Flows},
     manager::Reloaded,
     pinned::{PinnedBackend, PinnedPeer, PinnedService, PinnedStatus},
@@ -84,14 +84,14 @@ fn texts(output: Output) -> Vec<(&'static str, String)> {
     let explanation = Explanation {
         client: "192.168.156.110".to_owned(),
         denied: None,
-        connections: vec![Explained {
+        connections: vec![ExplainedConnection {
             connection: row(),
             begun_ms: 0,
             decision: None,
         }],
         total: 1,
         next: next
-            .map(|service| Next {
+            .map(|service| NextConnection {
                 service: service.map_backends(|backend| backend.seen),
                 failures: Default::default(),
                 absent: Default::default(),

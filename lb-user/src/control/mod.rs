@@ -114,7 +114,7 @@ pub enum Request {
         #[serde(default)]
         filter: EventFilter,
     },
-    /// Answered by one [`crate::trace::Line`] a line.
+    /// Answered by one [`crate::trace::TraceLine`] a line.
     Trace(TraceFilter),
 }
 

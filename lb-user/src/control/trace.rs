@@ -22,7 +22,7 @@ use super::{
 use crate::{
     datapath::{self, KernelTrace},
     manager::ManagerHandle,
-    trace::{Dropped, Line, Names, TraceFilter},
+    trace::{Dropped, Names, TraceFilter, TraceLine},
 };
 
 /// How often the trace filter is renewed: several times before it expires.
@@ -73,8 +73,8 @@ pub(super) async fn start(
 ) -> Result<TraceSession, RequestError> {
     let services = manager.snapshot().await?.services;
     check_names(&services, &filter.service, &filter.worker)?;
-    let numbers = datapath::service_numbers(manager.pin_path())?;
-    let order = filter.order(&services, |service| {
+    let numbers = datapath::service_ids(manager.pin_path())?;
+    let order = filter.config(&services, |service| {
         let is_it = |(_, at): &&(_, lb_core::Endpoint)| {
             at.address.to_string() == service.address && at.protocol == service.protocol
         };
@@ -99,7 +99,7 @@ impl TraceSession {
         writer: &mut WriteHalf<'_>,
         manager: &ManagerHandle,
     ) -> Result<()> {
-        send_line(writer, &Line::Begun).await?;
+        send_line(writer, &TraceLine::Begun).await?;
         let mut packets = 0;
         let mut dropped = Dropped::default();
         let mut renewal = interval(RENEWAL);
@@ -122,18 +122,18 @@ impl TraceSession {
                     let now = Dropped::from(self.kernel.counts()?);
                     if now != dropped {
                         dropped = now;
-                        send_line(writer, &Line::Dropped(dropped)).await?;
+                        send_line(writer, &TraceLine::Dropped(dropped)).await?;
                     }
                 }
                 event = self.kernel.next() => {
                     packets += 1;
                     let packet = crate::trace::Packet::new(&event?, &self.names);
-                    send_line(writer, &Line::Packet(Box::new(packet))).await?;
+                    send_line(writer, &TraceLine::Packet(Box::new(packet))).await?;
                 }
             }
         }
         let dropped = self.kernel.counts()?.into();
-        send_line(writer, &Line::End { packets, dropped }).await
+        send_line(writer, &TraceLine::End { packets, dropped }).await
     }
 }
 

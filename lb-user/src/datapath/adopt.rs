@@ -1,11 +1,10 @@
-//! What an earlier manager left pinned, read for adoption.
+//! Reads the pins of an earlier manager for adoption.
 
 use std::{net::SocketAddr, path::Path};
 
 use anyhow::Result;
-use lb_common::{
-    headers::PROTOCOL_UDP,
-    maps::{Backend, LAYOUT_VERSION, SPREAD, Service, ServiceKey, Settings, mode, name, state},
+use lb_common::maps::{
+    Backend, LAYOUT_VERSION, SPREAD, Service, ServiceKey, Settings, mode, name, state,
 };
 use lb_core::{AdoptedState, BackendId, Endpoint, Mode, Protocol, ServiceId};
 
@@ -13,6 +12,7 @@ use super::{
     family::from_mapped,
     layout,
     named_map::{ArrayMap, HashTable},
+    protocol::protocol_of,
 };
 use crate::config::{Identity, PinnedIds};
 
@@ -29,7 +29,7 @@ impl Adoption {
     }
 }
 
-/// Reads what is pinned in `pin_path`.
+/// Reads the pins in `pin_path`.
 pub fn read(pin_path: &Path) -> Result<Adoption> {
     if !pin_path.join(name::SETTINGS).exists() {
         return Ok(Adoption::default());
@@ -39,17 +39,13 @@ pub fn read(pin_path: &Path) -> Result<Adoption> {
     let backends = ArrayMap::<Backend>::open(pin_path, name::BACKENDS)?;
 
     let mut adoption = Adoption::default();
-    adoption.pinned.services = service_numbers(pin_path)?;
-    for (ServiceId(id), _) in &adoption.pinned.services {
-        let id = *id;
-        let selected = selection.get(id)?;
-        if selected == SPREAD {
-            adoption.adopted.spread.insert(ServiceId(id));
-        } else if selected != 0 {
-            adoption
-                .adopted
-                .selections
-                .insert(ServiceId(id), BackendId(selected));
+    adoption.pinned.services = service_ids(pin_path)?;
+    let adopted = &mut adoption.adopted;
+    for &(service, _) in &adoption.pinned.services {
+        match selection.get(service.0)? {
+            0 => {}
+            SPREAD => _ = adopted.spread.insert(service),
+            selected => _ = adopted.selections.insert(service, BackendId(selected)),
         }
     }
     for id in 1..backends.len() {
@@ -57,21 +53,19 @@ pub fn read(pin_path: &Path) -> Result<Adoption> {
         if backend.port == 0 {
             continue;
         }
+        let id = BackendId(id);
         let identity = identity(&backend, &adoption.pinned.services);
-        adoption.pinned.backends.push((BackendId(id), identity));
+        adoption.pinned.backends.push((id, identity));
         if matches!(backend.state, state::UP | state::DRAINING) {
-            adoption.pinned.keeps_flows.insert(BackendId(id));
+            adoption.pinned.keeps_flows.insert(id);
         }
         if backend.mode == mode::LOCAL {
             continue;
         }
-        adoption
-            .adopted
-            .weights
-            .insert(BackendId(id), backend.weight);
+        adopted.weights.insert(id, backend.weight);
         match backend.state {
-            state::UP => adoption.adopted.up.insert(BackendId(id)),
-            state::DRAINING => adoption.adopted.draining.insert(BackendId(id)),
+            state::UP => adopted.up.insert(id),
+            state::DRAINING => adopted.draining.insert(id),
             _ => false,
         };
     }
@@ -81,10 +75,7 @@ pub fn read(pin_path: &Path) -> Result<Adoption> {
 fn endpoint(key: &ServiceKey) -> Endpoint {
     Endpoint {
         address: SocketAddr::new(from_mapped(key.address), u16::from_be_bytes(key.port)),
-        protocol: match key.protocol {
-            PROTOCOL_UDP => Protocol::Udp,
-            _ => Protocol::Tcp,
-        },
+        protocol: protocol_of(key.protocol).unwrap_or(Protocol::Tcp),
     }
 }
 
@@ -110,18 +101,18 @@ pub fn settings(pin_path: &Path) -> Result<Settings> {
     ArrayMap::open(pin_path, name::SETTINGS)?.get(0)
 }
 
-/// Reads ids and endpoints of the open services.
+/// Reads the ids and endpoints of the services in map `services`.
 ///
 /// # Errors
 ///
 /// Names the map that could not be read.
-pub fn service_numbers(pin_path: &Path) -> Result<Vec<(ServiceId, Endpoint)>> {
+pub fn service_ids(pin_path: &Path) -> Result<Vec<(ServiceId, Endpoint)>> {
     let services = HashTable::<ServiceKey, Service>::open(pin_path, name::SERVICES)?;
-    let number = |(key, service): (_, Service)| (ServiceId(service.id), endpoint(&key));
-    services.entries().map(|it| it.map(number)).collect()
+    let id = |(key, service): (_, Service)| (ServiceId(service.id), endpoint(&key));
+    services.entries().map(|it| it.map(id)).collect()
 }
 
-/// Returns the settings of an earlier manager of these pins.
+/// Returns the settings that an earlier manager of this layout version has pinned.
 pub fn previous_settings(pin_path: &Path) -> Option<Settings> {
     settings(pin_path)
         .ok()

@@ -1,9 +1,10 @@
 //! How managers of one network namespace know of each other.
 //!
 //! The kernel gives the names of other programs only with `CAP_SYS_ADMIN`, which the package's manager lacks. So each
-//! manager holds sockets without a file (unix(7), abstract sockets): one for each interface and one for each service,
-//! which their names tell. Only processes of the same network namespace see them. Any of them can imitate the former, and
-//! thereby cause a false warning. The latter prevent a start, and count only if root or this user holds them.
+//! manager holds abstract sockets (unix(7)), whose names contain its process id and an interface or a service. Only
+//! processes of the same network namespace see them. Any of these processes can imitate the socket of an interface, and
+//! thereby cause a false warning. The socket of a service prevents the start of another manager, and counts only if root
+//! or this user holds it.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -27,12 +28,12 @@ use nix::{
 use tracing::debug;
 
 const SERVICE_PREFIX: &str = "memlb-service/";
-const PREFIX: &str = "memlb-manager/";
+const INTERFACE_PREFIX: &str = "memlb-manager/";
 
-/// Where the kernel lists the sockets of this network namespace.
+/// The kernel's list of the Unix sockets of this network namespace.
 const SOCKETS: &str = "/proc/net/unix";
 
-/// The presence of this manager at an interface; it ends with the value.
+/// Announces this manager at an interface until it is dropped.
 #[derive(Debug)]
 pub struct Announcement {
     pub interface: u32,
@@ -44,7 +45,7 @@ impl Announcement {
     ///
     /// # Errors
     ///
-    /// The kernel's error, such as an announcement that exists.
+    /// The kernel's error, for example because the announcement exists already.
     pub fn new(interface: u32) -> io::Result<Self> {
         let address = SocketAddr::from_abstract_name(name(interface))?;
         Ok(Self {
@@ -55,10 +56,10 @@ impl Announcement {
 }
 
 fn name(interface: u32) -> String {
-    format!("{PREFIX}{}/{interface}", process::id())
+    format!("{INTERFACE_PREFIX}{}/{interface}", process::id())
 }
 
-/// Whether another manager announces itself at the interface. One of an older version does not.
+/// Whether another manager announces itself at the interface. Older versions of memlb do not announce themselves.
 ///
 /// # Errors
 ///
@@ -71,13 +72,13 @@ pub fn is_other_at(interface: u32) -> io::Result<bool> {
 
 fn has_other(sockets: &str, own: &str, interface: u32) -> bool {
     names(sockets).any(|name| {
-        let parts = name.strip_prefix(PREFIX);
+        let parts = name.strip_prefix(INTERFACE_PREFIX);
         let at = parts.and_then(|it| it.split_once('/')?.1.parse().ok());
         at == Some(interface) && name != own
     })
 }
 
-/// The services of this manager, as other managers see them; they end with the value.
+/// Announces this manager's services until it is dropped.
 #[derive(Debug, Default)]
 pub struct ServiceAnnouncements(BTreeMap<Endpoint, UnixListener>);
 
@@ -100,8 +101,8 @@ impl ServiceAnnouncements {
     }
 }
 
-/// A manager, of root or of this user, that announces itself at the interface and announces a service among
-/// `services`: its process and that service. Managers of an older version do not.
+/// Finds a manager that announces itself at the interface and announces one of `services`, and that root or this user
+/// runs. Returns its process id and that service. Older versions of memlb do not announce themselves.
 ///
 /// # Errors
 ///
@@ -115,7 +116,7 @@ pub fn other_serving(
     Ok(names(&sockets).find_map(|name| {
         let (pid, service) = name.strip_prefix(SERVICE_PREFIX)?.split_once('/')?;
         let service = service.parse().ok()?;
-        let is_at = |it: &str| it == format!("{PREFIX}{pid}/{interface}");
+        let is_at = |it: &str| it == format!("{INTERFACE_PREFIX}{pid}/{interface}");
         let is_same = services.contains(&service) && names(&sockets).any(is_at);
         let is_other = pid != process::id().to_string();
         Some((
@@ -125,8 +126,8 @@ pub fn other_serving(
     }))
 }
 
-/// The process that holds a socket, if root or this user runs it. Does not wait for a socket whose queue is full, which
-/// any process can fill.
+/// The process that holds a socket, if root or this user runs it. Does not block: any process can fill the socket's
+/// queue.
 fn trusted_holder(name: &str) -> Option<i32> {
     let address = UnixAddr::new_abstract(name.as_bytes()).ok()?;
     let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
@@ -137,7 +138,7 @@ fn trusted_holder(name: &str) -> Option<i32> {
     (user.is_root() || user == Uid::effective()).then(|| holder.pid())
 }
 
-/// The names in the kernel's list, without the `@` with which it begins them.
+/// The names of abstract sockets in the kernel's list, without the leading `@`.
 fn names(sockets: &str) -> impl Iterator<Item = &str> {
     let names = sockets.lines().filter_map(|line| line.split_once('@'));
     names.map(|(_, name)| name.trim_end())

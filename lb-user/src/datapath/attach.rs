@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use aya::{
     Ebpf,
     programs::{
-        LinkOrder, SchedClassifier, TcAttachType, Xdp, XdpMode,
+        LinkOrder, ProgramError, SchedClassifier, TcAttachType, Xdp, XdpMode,
         links::{FdLink, LinkError, PinnedLink},
         tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcError},
         xdp::XdpLink,
@@ -18,19 +18,17 @@ use aya::{
 use tracing::{info, warn};
 
 use super::{
+    bpffs,
     interface::{Interface, InterfaceRef, name_of},
     kernel, link_info, netlink_query,
 };
 use crate::config::Attach;
 
-/// Subdirectory of the pin directory with the pinned links.
-pub const LINKS: &str = "links";
-
 pub const INGRESS: &str = "memlb_ingress";
 pub const EGRESS: &str = "memlb_egress";
 pub const LOOPBACK: &str = "memlb_loopback";
 pub const XDP: &str = "memlb_xdp";
-/// Programs of a worker's DSR translator.
+/// Programs of a DSR translator.
 pub const DSR_IN: &str = "memlb_dsr_in";
 pub const DSR_OUT: &str = "memlb_dsr_out";
 
@@ -50,6 +48,19 @@ lb_common::named_enum! {
 /// A program and the direction of its packets; `None` for XDP.
 pub type Program = (&'static str, Option<TcAttachType>);
 
+/// The manager's TC programs on each interface, and on `lo`.
+pub const TC_PROGRAMS: [Program; 2] = [
+    (INGRESS, Some(TcAttachType::Ingress)),
+    (EGRESS, Some(TcAttachType::Egress)),
+];
+pub const LOOPBACK_PROGRAMS: [Program; 1] = [(LOOPBACK, Some(TcAttachType::Egress))];
+
+/// The programs of a DSR translator on each interface.
+pub const DSR_PROGRAMS: [Program; 2] = [
+    (DSR_IN, Some(TcAttachType::Ingress)),
+    (DSR_OUT, Some(TcAttachType::Egress)),
+];
+
 /// Attaches a program, replacing an earlier one of its kind.
 ///
 /// # Errors
@@ -58,12 +69,12 @@ pub type Program = (&'static str, Option<TcAttachType>);
 pub fn attach(
     ebpf: &mut Ebpf,
     links: &Path,
-    program: Program,
+    attached: Program,
     target: InterfaceRef<'_>,
 ) -> Result<()> {
-    match program {
+    match attached {
         (name, Some(direction)) => attach_tc(ebpf, links, name, target, direction),
-        (_, None) => attach_xdp(xdp(ebpf)?, links, target),
+        (_, None) => attach_xdp(program(ebpf, XDP)?, links, target),
     }
 }
 
@@ -85,56 +96,48 @@ pub fn is_attached(links: &Path, program: Program, target: InterfaceRef<'_>) -> 
     }
 }
 
+/// Whether the link pinned at `path` is attached to the interface.
 fn is_linked(path: &Path, target: InterfaceRef<'_>) -> Result<bool> {
-    let interface = link_info::interface_of(path);
-    let interface = interface.with_context(|| format!("look at {}", path.display()))?;
-    Ok(interface == Some(target.index))
+    Ok(linked_interface(path)? == Some(target.index))
 }
 
-/// Renames the pins of all links to the present names of their interfaces, and returns whether there was any. Two
-/// interfaces may have exchanged names.
+fn linked_interface(path: &Path) -> Result<Option<u32>> {
+    link_info::interface_of(path).with_context(|| format!("read the link {}", path.display()))
+}
+
+/// Renames the pins of all links to the present names of their interfaces, and returns whether any was renamed. Renames
+/// in two steps, because two interfaces may have exchanged names.
 ///
 /// # Errors
 ///
 /// Names the pin that could not be read or renamed.
 pub fn rename_pins(links: &Path) -> Result<bool> {
     let mut moves = Vec::new();
-    for entry in fs::read_dir(links).with_context(|| format!("list {}", links.display()))? {
-        let path = entry
-            .with_context(|| format!("list {}", links.display()))?
-            .path();
-        let interface = link_info::interface_of(&path);
-        let interface = interface.with_context(|| format!("look at {}", path.display()))?;
-        let Some(name) = interface.and_then(name_of) else {
+    for path in bpffs::files(links)? {
+        let Some(name) = linked_interface(&path)?.and_then(name_of) else {
             continue;
         };
         let file = path.file_name().unwrap_or_default().to_string_lossy();
         let Some((program, _)) = file.split_once('@') else {
             continue;
         };
-        let right = pin(links, program, &name);
-        if path != right {
-            let between = links.join(format!("{file}-moves"));
-            moves.push((path, between, right));
+        let new = pin(links, program, &name);
+        if path != new {
+            let temporary = links.join(format!("{file}-moves"));
+            moves.push((path, temporary, new));
         }
     }
     let rename = |from: &Path, to: &Path| {
         fs::rename(from, to)
             .with_context(|| format!("rename {} to {}", from.display(), to.display()))
     };
-    for (from, between, _) in &moves {
-        rename(from, between)?;
+    for (old, temporary, _) in &moves {
+        rename(old, temporary)?;
     }
-    for (_, between, right) in &moves {
-        rename(between, right)?;
+    for (_, temporary, new) in &moves {
+        rename(temporary, new)?;
     }
     Ok(!moves.is_empty())
-}
-
-fn xdp(ebpf: &mut Ebpf) -> Result<&mut Xdp> {
-    let program = ebpf.program_mut(XDP);
-    let program = program.with_context(|| format!("the kernel programs have no {XDP}"))?;
-    Ok(program.try_into()?)
 }
 
 /// Chooses TC or XDP for all interfaces, because XDP can send only to interfaces that run it, too. Attaches XDP if
@@ -158,7 +161,7 @@ pub fn choose_mode(
             .map(|reason| reason.as_ref().unwrap_or(first));
         return Ok((AttachMode::Tc, reasons.cloned().collect()));
     }
-    let program = xdp(ebpf)?;
+    let program: &mut Xdp = program(ebpf, XDP)?;
     let outcome = program.load().context("load memlb_xdp").and_then(|()| {
         interfaces
             .iter()
@@ -238,7 +241,7 @@ fn attach_xdp(program: &mut Xdp, links: &Path, target: InterfaceRef<'_>) -> Resu
     .with_context(|| format!("attach {XDP} to {}", target.name))
 }
 
-/// Attaches a TC program and pins its link. clsact has no links.
+/// Attaches a TC program, by tcx with a pinned link, or by clsact, which has no links.
 fn attach_tc(
     ebpf: &mut Ebpf,
     links: &Path,
@@ -246,7 +249,7 @@ fn attach_tc(
     target: InterfaceRef<'_>,
     direction: TcAttachType,
 ) -> Result<()> {
-    let program = classifier(ebpf, name)?;
+    let program: &mut SchedClassifier = program(ebpf, name)?;
     let path = pin(links, name, target.name);
     let context = || format!("attach {name} to {}", target.name);
     if !has_tcx()? {
@@ -317,32 +320,17 @@ fn clsact_handle(name: &str) -> u32 {
     }
 }
 
-/// Removes the manager's clsact filters from all interfaces; returns whether there were any.
-pub fn detach_clsact() -> Result<bool> {
-    detach_filters(&[
-        (INGRESS, TcAttachType::Ingress),
-        (EGRESS, TcAttachType::Egress),
-        (LOOPBACK, TcAttachType::Egress),
-    ])
-}
-
-/// The same for a DSR translator.
-pub fn detach_dsr_clsact() -> Result<bool> {
-    detach_filters(&[
-        (DSR_IN, TcAttachType::Ingress),
-        (DSR_OUT, TcAttachType::Egress),
-    ])
-}
-
-/// The qdisc stays, because other programs may use it.
-fn detach_filters(programs: &[(&str, TcAttachType)]) -> Result<bool> {
+/// Removes the clsact filters of TC programs from all interfaces; returns whether there were any. The qdisc stays, because
+/// other programs may use it.
+pub fn detach_clsact(programs: &[Program]) -> Result<bool> {
     let mut found = false;
-    for interface in nix::net::if_::if_nameindex()
-        .context("list the interfaces")?
-        .iter()
-    {
+    let interfaces = nix::net::if_::if_nameindex().context("list the interfaces")?;
+    for interface in &interfaces {
         let interface = interface.name().to_string_lossy();
-        for &(name, direction) in programs {
+        for (name, direction) in programs {
+            let Some(direction) = *direction else {
+                continue;
+            };
             // Fails on interfaces without clsact, which have nothing to detach.
             found |= tc::qdisc_detach_program(&interface, direction, name).is_ok();
         }
@@ -350,20 +338,35 @@ fn detach_filters(programs: &[(&str, TcAttachType)]) -> Result<bool> {
     Ok(found)
 }
 
-pub fn classifier<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut SchedClassifier> {
-    let program = ebpf
-        .program_mut(name)
-        .with_context(|| format!("the kernel programs have no {name}"))?;
+/// Loads TC programs into the kernel.
+///
+/// # Errors
+///
+/// Names the program that the kernel rejects.
+pub fn load_classifiers(ebpf: &mut Ebpf, names: &[&str]) -> Result<()> {
+    names.iter().try_for_each(|name| {
+        let loaded = program::<SchedClassifier>(ebpf, name)?.load();
+        loaded.with_context(|| format!("load {name}"))
+    })
+}
+
+/// Returns a program of the object.
+pub fn program<'a, P>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut P>
+where
+    &'a mut P: TryFrom<&'a mut aya::programs::Program, Error = ProgramError>,
+{
+    let program = ebpf.program_mut(name);
+    let program = program.with_context(|| format!("the kernel programs have no {name}"))?;
     Ok(program.try_into()?)
 }
 
-/// Path of the pin of a program's link to an interface. bpffs does not allow dots in names.
+/// Path of the pin of a program's link to an interface. bpffs allows no dots in names.
 pub fn pin(links: &Path, program: &str, interface: &str) -> PathBuf {
     links.join(format!("{program}@{}", interface.replace('.', "%2e")))
 }
 
-/// Makes the link pinned at `path` run the new program; `attach` gets that link. Where it cannot be used, or none is
-/// pinned, `attach` makes a new one, which is pinned.
+/// Replaces the program of the link pinned at `path`: `attach` gets that link. If it cannot be used, or none is pinned,
+/// `attach` creates a link, which is pinned.
 fn attach_pinned(
     path: &Path,
     target: InterfaceRef<'_>,
@@ -387,7 +390,7 @@ fn pinned(path: &Path, target: InterfaceRef<'_>) -> Result<Option<PinnedLink>> {
         return Ok(None);
     }
     if !is_linked(path, target)? {
-        remove_stale_pin(path, "it is detached, or was another interface's")?;
+        remove_stale_pin(path, "it is detached, or belongs to another interface")?;
         return Ok(None);
     }
     match PinnedLink::from_pin(path) {
@@ -421,10 +424,7 @@ fn remove_pin(path: &Path) -> Result<()> {
 /// Detaches programs of an earlier manager from other interfaces; returns whether there were any.
 pub fn remove_unlisted_pins(links: &Path, kept: &[PathBuf]) -> Result<bool> {
     let mut found = false;
-    for entry in fs::read_dir(links).with_context(|| format!("list {}", links.display()))? {
-        let path = entry
-            .with_context(|| format!("list {}", links.display()))?
-            .path();
+    for path in bpffs::files(links)? {
         if !kept.contains(&path) {
             warn!(
                 "detaching {}, which is no longer configured",

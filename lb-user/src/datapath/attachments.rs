@@ -2,31 +2,31 @@
 //! detaches them.
 
 use std::{
+    collections::BTreeSet,
     fmt, fs,
     mem::take,
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context, Result};
-use aya::{Ebpf, programs::TcAttachType};
-use lb_core::Event;
+use aya::Ebpf;
+use lb_core::{Endpoint, Event};
 use tracing::debug;
 
 use super::{
     announcement::Announcement,
-    attach::{self, AttachMode, EGRESS, INGRESS, LINKS, LOOPBACK, Program, XDP},
-    foreign_programs::{foreign_programs, pin_directories, serve_others, served},
+    attach::{
+        self, AttachMode, EGRESS, INGRESS, LOOPBACK, LOOPBACK_PROGRAMS, Program, TC_PROGRAMS, XDP,
+    },
+    bpffs::LINKS,
+    foreign_programs::{ForeignPrograms, other_managers, served},
     interface::{Interface, InterfaceRef, index_of, name_of},
+    links::Links,
+    netlink_query,
     precedence::preceding,
     upstream::{UpstreamManager, upstream_managers},
 };
 use crate::config::Attach;
-
-const OF_LOOPBACK: [Program; 1] = [(LOOPBACK, Some(TcAttachType::Egress))];
-const OF_TC: [Program; 2] = [
-    (INGRESS, Some(TcAttachType::Ingress)),
-    (EGRESS, Some(TcAttachType::Egress)),
-];
 
 /// An interface and its programs.
 #[derive(Debug)]
@@ -40,14 +40,14 @@ pub struct Attachment {
     pub index: Option<u32>,
     /// Programs that are not attached and cannot be attached again.
     pub missing: Vec<&'static str>,
-    /// Programs of another memlb that receive the packets first, and may serve the same addresses.
+    /// Programs of another memlb that receive the packets first and may serve the same addresses.
     pub preceding: Vec<String>,
     /// The name in the configuration; `None` once another interface has that name.
     configured: Option<String>,
     programs: Vec<Program>,
     /// Whether the interface has returned and is not attached yet.
     is_new: bool,
-    /// Tells other managers of this one, once it is attached.
+    /// Announces this manager to others, once it is attached.
     announcement: Option<Announcement>,
 }
 
@@ -86,14 +86,10 @@ impl Attachments {
     ) -> Result<Self> {
         let links = pin_path.join(LINKS);
         fs::create_dir_all(&links).with_context(|| format!("create {}", links.display()))?;
-        for program in [INGRESS, EGRESS, LOOPBACK] {
-            attach::classifier(ebpf, program)?
-                .load()
-                .with_context(|| format!("load {program}"))?;
-        }
+        attach::load_classifiers(ebpf, &[INGRESS, EGRESS, LOOPBACK])?;
         attach::rename_pins(&links)?;
         let loopback = Attachment {
-            programs: OF_LOOPBACK.to_vec(),
+            programs: LOOPBACK_PROGRAMS.to_vec(),
             ..Attachment::new(
                 "lo",
                 lb_common::maps::LOOPBACK,
@@ -101,15 +97,13 @@ impl Attachments {
                 String::new(),
             )
         };
-        loopback.attach_all(ebpf, &links)?;
+        for (target, program) in loopback.target().into_iter().zip(LOOPBACK_PROGRAMS) {
+            attach::attach(ebpf, &links, program, target)?;
+        }
         for interface in interfaces {
-            let all = Attachment::new(
-                &interface.name,
-                interface.index,
-                AttachMode::Tc,
-                String::new(),
-            );
-            all.attach_all(ebpf, &links)?;
+            for program in TC_PROGRAMS {
+                attach::attach(ebpf, &links, program, interface.target())?;
+            }
         }
         let (mode, reasons) = attach::choose_mode(ebpf, &links, requested, interfaces)?;
         let named = interfaces.iter().zip(reasons);
@@ -160,9 +154,14 @@ impl Attachments {
         changes.extend(self.attach_namesakes());
         let all = [&mut self.loopback].into_iter().chain(&mut self.interfaces);
         changes.extend(all.filter_map(|it| it.restore(ebpf, &self.links)));
-        let others = pin_directories(pin_path(&self.links));
-        let interfaces = self.interfaces.iter_mut();
-        changes.extend(interfaces.filter_map(|it| it.refresh_preceding(&self.links, &others)));
+        self.interfaces.iter_mut().for_each(Attachment::announce);
+        match OtherManagers::find(&self.links) {
+            Ok(others) => {
+                let interfaces = self.interfaces.iter_mut();
+                changes.extend(interfaces.filter_map(|it| it.refresh_preceding(&others)));
+            }
+            Err(error) => debug!("{error:#}"),
+        }
         // Do not wait for an interface whose name another one has.
         let is_awaited = |it: &Attachment| it.index.is_some() || it.configured.is_some();
         self.interfaces.retain(is_awaited);
@@ -223,7 +222,7 @@ impl Attachment {
             missing: Vec::new(),
             preceding: Vec::new(),
             configured: Some(name.to_owned()),
-            programs: OF_TC.into_iter().chain(xdp).collect(),
+            programs: TC_PROGRAMS.into_iter().chain(xdp).collect(),
             is_new: false,
             announcement: None,
         }
@@ -240,14 +239,6 @@ impl Attachment {
             Ok(announcement) => self.announcement = announcement,
             Err(error) => debug!("announce this manager at {}: {error}", self.interface),
         }
-    }
-
-    fn attach_all(&self, ebpf: &mut Ebpf, links: &Path) -> Result<()> {
-        let Some(target) = self.target() else {
-            return Ok(());
-        };
-        let mut programs = self.programs.iter();
-        programs.try_for_each(|program| attach::attach(ebpf, links, *program, target))
     }
 
     fn target(&self) -> Option<InterfaceRef<'_>> {
@@ -275,11 +266,10 @@ impl Attachment {
         }
     }
 
-    /// Looks for programs of another memlb before this one's; each change from none or to none is reported.
-    fn refresh_preceding(&mut self, links: &Path, others: &[PathBuf]) -> Option<Event> {
-        self.announce();
+    /// Checks whether programs of another memlb receive the packets first. Returns an event if that begins or ends.
+    fn refresh_preceding(&mut self, others: &OtherManagers) -> Option<Event> {
         let target = self.target();
-        let found = target.map(|it| find_preceding(links, others, it, self.mode));
+        let found = target.map(|it| others.preceding(it, self.mode));
         let (programs, manager) = match found.transpose() {
             Ok(found) => found.unwrap_or_default(),
             Err(error) => {
@@ -341,38 +331,66 @@ fn not_attached(interface: String, error: &anyhow::Error) -> Event {
     Event::InterfaceNotAttached { interface, error }
 }
 
-/// The directory of pins that has these links.
-fn pin_path(links: &Path) -> &Path {
-    links.parent().unwrap_or(links)
+/// The other managers of this machine, read once for all interfaces. Without any, only `links` is set.
+#[derive(Default)]
+struct OtherManagers {
+    /// Where this manager's links are pinned.
+    links: PathBuf,
+    own_services: BTreeSet<Endpoint>,
+    managers: Vec<ForeignPrograms>,
+    interfaces: Links,
 }
 
-/// The programs of another memlb that steer packets to `target` before this one's, and whose they are.
-fn find_preceding(
-    links: &Path,
-    others: &[PathBuf],
-    target: InterfaceRef<'_>,
-    mode: AttachMode,
-) -> Result<(Vec<String>, String)> {
-    let pin_path = pin_path(links);
-    let found = preceding(links, target, mode)?;
-    if !found.is_empty() && !serve_others(pin_path, target.name) {
-        return Ok((found, manager_at(target.name, pin_path)));
+impl OtherManagers {
+    fn find(links: &Path) -> Result<Self> {
+        let pin_path = links.parent().unwrap_or(links);
+        let managers = other_managers(pin_path);
+        let mut others = Self {
+            links: links.to_owned(),
+            ..Self::default()
+        };
+        if !managers.is_empty() {
+            others.own_services = served(pin_path).unwrap_or_default();
+            others.interfaces = netlink_query::links()?;
+            others.managers = managers;
+        }
+        Ok(others)
     }
-    if others.is_empty() {
-        return Ok(Default::default());
-    }
-    let services = served(pin_path).unwrap_or_default();
-    let managers = upstream_managers(others, target, &services)?;
-    let manager = managers.first().map(UpstreamManager::origin);
-    let programs = managers.iter().map(UpstreamManager::programs);
-    Ok((programs.collect(), manager.unwrap_or_default()))
-}
 
-/// Names the manager whose programs are attached at an interface, beside this one.
-fn manager_at(interface: &str, pin_path: &Path) -> String {
-    let mut others = foreign_programs(pin_path).into_iter();
-    match others.find(|it| it.interfaces.contains(interface)) {
-        Some(other) => other.origin(),
-        None => "its pins are not visible to this manager".to_owned(),
+    /// The programs of other managers that steer packets to an interface before this manager's, and the pins of one.
+    fn preceding(
+        &self,
+        target: InterfaceRef<'_>,
+        mode: AttachMode,
+    ) -> Result<(Vec<String>, String)> {
+        let programs = preceding(&self.links, target, mode)?;
+        let managers = self.managers.iter();
+        let here = managers.filter(|it| it.interfaces.contains(target.name));
+        let here: Vec<&ForeignPrograms> = here.collect();
+        if !programs.is_empty() && !self.serve_other_addresses(&here, target.name) {
+            let manager = match here.first() {
+                Some(manager) => manager.origin(),
+                None => "its pins are not visible to this manager".to_owned(),
+            };
+            return Ok((programs, manager));
+        }
+        let locations = self.interfaces.upstream_of(target.index);
+        let upstream = upstream_managers(&self.managers, &locations, &self.own_services)?;
+        let manager = upstream.first().map(UpstreamManager::origin);
+        let programs = upstream.iter().map(UpstreamManager::programs);
+        Ok((programs.collect(), manager.unwrap_or_default()))
+    }
+
+    /// Whether all managers whose programs receive the packets of an interface first serve other addresses than this one.
+    /// Two managers may share an interface.
+    fn serve_other_addresses(&self, here: &[&ForeignPrograms], interface: &str) -> bool {
+        let first = here.iter().filter(|it| it.first_at.contains(interface));
+        let mut first = first.peekable();
+        // A manager that is starting serves nothing yet.
+        let is_disjoint = |it: &&ForeignPrograms| {
+            let services = it.services.as_ref();
+            services.is_some_and(|services| services.is_disjoint(&self.own_services))
+        };
+        first.peek().is_some() && first.all(is_disjoint)
     }
 }

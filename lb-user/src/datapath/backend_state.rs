@@ -78,16 +78,16 @@ pub(super) fn initial_backends(settings: &CoreSettings) -> BTreeMap<BackendId, B
 pub(super) fn replace_backends(
     before: &BTreeMap<BackendId, BackendState>,
     settings: &CoreSettings,
-    numbers: &PinnedIds,
+    ids: &PinnedIds,
 ) -> BTreeMap<BackendId, BackendState> {
     let mut backends = initial_backends(settings);
-    let known = before.values().filter(|it| !it.is_fallback);
-    let known = known.filter(|it| it.looked_up);
+    let known = before.values();
     let routes: Routes = known
+        .filter(|it| !it.is_fallback && it.looked_up)
         .map(|it| (it.address.ip(), it.route.clone()))
         .collect();
     for (id, new) in &mut backends {
-        new.keeps_flows = numbers.keeps_flows.contains(id);
+        new.keeps_flows = ids.keeps_flows.contains(id);
         // The route to a worker is the same for each of its services.
         if !new.is_fallback
             && let Some(route) = routes.get(&new.address.ip())
@@ -95,13 +95,10 @@ pub(super) fn replace_backends(
             new.route.clone_from(route);
             new.looked_up = true;
         }
-        match before.get(id) {
-            Some(old) if old.address == new.address => {
-                new.health = old.health;
-                new.memory = old.memory;
-                new.weight = old.weight;
-            }
-            _ => {}
+        if let Some(old) = before.get(id).filter(|it| it.address == new.address) {
+            new.health = old.health;
+            new.memory = old.memory;
+            new.weight = old.weight;
         }
     }
     backends
@@ -115,12 +112,12 @@ impl BackendState {
         }
     }
 
-    /// Whether the route has changed.
+    /// Whether the route differs from `found`, or was not looked up yet.
     pub fn differs(&self, found: &Option<Route>) -> bool {
         !self.looked_up || self.route != *found
     }
 
-    pub fn link(&self, attached: &BTreeSet<u32>) -> WorkerRoute {
+    pub fn worker_route(&self, attached: &BTreeSet<u32>) -> WorkerRoute {
         match &self.route {
             None => WorkerRoute::Missing,
             Some(route) if !route.arrives_at(attached) => {
@@ -172,11 +169,8 @@ impl BackendState {
             interface: route.map_or(0, |route| route.interface),
             service: self.service,
             weight: self.weight,
-            memory_available_bytes: self.memory.map_or(0, |memory| memory.available_bytes),
-            memory_total_bytes: self
-                .memory
-                .and_then(|memory| memory.total_bytes)
-                .unwrap_or(0),
+            memory_available_bytes: self.memory.map_or(0, |it| it.available_bytes),
+            memory_total_bytes: self.memory.and_then(|it| it.total_bytes).unwrap_or(0),
             port_pool: 0,
             reply_interface: 0,
             max_connections: self.max_connections,

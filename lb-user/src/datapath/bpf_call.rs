@@ -10,13 +10,13 @@ pub const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
 pub const BPF_PROG_QUERY: libc::c_int = 16;
 pub const BPF_MAP_LOOKUP_BATCH: libc::c_int = 24;
 
-/// Carries out a command with `request`, the part of `union bpf_attr` that it uses.
+/// Executes a command with `request`, the part of `union bpf_attr` that the command uses.
 pub fn bpf<T>(command: libc::c_int, request: &mut T) -> io::Result<i32> {
     // SAFETY: the kernel accesses only the request and what its fields point to. Both outlive the call.
-    let answer =
+    let result =
         unsafe { libc::syscall(libc::SYS_bpf, command, &raw mut *request, size_of::<T>()) };
-    if answer < 0 {
+    if result < 0 {
         return Err(io::Error::last_os_error());
     }
-    i32::try_from(answer).map_err(io::Error::other)
+    i32::try_from(result).map_err(io::Error::other)
 }

@@ -3,8 +3,8 @@
 use std::{
     fs::{self, File},
     io,
-    os::{fd::AsFd, unix::fs::MetadataExt},
-    path::Path,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
 };
 
 use anyhow::{Context, Result, bail};
@@ -13,14 +13,18 @@ use nix::{
     errno::Errno,
     fcntl::{Flock, FlockArg},
     mount::{MsFlags, mount},
-    sys::statfs::{BPF_FS_MAGIC, fstatfs, statfs},
+    sys::{
+        stat::makedev,
+        statfs::{BPF_FS_MAGIC, statfs},
+    },
 };
 use procfs::{LockType, process::Process};
 use tracing::info;
 
-use super::attach::LINKS;
-
 pub const DEFAULT_MOUNT: &str = "/sys/fs/bpf";
+
+/// Subdirectory of the pin directory with the pinned links.
+pub const LINKS: &str = "links";
 
 /// Creates directory `pin_path` in a BPF file system, which it mounts if necessary. Returns whether the directory is
 /// empty.
@@ -55,7 +59,7 @@ pub fn check(pin_path: &Path) -> Result<()> {
             pin_path.display()
         );
     }
-    if existing == pin_path && is_valid(pin_path)? {
+    if existing == pin_path && is_mount_point(pin_path)? {
         bail!(
             "manager.pin_path {} is a whole BPF file system, with the pins of others: choose a \
              directory below it",
@@ -66,13 +70,24 @@ pub fn check(pin_path: &Path) -> Result<()> {
 }
 
 /// The path, or its nearest ancestor that exists.
-fn nearest(path: &Path) -> &Path {
+pub fn nearest(path: &Path) -> &Path {
     path.ancestors().find(|it| it.exists()).unwrap_or(path)
 }
 
+/// Lists the files of a directory, not recursively.
+pub fn files(directory: &Path) -> Result<Vec<PathBuf>> {
+    let context = || format!("list {}", directory.display());
+    let entries = fs::read_dir(directory).and_then(Iterator::collect::<io::Result<Vec<_>>>);
+    let paths = entries
+        .with_context(context)?
+        .into_iter()
+        .map(|it| it.path());
+    Ok(paths.filter(|path| path.is_file()).collect())
+}
+
 /// Whether the root of a file system is mounted at `path`, not only a directory of it.
-fn is_valid(path: &Path) -> Result<bool> {
-    let context = || format!("look at {}", path.display());
+fn is_mount_point(path: &Path) -> Result<bool> {
+    let context = || format!("resolve {}", path.display());
     let path = path.canonicalize().with_context(context)?;
     let mounts = Process::myself()
         .and_then(|process| process.mountinfo())
@@ -82,7 +97,8 @@ fn is_valid(path: &Path) -> Result<bool> {
 }
 
 pub fn is_bpffs(path: &Path) -> Result<bool> {
-    let status = statfs(path).with_context(|| format!("look at {}", path.display()))?;
+    let status = statfs(path);
+    let status = status.with_context(|| format!("read the file system of {}", path.display()))?;
     Ok(status.filesystem_type() == BPF_FS_MAGIC)
 }
 
@@ -95,7 +111,6 @@ impl Lock {
     pub fn acquire(pin_path: &Path) -> Result<Self> {
         let directory = File::open(pin_path)
             .with_context(|| format!("open the pin directory {}", pin_path.display()))?;
-        fstatfs(directory.as_fd()).context("look at the pin directory")?;
         match Flock::lock(directory, FlockArg::LockExclusiveNonblock) {
             Ok(lock) => Ok(Self(lock)),
             Err((_, Errno::EWOULDBLOCK)) => bail!(
@@ -110,28 +125,22 @@ impl Lock {
 
 /// Returns the process that holds the lock, without trying to acquire it.
 pub fn locked_by(pin_path: &Path) -> Option<i32> {
-    let about = fs::metadata(pin_path).ok()?;
-    let (major, minor) = (
-        nix::sys::stat::major(about.dev()),
-        nix::sys::stat::minor(about.dev()),
-    );
+    let metadata = fs::metadata(pin_path).ok()?;
     procfs::locks().ok()?.into_iter().find_map(|lock| {
-        let same = lock.lock_type == LockType::FLock
-            && lock.inode == about.ino()
-            && (u64::from(lock.devmaj), u64::from(lock.devmin)) == (major, minor);
-        same.then_some(lock.pid).flatten()
+        let device = makedev(lock.devmaj.into(), lock.devmin.into());
+        let is_this = lock.lock_type == LockType::FLock
+            && (device, lock.inode) == (metadata.dev(), metadata.ino());
+        is_this.then_some(lock.pid).flatten()
     })
 }
 
-/// Removes the directory of pins with everything in it. The programs are detached when it returns: when a pin is
-/// a link's last reference, Linux 6.5 and newer detach it some time after the pin is removed; when it is a file
-/// descriptor, they detach it as that is closed.
+/// Removes the directory of pins with everything in it. The programs are detached when it returns: Linux 6.5 and newer
+/// detach a link at once when its last file descriptor is closed, but only later when its last pin is removed.
 pub fn remove(pin_path: &Path) -> io::Result<()> {
-    let links = fs::read_dir(pin_path.join(LINKS));
+    let links = files(&pin_path.join(LINKS)).unwrap_or_default();
     let links: Vec<_> = links
-        .into_iter()
-        .flatten()
-        .filter_map(|entry| PinnedLink::from_pin(entry.ok()?.path()).ok())
+        .iter()
+        .filter_map(|it| PinnedLink::from_pin(it).ok())
         .collect();
     let removed = match fs::remove_dir_all(pin_path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),

@@ -18,18 +18,18 @@ use crate::config::{Config, Limits};
 /// Entries of the tables of a family without services; 0 is not allowed.
 const UNALLOCATED: u32 = 1;
 
-/// Size of the smallest ring.
+/// Size of the smallest ring that the kernel allows.
 const PAGE_BYTES: u32 = 4_096;
 
-/// The programs' round-robin counters.
-const TURNS: &str = "round_robin";
+/// The programs' round-robin counters; not pinned.
+const ROUND_ROBIN: &str = "round_robin";
 
 /// The connection tables of one family.
 pub struct FamilyTables {
     pub family: &'static str,
     flows: &'static str,
     half_open: &'static str,
-    notes: &'static str,
+    owner_tags: &'static str,
     /// SYNs by slot of `half_open`; not pinned.
     syns: &'static str,
     has: fn(IpAddr) -> bool,
@@ -40,7 +40,7 @@ pub const FAMILIES: [FamilyTables; 2] = [
         family: "IPv4",
         flows: name::FLOWS,
         half_open: name::HALF_OPEN,
-        notes: name::OWNER_TAGS,
+        owner_tags: name::OWNER_TAGS,
         syns: "syns",
         has: |ip| ip.is_ipv4(),
     },
@@ -48,7 +48,7 @@ pub const FAMILIES: [FamilyTables; 2] = [
         family: "IPv6",
         flows: name::FLOWS6,
         half_open: name::HALF_OPEN6,
-        notes: name::OWNER_TAGS6,
+        owner_tags: name::OWNER_TAGS6,
         syns: "syns6",
         has: |ip| ip.is_ipv6(),
     },
@@ -84,13 +84,12 @@ pub fn sizes(config: &Config) -> Vec<(&'static str, u32)> {
         per_client,
         ..
     } = config.limits;
-    let columns = DEFAULT_HANDSHAKES / SLOTS_PER_BUCKET;
+    let buckets = DEFAULT_HANDSHAKES / SLOTS_PER_BUCKET;
     let pool_words = PoolLayout::of(config).pool_words;
     let clients = match per_client {
         0 => UNALLOCATED,
         _ => COUNTED_CLIENTS,
     };
-    // The least that the kernel allows is a page.
     let flow_event_bytes = match config.peers.is_empty() {
         true => PAGE_BYTES,
         false => FLOW_EVENT_BYTES,
@@ -100,7 +99,7 @@ pub fn sizes(config: &Config) -> Vec<(&'static str, u32)> {
         (name::SELECTION, services),
         (name::POLICIES, services),
         (name::CHOICES, services * SERVICE_CHOICES),
-        (TURNS, services),
+        (ROUND_ROBIN, services),
         (name::SERVICE_REFUSALS, services),
         (name::BACKENDS, backends),
         (name::NEIGHBOURS, backends),
@@ -118,24 +117,24 @@ pub fn sizes(config: &Config) -> Vec<(&'static str, u32)> {
         ),
     ];
     for tables in FAMILIES {
-        let room = |entries| match tables.are_used_by(config) {
+        let allocated = |entries| match tables.are_used_by(config) {
             true => entries,
             false => UNALLOCATED,
         };
         sizes.extend([
             // A connection has an entry for each direction.
-            (tables.flows, room(flows.saturating_mul(2))),
-            (tables.half_open, room(columns * SLOTS_PER_BUCKET)),
-            (tables.notes, room(columns)),
-            (tables.syns, room(columns * SLOTS_PER_BUCKET)),
+            (tables.flows, allocated(flows.saturating_mul(2))),
+            (tables.half_open, allocated(buckets * SLOTS_PER_BUCKET)),
+            (tables.owner_tags, allocated(buckets)),
+            (tables.syns, allocated(buckets * SLOTS_PER_BUCKET)),
         ]);
     }
     sizes
 }
 
-/// Adapts the pins of an earlier manager to this configuration. Removes connection tables that need more than one
-/// entry, port states for another number of ports, counts of clients and records for peers that need another
-/// capacity; all are created again. The flow table decides which ports are in use.
+/// Adapts the pins of an earlier manager to this configuration. Removes maps that need another capacity, so that they
+/// are created again: connection tables with one entry, states of NAT ports, counts of clients, and records for peers.
+/// No port in use is lost, because the flow table decides which ports are in use.
 ///
 /// # Errors
 ///
@@ -146,7 +145,7 @@ pub fn fit(pin_path: &Path, config: &Config) -> Result<()> {
             return Ok(None);
         }
         let info = open_map(pin_path, map)?.info();
-        let info = info.with_context(|| format!("look at map {map}"))?;
+        let info = info.with_context(|| format!("read the capacity of map {map}"))?;
         Ok(Some(info.max_entries()))
     };
     for (setting, map, wanted) in [
@@ -168,18 +167,15 @@ pub fn fit(pin_path: &Path, config: &Config) -> Result<()> {
         name::PORT_WORDS,
         name::PORT_HANDSHAKES,
     ];
-    let sizes = sizes(config);
-    for (map, wanted) in sizes {
-        let others: &[_] = match map {
+    for (map, wanted) in sizes(config) {
+        let removed: &[_] = match map {
             name::CLIENTS => &[name::CLIENTS],
             name::FLOW_EVENTS => &[name::FLOW_EVENTS],
             _ if ports.contains(&map) => &ports,
             _ => continue,
         };
         if pinned(map)?.is_some_and(|entries| entries != wanted) {
-            for map in others {
-                remove(pin_path, map)?;
-            }
+            removed.iter().try_for_each(|map| remove(pin_path, map))?;
         }
     }
     for tables in FAMILIES {
@@ -187,8 +183,11 @@ pub fn fit(pin_path: &Path, config: &Config) -> Result<()> {
         if !lacks || !tables.are_used_by(config) {
             continue;
         }
-        info!("making room for {} connections", tables.family);
-        for map in [tables.flows, tables.half_open, tables.notes] {
+        info!(
+            "creating the connection tables of {} again, with their configured capacity",
+            tables.family
+        );
+        for map in [tables.flows, tables.half_open, tables.owner_tags] {
             remove(pin_path, map)?;
         }
     }

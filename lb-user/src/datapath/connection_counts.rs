@@ -20,7 +20,7 @@ use super::{
 };
 
 /// How many of a table's first keys are remembered to detect a restart of the iteration.
-const LANDMARKS: usize = 16;
+const REMEMBERED_KEYS: usize = 16;
 
 /// Attempts to read a table without a restart of the iteration.
 const ATTEMPTS: usize = 4;
@@ -86,7 +86,7 @@ fn direct_backends(pin_path: &Path) -> Result<BTreeSet<u32>> {
 /// The counts of the connections in the tables.
 struct Count<'a> {
     clock: &'a FlowClock,
-    /// Whether connections of mode `dsr` take their whole share of the flow table.
+    /// Whether connections of mode `dsr` use their whole share of the flow table.
     is_crowded: bool,
     /// By backend.
     present: BTreeMap<u32, Present>,
@@ -177,7 +177,7 @@ impl<K: PartialEq> RestartDetector<K> {
     /// Records the next key; returns whether it is one of the first keys.
     fn is_repeated(&mut self, key: K) -> bool {
         let again = self.keys.contains(&key);
-        if self.keys.len() < LANDMARKS {
+        if self.keys.len() < REMEMBERED_KEYS {
             self.keys.push(key);
         }
         again

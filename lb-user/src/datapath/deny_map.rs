@@ -1,7 +1,7 @@
-//! The map of denied prefixes, and the end of denied clients' connections.
+//! The map of denied prefixes, and the termination of denied clients' connections.
 //!
-//! The programs look up only clients without an established flow, which keeps the list off the fast path. So the
-//! manager ends flows.
+//! The programs look up only clients without an established flow, so that the list costs established flows nothing.
+//! Therefore the manager ends the flows of denied clients.
 
 use std::{collections::BTreeSet, net::IpAddr, path::Path};
 
@@ -22,6 +22,7 @@ use nix::libc;
 use super::{
     family::{Family, mapped},
     flows::{open_flows, read_flows},
+    named_map::NamedMap,
 };
 use crate::deny::Prefix;
 
@@ -32,15 +33,11 @@ const BPF_EXIST: u64 = 2;
 const ATTEMPTS: usize = 3;
 
 #[derive(Debug)]
-pub struct DenyMap(LpmTrie<MapData, V6, u32>);
+pub struct DenyMap(NamedMap<LpmTrie<MapData, V6, u32>>);
 
 impl DenyMap {
     pub fn from_ebpf(ebpf: &mut Ebpf) -> Result<Self> {
-        let map = ebpf
-            .take_map(name::DENY)
-            .with_context(|| format!("the kernel programs have no map {}", name::DENY))?;
-        let trie = LpmTrie::try_from(map).context("open map deny")?;
-        Ok(Self(trie))
+        NamedMap::from_ebpf(ebpf, name::DENY).map(Self)
     }
 
     pub fn add(&mut self, prefix: Prefix) -> Result<()> {

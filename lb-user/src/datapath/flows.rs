@@ -1,4 +1,4 @@
-//! Connections, read from the pinned flow tables.
+//! Reads connections from the pinned flow tables.
 
 use std::{
     collections::BTreeMap,
@@ -25,7 +25,7 @@ pub struct Connection {
     pub client: SocketAddr,
     pub service: SocketAddr,
     pub backend: u32,
-    /// Destination of its packets; `None` in mode `dsr`, where it is the service's address.
+    /// Destination of its packets after translation; `None` in mode `dsr`, where it stays the service's address.
     pub backend_address: Option<SocketAddr>,
     /// The manager's address from which its packets reach the worker; `None` where that is the client's.
     pub nat_source: Option<IpAddr>,
@@ -50,7 +50,7 @@ lb_common::named_enum! {
     }
 }
 
-/// Reads all connections, the youngest first. Entries that vanish meanwhile are left out.
+/// Reads all connections, the youngest first. Omits entries that are removed during the read.
 ///
 /// # Errors
 ///
@@ -65,10 +65,8 @@ pub fn read_connections(pin_path: &Path) -> Result<Vec<Connection>> {
 
 fn of_family<A: Family>(pin_path: &Path, clock: &FlowClock) -> Result<Vec<Connection>> {
     let entries = read_flows::<A>(pin_path)?;
-    let requests = requests(&entries);
-    Ok(requests
-        .map(|(key, flow, reverse)| connection(key, flow, reverse, clock))
-        .collect())
+    let connection = |(key, flow, reverse)| connection(key, flow, reverse, clock);
+    Ok(requests(&entries).map(connection).collect())
 }
 
 /// Reads a family's flow table.
@@ -138,7 +136,7 @@ impl FlowClock {
         self.idle_ns(flow, reverse) > longest
     }
 
-    /// Whether a flow of mode `dsr` shows no more than a forger can imitate: it was brief, and has been idle since.
+    /// Whether a flow of mode `dsr` may be spoofed: it was brief, and has been idle since.
     pub fn is_unproven<A: Family>(&self, key: &FlowKey<A>, flow: &Flow<A>) -> bool {
         let lasted = flow.last_seen_ticks.wrapping_sub(flow.created_ticks);
         flow.translated.is(key)

@@ -16,8 +16,8 @@ use tracing::debug;
 
 use super::{
     adopt, announcement,
-    attach::{INGRESS, LINKS},
-    bpffs,
+    attach::INGRESS,
+    bpffs::{self, LINKS},
     family::from_mapped,
     interface::{index_of, name_of},
     layout, link_info,
@@ -25,24 +25,24 @@ use super::{
     netlink_query,
 };
 use crate::{
-    config::Config,
-    config::{PortRange, Service},
+    config::{Config, PortRange, Service},
     sockets::{Holder, holder},
 };
 
 /// Depth of the search below the root of a BPF file system.
 const DEPTH: u32 = 4;
 
-/// A pin directory whose programs are attached in this network namespace.
+/// The programs of another pin directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ForeignPrograms {
     pub pin_path: PathBuf,
+    /// The interfaces of this network namespace to which they are attached.
     pub interfaces: BTreeSet<String>,
-    /// Those of them at which the programs receive packets before this manager's.
+    /// Those of them at which they receive packets before this manager's programs.
     pub first_at: BTreeSet<String>,
     /// The manager that holds the pins; `None` if none runs.
     pub holder: Option<Holder>,
-    /// What it serves; `None` if its maps cannot be read.
+    /// The services in its maps; `None` if they cannot be read.
     pub services: Option<BTreeSet<Endpoint>>,
 }
 
@@ -66,19 +66,23 @@ impl fmt::Display for ForeignPrograms {
 }
 
 impl ForeignPrograms {
-    /// Names what it serves; `None` if that is nothing, as far as its maps can be read.
+    /// Lists its services; `None` if there are none, or its maps cannot be read.
     pub fn service_list(&self) -> Option<String> {
         let services = self.services.iter().flatten();
         let services: Vec<String> = services.map(Endpoint::to_string).collect();
         (!services.is_empty()).then(|| services.join(", "))
     }
 
-    /// Names the pins and who holds them.
+    /// Names the pins and the process that holds them.
     pub fn origin(&self) -> String {
-        origin(&self.pin_path, self.holder.as_ref())
+        let pins = self.pin_path.display();
+        match &self.holder {
+            Some(holder) => format!("pins {pins}, held by {}", holder.with_age()),
+            None => format!("pins {pins}, left of a manager that no longer runs"),
+        }
     }
 
-    /// What to do about the programs. A manager that runs may be the one that should.
+    /// What the operator can do about the programs. A manager that runs may be the intended one.
     pub fn remedy(&self) -> String {
         let unload = format!("memlb unload --pin-path {}", self.pin_path.display());
         match &self.holder {
@@ -88,44 +92,37 @@ impl ForeignPrograms {
     }
 }
 
-/// Names pins and who holds them.
-pub(super) fn origin(pin_path: &Path, holder: Option<&Holder>) -> String {
-    let pins = pin_path.display();
-    match holder {
-        Some(holder) => format!("pins {pins}, held by {}", holder.with_age()),
-        None => format!("pins {pins}, left of a manager that no longer runs"),
-    }
+/// Finds the programs that are attached in this network namespace from other pin directories than `pin_path`, as far as
+/// this user may read them. There are none on kernels without tcx, where one manager's programs replace another's.
+pub fn foreign_programs(pin_path: &Path) -> Vec<ForeignPrograms> {
+    let mut programs = other_managers(pin_path);
+    programs.retain(|it| !it.interfaces.is_empty());
+    programs
 }
 
-/// Finds what is attached from other directories of pins than `pin_path`, as far as this user may see
-/// them. A kernel without tcx has no such: there one manager's programs take the place of another's.
-pub fn foreign_programs(pin_path: &Path) -> Vec<ForeignPrograms> {
+/// Finds the pin directories other than `pin_path` with links of ingress programs, in any network namespace, as far as
+/// this user may read them.
+pub(super) fn other_managers(pin_path: &Path) -> Vec<ForeignPrograms> {
+    let mut seen: BTreeSet<(u64, u64)> = device_and_inode(pin_path).into_iter().collect();
+    let mut directories = Vec::new();
+    for mount in mounts() {
+        scan(&mount, DEPTH, &mut seen, &mut directories);
+    }
     let own = pinned_programs(&pin_path.join(LINKS));
-    let attached_here = |pin_path: PathBuf| {
+    let programs = directories.into_iter().map(|pin_path| {
         let (interfaces, first_at) = attached(&pin_path.join(LINKS), &own);
-        (!interfaces.is_empty()).then(|| ForeignPrograms {
+        ForeignPrograms {
             interfaces,
             first_at,
             holder: bpffs::locked_by(&pin_path).and_then(holder),
             services: served(&pin_path).ok(),
             pin_path,
-        })
-    };
-    let directories = pin_directories(pin_path).into_iter();
-    directories.filter_map(attached_here).collect()
+        }
+    });
+    programs.collect()
 }
 
-/// The directories other than `pin_path` with pinned links of programs for what arrives, in any network namespace.
-pub(super) fn pin_directories(pin_path: &Path) -> Vec<PathBuf> {
-    let mut seen: BTreeSet<(u64, u64)> = device_and_inode(pin_path).into_iter().collect();
-    let mut found = Vec::new();
-    for mount in mounts() {
-        scan(&mount, DEPTH, &mut seen, &mut found);
-    }
-    found
-}
-
-/// What this configuration has in common with another manager that runs in this network namespace.
+/// A conflict of this configuration with another manager that runs in this network namespace.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Conflict {
     /// The check of `memlb doctor` that reports it.
@@ -140,8 +137,8 @@ impl fmt::Display for Conflict {
     }
 }
 
-/// Finds the managers that run in this network namespace, too, and serve the same address, or send to the same
-/// workers from the same ports. The maps of another layout cannot be read, and so are in no conflict.
+/// Finds conflicts with other managers that run in this network namespace: they serve the same address, or send to the
+/// same workers from the same ports. Maps of another layout cannot be read, and are not reported.
 pub fn conflicts(config: &Config) -> Vec<Conflict> {
     let mut conflicts = Vec::new();
     for programs in foreign_programs(&config.manager.pin_path) {
@@ -154,7 +151,7 @@ pub fn conflicts(config: &Config) -> Vec<Conflict> {
     conflicts
 }
 
-/// Of two managers, the program that meets a packet first would steer it, and the other one would serve nothing.
+/// The program that receives a packet first would steer it, and the other manager would get none.
 fn service_conflict(
     config: &Config,
     programs: &ForeignPrograms,
@@ -184,7 +181,7 @@ fn service_conflict(
     })
 }
 
-/// Whether one of `others` is `interface`, or its packets come by that one, or that one's by it.
+/// Whether one of `others` is `interface`, or is upstream or downstream of it.
 fn are_joined(interface: &str, others: &BTreeSet<String>) -> bool {
     if others.contains(interface) {
         return true;
@@ -192,23 +189,23 @@ fn are_joined(interface: &str, others: &BTreeSet<String>) -> bool {
     let Ok(links) = netlink_query::links() else {
         return false;
     };
-    let passes = |from: &str, by: &str| {
-        let (Some(from), Some(by)) = (index_of(from), index_of(by)) else {
+    let is_upstream = |one: &str, of: &str| {
+        let (Some(one), Some(of)) = (index_of(one), index_of(of)) else {
             return false;
         };
-        links.places_before(from).interfaces.contains(&by)
+        links.upstream_of(of).interfaces.contains(&one)
     };
     let mut others = others.iter();
-    others.any(|it| passes(interface, it) || passes(it, interface))
+    others.any(|it| is_upstream(interface, it) || is_upstream(it, interface))
 }
 
-/// A manager that announces a service of this configuration at one of its interfaces, although its pins cannot be read.
+/// Finds a manager that announces a service of this configuration at one of its interfaces. Its pins may be unreadable.
 pub fn announced_conflict(config: &Config) -> Option<Conflict> {
     let services = config.services.iter().map(Service::endpoint).collect();
     config.manager.interfaces.iter().find_map(|interface| {
         let serving = announcement::other_serving(index_of(interface)?, &services);
         let (pid, service) = serving
-            .inspect_err(|error| debug!("look for other managers: {error}"))
+            .inspect_err(|error| debug!("find other managers: {error}"))
             .ok()??;
         let by = holder(pid).map_or_else(|| format!("process {pid}"), |it| it.with_age());
         Some(Conflict {
@@ -222,7 +219,7 @@ pub fn announced_conflict(config: &Config) -> Option<Conflict> {
     })
 }
 
-/// A worker cannot distinguish the connections of one manager from those of the other.
+/// A worker cannot distinguish the connections of two managers that use the same ports.
 fn port_conflict(config: &Config, programs: &ForeignPrograms, holder: &Holder) -> Option<Conflict> {
     let ports = config.limits.nat_ports;
     let services = config.services.iter().filter(|it| it.mode == Mode::Nat);
@@ -244,29 +241,14 @@ fn port_conflict(config: &Config, programs: &ForeignPrograms, holder: &Holder) -
     })
 }
 
-/// Whether all programs of other managers that receive the packets of an interface first leave those of this manager's
-/// services alone: two managers may share an interface, and each serves its own addresses.
-pub(super) fn serve_others(pin_path: &Path, interface: &str) -> bool {
-    let own = served(pin_path).unwrap_or_default();
-    let programs = foreign_programs(pin_path);
-    let first = programs.iter().filter(|it| it.first_at.contains(interface));
-    let mut first = first.peekable();
-    // A manager that is starting serves nothing yet.
-    let leaves_alone = |it: &ForeignPrograms| {
-        let services = it.services.as_ref();
-        services.is_some_and(|services| services.is_disjoint(&own))
-    };
-    first.peek().is_some() && first.all(leaves_alone)
-}
-
-/// What a manager serves.
+/// Reads the endpoints of a manager's services from its pins.
 pub(super) fn served(pin_path: &Path) -> Result<BTreeSet<Endpoint>> {
     layout::check(pin_path)?;
-    let services = adopt::service_numbers(pin_path)?;
+    let services = adopt::service_ids(pin_path)?;
     Ok(services.into_iter().map(|(_, endpoint)| endpoint).collect())
 }
 
-/// From which ports a manager sends to which workers.
+/// Reads from a manager's pins its NAT ports and the workers that it sends to in mode `nat`.
 fn ports_and_workers(pin_path: &Path) -> Result<(PortRange, BTreeSet<SocketAddr>)> {
     layout::check(pin_path)?;
     let settings = adopt::settings(pin_path)?;
@@ -293,12 +275,13 @@ fn mounts() -> Vec<PathBuf> {
         .collect()
 }
 
-/// Identifies a directory, however it is mounted.
+/// Identifies a directory independently of its mount.
 fn device_and_inode(directory: &Path) -> Option<(u64, u64)> {
-    let about = fs::metadata(directory).ok()?;
-    Some((about.dev(), about.ino()))
+    let metadata = fs::metadata(directory).ok()?;
+    Some((metadata.dev(), metadata.ino()))
 }
 
+/// Adds the pin directories at and below a directory to `found`.
 fn scan(directory: &Path, depth: u32, seen: &mut BTreeSet<(u64, u64)>, found: &mut Vec<PathBuf>) {
     if !device_and_inode(directory).is_some_and(|id| seen.insert(id)) {
         return;
@@ -316,9 +299,10 @@ fn scan(directory: &Path, depth: u32, seen: &mut BTreeSet<(u64, u64)>, found: &m
     }
 }
 
-/// The interfaces here at which a program of these pinned links meets what arrives, and those of them where it does so
-/// before the programs with the numbers `own`. An interface of another network namespace may have the same name.
-pub(super) fn attached(links: &Path, own: &BTreeSet<u32>) -> (BTreeSet<String>, BTreeSet<String>) {
+/// The interfaces of this network namespace to which an ingress program of these pinned links is attached, and those of
+/// them at which it runs before the programs with the ids `own`. An interface of another network namespace may have the
+/// same name.
+fn attached(links: &Path, own: &BTreeSet<u32>) -> (BTreeSet<String>, BTreeSet<String>) {
     let (mut all, mut first_at) = (BTreeSet::new(), BTreeSet::new());
     for link in ingress_links(links) {
         let attached = || {
@@ -338,7 +322,7 @@ pub(super) fn attached(links: &Path, own: &BTreeSet<u32>) -> (BTreeSet<String>, 
     (all, first_at)
 }
 
-/// The numbers of the programs of these pinned links.
+/// The ids of the ingress programs of these pinned links.
 fn pinned_programs(links: &Path) -> BTreeSet<u32> {
     let programs = ingress_links(links).map(|link| link_info::program_of(&link));
     programs.flatten().flatten().collect()

@@ -30,14 +30,14 @@ impl Interface {
 
 /// Returns the index of the interface with this own or alternative name.
 pub fn index_of(name: &str) -> Option<u32> {
-    // Its one error says that there is no such interface.
+    // The only error is that there is no such interface.
     if_nametoindex(name).ok()
 }
 
 /// Returns the present name of an interface.
 pub fn name_of(index: u32) -> Option<String> {
     let name = if_indextoname(index).ok()?.into_string().ok()?;
-    // nix takes the C library's null pointer for a name.
+    // nix returns an empty name for the C library's null pointer.
     (!name.is_empty()).then_some(name)
 }
 

@@ -34,14 +34,14 @@ pub struct KernelSupport {
 
 impl KernelSupport {
     pub fn of_this_kernel() -> Result<Self> {
-        let ask = "ask the kernel for BPF support";
+        let context = "probe the kernel's BPF support";
         let classifier = ProgramType::SchedClassifier;
         let release = fs::read_to_string("/proc/sys/kernel/osrelease")
             .context("read the kernel's release")?;
         Ok(Self {
             release: release.trim().to_owned(),
-            classifiers: is_program_supported(classifier).context(ask)?,
-            loops: is_helper_supported(classifier, BpfHelper::BPF_FUNC_loop).context(ask)?,
+            classifiers: is_program_supported(classifier).context(context)?,
+            loops: is_helper_supported(classifier, BpfHelper::BPF_FUNC_loop).context(context)?,
         })
     }
 

@@ -39,6 +39,7 @@ pub fn open_map(pin_path: &Path, map: &str) -> Result<MapData> {
     }
 }
 
+/// Opens a pinned map. Also returns how it differs from its layout in `layouts`.
 fn open(
     pin_path: &Path,
     map: &str,

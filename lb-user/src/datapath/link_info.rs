@@ -1,4 +1,4 @@
-//! The interface of a pinned BPF link, which aya does not expose.
+//! Interface and program of pinned BPF links, and the tcx programs of an interface. aya does not expose them.
 
 use std::{
     ffi::CString,
@@ -15,7 +15,7 @@ use super::bpf_call::{BPF_OBJ_GET, BPF_OBJ_GET_INFO_BY_FD, BPF_PROG_QUERY, bpf};
 /// `enum bpf_attach_type`.
 const BPF_TCX_INGRESS: u32 = 46;
 
-/// The most programs at one place (`BPF_MPROG_MAX`).
+/// The most programs at one hook (`BPF_MPROG_MAX`).
 const MAX_PROGRAMS: usize = 64;
 
 /// `struct bpf_link_info` as far as XDP and tcx use it.
@@ -76,7 +76,7 @@ pub fn interface_of(path: &Path) -> io::Result<Option<u32>> {
     Ok(info.map(|it| it.interface).filter(|it| *it != 0))
 }
 
-/// Returns the number of the program of the link pinned at `path`, as [`interface_of`] does.
+/// Returns the id of the program of the link pinned at `path`; `None` if nothing is pinned.
 ///
 /// # Errors
 ///
@@ -85,8 +85,8 @@ pub fn program_of(path: &Path) -> io::Result<Option<u32>> {
     Ok(read(path)?.map(|it| it.program))
 }
 
-/// Returns the numbers of the tcx programs for what arrives at an interface, in the order in which they run. Needs
-/// `CAP_NET_ADMIN` only.
+/// Returns the ids of the tcx ingress programs of an interface, in the order in which they run. Needs `CAP_NET_ADMIN`
+/// only.
 ///
 /// # Errors
 ///

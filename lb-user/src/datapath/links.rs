@@ -28,16 +28,16 @@ pub struct Link {
     below: Option<u32>,
     /// The bridge or bond that this is a port of.
     master: Option<u32>,
-    /// Number of the network namespace, as this one numbers it, that has the interface below or the other end.
+    /// Id, in this network namespace, of the network namespace with the interface below or the other end.
     namespace: Option<i32>,
 }
 
-/// Where packets come by before they arrive at an interface.
+/// Where packets pass before they arrive at an interface.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct PlacesBefore {
+pub struct UpstreamLocations {
     /// Interfaces of this network namespace.
     pub interfaces: BTreeSet<u32>,
-    /// Numbers of other network namespaces.
+    /// Ids of other network namespaces.
     pub namespaces: BTreeSet<i32>,
 }
 
@@ -90,55 +90,54 @@ impl Links {
     /// The interfaces below `interface` with its link address: parents of VLANs, ports of bridges and bonds. Packets
     /// to `interface` arrive at them, too.
     pub fn lower_interfaces(&self, interface: u32) -> BTreeSet<u32> {
-        let mut found = BTreeSet::new();
-        let mut to_do = vec![interface];
-        while let Some(upper) = to_do.pop() {
-            let Some(link) = self.0.get(&upper) else {
-                continue;
-            };
-            // For a veth this is the other end, for a tunnel the outgoing interface.
-            let is_stacked = matches!(link.kind.as_deref(), Some("vlan" | "ipvlan" | "macvlan"));
-            let below = link.below.filter(|_| is_stacked);
-            let carries = |(index, it): &(&u32, &Link)| {
-                let is_lower = below == Some(**index) || it.master == Some(upper);
-                is_lower && it.address == link.address
-            };
-            let lowers: Vec<u32> = self
-                .0
-                .iter()
-                .filter(carries)
-                .map(|(index, _)| *index)
-                .collect();
-            to_do.extend(lowers.into_iter().filter(|lower| found.insert(*lower)));
-        }
-        found
+        // Below a veth is its other end.
+        let is_lower = |upper: &Link, lower: &Link| {
+            upper.kind.as_deref() != Some("veth") && lower.address == upper.address
+        };
+        self.below(interface, is_lower)
     }
 
-    /// Where packets come by before they arrive at `interface`: ports of bridges and bonds, parents of VLANs, other ends
-    /// of veths.
-    pub fn places_before(&self, interface: u32) -> PlacesBefore {
-        let mut places = PlacesBefore::default();
-        let mut to_do = vec![interface];
-        while let Some(upper) = to_do.pop() {
-            let Some(link) = self.0.get(&upper) else {
+    /// Where packets pass before they arrive at `interface`: ports of bridges and bonds, parents of VLANs, other ends of
+    /// veths.
+    pub fn upstream_of(&self, interface: u32) -> UpstreamLocations {
+        let interfaces = self.below(interface, |_, _| true);
+        let all = interfaces.iter().chain([&interface]);
+        let links = all.filter_map(|index| self.0.get(index));
+        UpstreamLocations {
+            namespaces: links.filter_map(|link| link.namespace).collect(),
+            interfaces,
+        }
+    }
+
+    /// The interfaces of this network namespace below `interface`, direct and indirect, as far as `is_included` accepts
+    /// each with the one above.
+    fn below(&self, interface: u32, is_included: impl Fn(&Link, &Link) -> bool) -> BTreeSet<u32> {
+        let mut found = BTreeSet::new();
+        let mut pending = vec![interface];
+        while let Some(index) = pending.pop() {
+            let Some(upper) = self.0.get(&index) else {
                 continue;
             };
-            places.namespaces.extend(link.namespace);
-            let carries = matches!(
-                link.kind.as_deref(),
+            // The link of a tunnel is the outgoing interface.
+            let is_stacked = matches!(
+                upper.kind.as_deref(),
                 Some("vlan" | "ipvlan" | "macvlan" | "veth")
             );
-            let below = link.below.filter(|_| carries && link.namespace.is_none());
-            let is_port = |(index, it): (&u32, &Link)| (it.master == Some(upper)).then_some(*index);
-            let ports = self.0.iter().filter_map(is_port);
-            to_do.extend(
-                below
-                    .into_iter()
-                    .chain(ports)
-                    .filter(|it| *it != interface && places.interfaces.insert(*it)),
-            );
+            let parent = upper
+                .below
+                .filter(|_| is_stacked && upper.namespace.is_none());
+            for (lower_index, lower) in &self.0 {
+                let is_below = parent == Some(*lower_index) || lower.master == Some(index);
+                if is_below
+                    && is_included(upper, lower)
+                    && *lower_index != interface
+                    && found.insert(*lower_index)
+                {
+                    pending.push(*lower_index);
+                }
+            }
         }
-        places
+        found
     }
 }
 
@@ -276,9 +275,9 @@ mod tests {
         ] {
             let set = |indices: &[u32]| indices.iter().copied().collect();
             assert_eq!(links.lower_interfaces(interface), set(lower), "{interface}");
-            let places = links.places_before(interface);
-            assert_eq!(places.interfaces, set(before), "{interface}");
-            assert_eq!(places.namespaces, BTreeSet::new(), "{interface}");
+            let locations = links.upstream_of(interface);
+            assert_eq!(locations.interfaces, set(before), "{interface}");
+            assert_eq!(locations.namespaces, BTreeSet::new(), "{interface}");
         }
     }
 
@@ -298,11 +297,11 @@ mod tests {
             ]
             .into(),
         );
-        assert_eq!(links.places_before(2).interfaces, [3].into());
-        let outside = PlacesBefore {
+        assert_eq!(links.upstream_of(2).interfaces, [3].into());
+        let outside = UpstreamLocations {
             interfaces: BTreeSet::new(),
             namespaces: [7].into(),
         };
-        assert_eq!(links.places_before(4), outside);
+        assert_eq!(links.upstream_of(4), outside);
     }
 }

@@ -14,7 +14,7 @@ pub fn accept_local() -> Result<u32> {
     let text = fs::read_to_string(ACCEPT_LOCAL).with_context(|| format!("read {ACCEPT_LOCAL}"))?;
     text.trim()
         .parse()
-        .with_context(|| format!("understand {ACCEPT_LOCAL}: {text:?}"))
+        .with_context(|| format!("parse {ACCEPT_LOCAL}: {text:?}"))
 }
 
 pub fn set_accept_local(value: u32) -> Result<()> {

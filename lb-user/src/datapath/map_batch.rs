@@ -10,7 +10,7 @@ use nix::libc;
 
 use super::bpf_call::{BPF_MAP_LOOKUP_BATCH, bpf};
 
-/// The kernel's `union bpf_attr` for the command.
+/// The part of `union bpf_attr` for `BPF_MAP_LOOKUP_BATCH`.
 #[repr(C)]
 struct Batch {
     from: u64,
@@ -23,16 +23,16 @@ struct Batch {
     flags: u64,
 }
 
-/// Reads about `limit` entries from a position on into `keys` and `values`, in place of what they hold. An entry has
-/// `values_each` values: one, or one of each processor. Returns the next position; `None` at the end.
+/// Replaces the contents of `keys` and `values` by about `limit` entries of a map, from a position on. An entry has
+/// `values_each` values: one, or one for each processor. Returns the next position; `None` at the end.
 ///
 /// # Safety
 ///
-/// The map has such keys and as many such values an entry.
+/// The map must have keys of type `K`, and `values_each` values of type `V` in each entry.
 ///
 /// # Errors
 ///
-/// The kernel cannot read the map so.
+/// The kernel's error, for example because it cannot read this type of map in batches.
 ///
 /// # Minimum kernel version
 ///
@@ -65,7 +65,7 @@ pub unsafe fn lookup_batch<K: Pod, V: Pod>(
             Ok(_) => Some(next),
             Err(error) => match error.raw_os_error() {
                 Some(libc::ENOENT) => None,
-                // A bucket has more entries than there is room for.
+                // A bucket has more entries than the buffers hold.
                 Some(libc::ENOSPC) => {
                     limit *= 2;
                     continue;
@@ -76,10 +76,10 @@ pub unsafe fn lookup_batch<K: Pod, V: Pod>(
         let read = batch.count as usize;
         if read > limit {
             return Err(io::Error::other(
-                "the kernel returned more than was asked for",
+                "the kernel returned more entries than requested",
             ));
         }
-        // SAFETY: the kernel has written as many keys and values, and every bit pattern is one (`Pod`).
+        // SAFETY: the kernel has written that many keys and values, and every bit pattern is a value (`Pod`).
         unsafe {
             keys.set_len(read);
             values.set_len(read * values_each);

@@ -1,4 +1,4 @@
-//! The manager's access to programs and maps: load, attach, pin, adopt, write.
+//! The manager's access to programs and maps: loads, attaches, pins, adopts and writes them.
 //!
 //! Only [`Datapath`] writes maps that steer packets, and only the manager's main task owns one.
 
@@ -34,13 +34,14 @@ mod peer;
 mod pins;
 mod pool_layout;
 mod precedence;
+mod protocol;
 mod source_filter;
 mod stats;
 mod tables;
 mod trace;
 mod upstream;
 
-pub use adopt::{Adoption, service_numbers};
+pub use adopt::{Adoption, service_ids};
 pub use attach::AttachMode;
 pub(crate) use attach::{harm_of_xdp, unsuited_to_xdp};
 pub use attachments::Attachment;
@@ -66,7 +67,7 @@ pub use upstream::upstream_conflicts;
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
@@ -91,6 +92,8 @@ pub(crate) use clock::monotonic_ns;
 use deny_map::DenyMap;
 pub(crate) use family::{from_mapped, mapped};
 use foreign_programs::announced_conflict;
+pub(crate) use protocol::{protocol_number, protocol_of};
+use source_filter::expected_interfaces;
 use tables::{PersistentSettings, Tables};
 
 /// The attached programs and their maps.
@@ -113,7 +116,7 @@ pub struct Datapath {
     identities: BTreeMap<BackendId, Identity>,
     /// Number of changes of the configuration. Counts from before the last change are stale.
     generation: u64,
-    /// Tells other managers what this one serves.
+    /// Announces this manager's services to other managers.
     announcements: ServiceAnnouncements,
     /// Held while this manager writes the maps.
     _lock: bpffs::Lock,
@@ -142,12 +145,17 @@ impl Drop for RollbackGuard {
             return;
         };
         // Best effort: the first error is reported.
-        _ = attach::detach_clsact();
+        _ = detach_clsact();
         if let Some(before) = self.accept_local_before {
             _ = loopback::set_accept_local(before);
         }
         _ = bpffs::remove(pin_path);
     }
+}
+
+/// Detaches the manager's clsact filters; returns whether there were any.
+fn detach_clsact() -> Result<bool> {
+    attach::detach_clsact(&[attach::TC_PROGRAMS.as_slice(), &attach::LOOPBACK_PROGRAMS].concat())
 }
 
 /// Checks the machine, creates and locks the pin directory, and reads the pins.
@@ -185,8 +193,8 @@ impl Datapath {
     ///
     /// # Errors
     ///
-    /// Says which interface or program failed. Until [`Self::publish_services`] has succeeded, dropping the
-    /// datapath undoes what it began.
+    /// Names the interface or program that failed. Until [`Self::publish_services`] has succeeded, dropping the
+    /// datapath undoes the start.
     pub fn start(
         prepared: PreparedPins,
         config: &Config,
@@ -238,12 +246,12 @@ impl Datapath {
         })
     }
 
-    /// Returns the ids in use, from which a changed configuration gets its ids.
+    /// Returns the ids in use. A changed configuration keeps them.
     ///
     /// # Errors
     ///
     /// Names the map that could not be read.
-    pub fn numbers(&self) -> Result<PinnedIds> {
+    pub fn pinned_ids(&self) -> Result<PinnedIds> {
         let mut pinned = adopt::read(&self.pin_path)?.pinned;
         for (id, identity) in &mut pinned.backends {
             if let Some(known) = self.identities.get(id) {
@@ -255,8 +263,8 @@ impl Datapath {
 
     /// Replaces the backends by those of a changed configuration. Backends that stay keep their state. The core's
     /// updates follow, and [`Self::publish_services`] last.
-    pub fn prepare_reload(&mut self, settings: &CoreSettings, numbers: &PinnedIds) {
-        self.backends = replace_backends(&self.backends, settings, numbers);
+    pub fn prepare_reload(&mut self, settings: &CoreSettings, ids: &PinnedIds) {
+        self.backends = replace_backends(&self.backends, settings, ids);
         self.identities.extend(identities(settings));
         self.generation += 1;
     }
@@ -284,7 +292,7 @@ impl Datapath {
         let unused: Vec<u32> = self.retiring.difference(&stats.occupied).copied().collect();
         for id in &unused {
             self.tables.clear_backend(*id)?;
-            self.tables.forget_neighbour(*id)?;
+            self.tables.clear_neighbour(*id)?;
             self.retiring.remove(id);
             self.identities.remove(&BackendId(*id));
         }
@@ -294,13 +302,13 @@ impl Datapath {
         }
     }
 
-    /// Carries out one of the core's commands.
+    /// Applies one of the core's updates.
     ///
     /// # Errors
     ///
     /// Names the map that could not be written.
-    pub fn apply(&mut self, command: MapUpdate) -> Result<()> {
-        match command {
+    pub fn apply(&mut self, update: MapUpdate) -> Result<()> {
+        match update {
             MapUpdate::SetBackend {
                 backend,
                 state,
@@ -315,11 +323,13 @@ impl Datapath {
                 known.memory = memory;
                 known.weight = weight;
                 if returned {
-                    self.tables.forget_neighbour(backend.0)?;
+                    self.tables.clear_neighbour(backend.0)?;
                 }
                 self.write_backend(backend)
             }
-            MapUpdate::Select { service, backend } => self.tables.select(service.0, backend.0),
+            MapUpdate::Select { service, backend } => {
+                self.tables.selection.set(service.0, backend.0)
+            }
             MapUpdate::SetSlots {
                 service,
                 kind,
@@ -329,10 +339,10 @@ impl Datapath {
                 let mut backends = self.backends.iter();
                 let fallback = backends.find(|(_, it)| it.is_fallback && it.service == service.0);
                 let fallback = fallback.map_or(0, |(id, _)| id.0);
-                self.tables
-                    .write_choices(service.0, kind as u32, &ids, fallback)
+                let choices = &mut self.tables.choices;
+                choices.replace(service.0, kind as u32, &ids, fallback)
             }
-            MapUpdate::Spread { service } => self.tables.select(service.0, SPREAD),
+            MapUpdate::Spread { service } => self.tables.selection.set(service.0, SPREAD),
         }
     }
 
@@ -380,7 +390,7 @@ impl Datapath {
     ///
     /// Says that the map could not be read.
     pub fn selected(&self, service: ServiceId) -> Result<u32> {
-        self.tables.selected(service.0)
+        self.tables.selection.get(service.0)
     }
 
     /// Returns the most connections of a backend in mode `nat`; `None` in other modes.
@@ -390,7 +400,7 @@ impl Datapath {
         is_nat.then(|| self.tables.nat_ports(known.address.is_ipv4()))
     }
 
-    /// Returns what the handshakes of each worker have come to.
+    /// Returns the counters of each worker's handshakes.
     ///
     /// # Errors
     ///
@@ -435,63 +445,54 @@ impl Datapath {
     ///
     /// Names the map that could not be written.
     pub fn publish_services(&mut self, settings: &CoreSettings) -> Result<()> {
-        let services: Vec<_> = settings
-            .services
-            .iter()
-            .map(|service| (service.endpoint(), map_service(service)))
+        let services = settings.services.iter();
+        let services: Vec<_> = services
+            .map(|it| (it.endpoint(), map_service(it)))
             .collect();
         self.tables.write_services(&services)?;
         let wanted = |id| self.backends.contains_key(&BackendId(id));
         self.retiring = self.tables.retire_missing(wanted)?;
         self.rollback.pin_path = None;
-        let served = settings
-            .services
-            .iter()
-            .map(lb_core::ServiceSettings::endpoint);
+        let served = settings.services.iter().map(ServiceSettings::endpoint);
         self.announcements.update(&served.collect());
         Ok(())
     }
 
     /// The addresses of all workers.
-    pub fn addresses(&self) -> BTreeSet<IpAddr> {
-        let workers = self.backends.values().filter(|known| !known.is_fallback);
-        workers.map(|known| known.address.ip()).collect()
+    pub fn worker_addresses(&self) -> BTreeSet<IpAddr> {
+        self.workers().map(|it| it.address.ip()).collect()
     }
 
-    /// Returns the link to each worker whose route was looked up.
-    pub fn links(&self) -> BTreeMap<BackendId, WorkerRoute> {
-        let attached = self
-            .attachments
-            .interfaces()
-            .iter()
-            .filter_map(|it| it.index);
-        let attached: BTreeSet<u32> = attached.collect();
-        let known = self.backends.iter().filter(|(_, known)| known.looked_up);
+    fn workers(&self) -> impl Iterator<Item = &BackendState> {
+        self.backends.values().filter(|it| !it.is_fallback)
+    }
+
+    /// Returns the route to each worker for which it was looked up.
+    pub fn worker_routes(&self) -> BTreeMap<BackendId, WorkerRoute> {
+        let interfaces = self.attachments.interfaces().iter();
+        let attached: BTreeSet<u32> = interfaces.filter_map(|it| it.index).collect();
+        let known = self.backends.iter().filter(|(_, it)| it.looked_up);
         known
-            .map(|(id, known)| (*id, known.link(&attached)))
+            .map(|(id, known)| (*id, known.worker_route(&attached)))
             .collect()
     }
 
     /// Returns why this configuration needs a restart; empty if it does not.
     pub fn restart_reasons(&self, config: &Config) -> Vec<String> {
-        let refusal = |family| {
+        let reason = |family| {
             format!(
-                "service: the first one with an {family} address, whose connections have no room in \
-                 the maps\n  to do: restart the manager, which makes room; traffic flows on meanwhile"
+                "service: the first one with an {family} address, for which the maps have no connection \
+                 table\n  to do: restart the manager, which creates it; traffic continues during the restart"
             )
         };
-        let lacking = self
-            .tables
-            .missing_families(config)
-            .into_iter()
-            .map(refusal);
-        let common = conflicts(config).into_iter();
-        lacking.chain(common.map(|it| it.to_string())).collect()
+        let missing = self.tables.missing_families(config).into_iter().map(reason);
+        let conflicts = conflicts(config).into_iter();
+        missing.chain(conflicts.map(|it| it.to_string())).collect()
     }
 
-    /// Writes the routes to the workers, and clears the link addresses that XDP has learned. The next packet is sent
-    /// by the kernel's neighbour table, and the reply teaches the address again. Otherwise a worker with a new link
-    /// address would be unreachable until it misses heartbeats.
+    /// Writes the routes to the workers, and clears the link addresses that XDP has learned. The kernel's neighbour table
+    /// then resolves the next packet, and XDP learns the address again from the reply. Otherwise a worker with a new link
+    /// address would be unreachable until it counts as down.
     ///
     /// # Errors
     ///
@@ -509,17 +510,18 @@ impl Datapath {
     fn update_source_filter(&mut self, routes: &Routes) -> Result<()> {
         let own = addresses::sent_by_this_host_only()?;
         self.tables
-            .write_source_filter(&source_filter::expected_interfaces(&own, routes))
+            .source_filter
+            .replace(&expected_interfaces(&own, routes))
     }
 
     /// Logs changed routes to workers.
     fn log_routes(&self, routes: &Routes) {
-        let workers = self.backends.values().filter(|known| !known.is_fallback);
         let is_new = |it: &&BackendState| {
             let found = routes.get(&it.address.ip());
             found.is_some_and(|found| it.differs(found))
         };
-        let changed: BTreeSet<IpAddr> = workers.filter(is_new).map(|it| it.address.ip()).collect();
+        let changed = self.workers().filter(is_new);
+        let changed: BTreeSet<IpAddr> = changed.map(|it| it.address.ip()).collect();
         for address in changed {
             match &routes[&address] {
                 Some(route) => info!("{address} is reached {route}"),
@@ -536,13 +538,13 @@ impl Datapath {
     /// # Errors
     ///
     /// Names the map that could not be written.
-    pub fn forget_link_of(&mut self, next_hop: IpAddr) -> Result<()> {
+    pub fn clear_neighbours_behind(&mut self, next_hop: IpAddr) -> Result<()> {
         let is_behind =
             |it: &BackendState| it.route.as_ref().is_some_and(|it| it.next_hop == next_hop);
         let behind = self.backends.iter().filter(|(_, known)| is_behind(known));
         let mut outcome = Ok(());
         for (id, _) in behind {
-            outcome = outcome.and(self.tables.forget_neighbour(id.0));
+            outcome = outcome.and(self.tables.clear_neighbour(id.0));
         }
         outcome
     }
@@ -560,7 +562,7 @@ impl Datapath {
             known.looked_up = true;
             self.write_backend(id)?;
         }
-        self.tables.forget_neighbour(id.0)
+        self.tables.clear_neighbour(id.0)
     }
 
     /// Attaches missing programs. Returns each change once.
@@ -579,13 +581,13 @@ impl Datapath {
         interfaces.map(|it| (it.interface.as_str(), it.index))
     }
 
-    /// The backends that may have connections, as far as this process knows what they are.
+    /// The backends that may have connections, as far as this process knows their identities.
     pub fn identities(&self) -> impl Iterator<Item = (u32, Identity)> {
         let identities = self.identities.iter();
         identities.map(|(id, identity)| (id.0, *identity))
     }
 
-    /// Whether packets of its connections go to a backend.
+    /// Whether the programs forward packets of a backend's connections to it.
     pub fn keeps_flows(&self, backend: BackendId) -> bool {
         let backend = self.backends.get(&backend);
         backend.is_some_and(|it| {
@@ -594,7 +596,7 @@ impl Datapath {
         })
     }
 
-    pub fn pin_path(&self) -> &std::path::Path {
+    pub fn pin_path(&self) -> &Path {
         &self.pin_path
     }
 
@@ -608,7 +610,7 @@ impl Datapath {
         let mut backend = known.value(health);
         if !known.looked_up && !known.is_fallback {
             // Until the route is looked up, connections of a backend that was added again keep the former route.
-            let before = self.tables.backend(id.0)?;
+            let before = self.tables.backends.get(id.0)?;
             if is_at(&before, known) {
                 backend.mode = before.mode;
                 backend.interface = before.interface;
@@ -619,11 +621,11 @@ impl Datapath {
         if backend.mode == mode::NAT {
             backend.port_pool = self.tables.port_pool(known.endpoint())?;
         }
-        // If the programs are not attached to the route's interface, they see its packets at a lower one, on a
-        // bridge's port or with a VLAN tag.
-        let meets = |it: &Attachment| it.index == Some(backend.interface);
+        // If the programs are not attached to the route's interface, replies arrive at a lower one: at a bridge's port, or
+        // with a VLAN tag.
+        let is_attached = |it: &Attachment| it.index == Some(backend.interface);
         if matches!(backend.mode, mode::NAT | mode::ROUTED)
-            && self.attachments.interfaces().iter().any(meets)
+            && self.attachments.interfaces().iter().any(is_attached)
         {
             backend.reply_interface = backend.interface;
         }
@@ -641,21 +643,21 @@ fn map_service(service: &ServiceSettings) -> Service {
     }
 }
 
-/// Draws the key of the programs' hash at random.
+/// Returns a random key for the programs' hash.
 fn secret() -> Result<[u64; 2]> {
-    let draw = || getrandom::u64().context("draw a random number");
-    Ok([draw()?, draw()?])
+    let random = || getrandom::u64().context("draw a random number");
+    Ok([random()?, random()?])
 }
 
 /// Detaches the programs and removes every pin.
 ///
 /// # Errors
 ///
-/// Says what could not be removed, or that a manager still runs.
-pub fn unload(pin_path: &std::path::Path) -> Result<bool> {
+/// Names what could not be removed, or says that a manager still runs.
+pub fn unload(pin_path: &Path) -> Result<bool> {
     kernel::check_privileges()?;
-    let pinned = pin_path.join(name::SETTINGS).exists() || pin_path.join(attach::LINKS).exists();
-    let detached = attach::detach_clsact()?;
+    let pinned = pin_path.join(name::SETTINGS).exists() || pin_path.join(bpffs::LINKS).exists();
+    let detached = detach_clsact()?;
     if !pin_path.exists() {
         return Ok(detached);
     }

@@ -3,14 +3,17 @@
 use std::{
     fmt,
     ops::{Deref, DerefMut},
+    os::fd::{AsRawFd, RawFd},
     path::Path,
 };
 
 use anyhow::{Context, Result};
 use aya::{
     Ebpf, Pod,
-    maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues},
+    maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues, RingBuf},
 };
+
+use tokio::io::{Interest, unix::AsyncFd};
 
 use super::layout::open_map;
 
@@ -23,6 +26,7 @@ pub struct NamedMap<M> {
 pub type ArrayMap<V> = NamedMap<Array<MapData, V>>;
 pub type PerCpuMap<V> = NamedMap<PerCpuArray<MapData, V>>;
 pub type HashTable<K, V> = NamedMap<HashMap<MapData, K, V>>;
+pub type RingMap = NamedMap<RingBuf<MapData>>;
 
 impl<M> fmt::Debug for NamedMap<M> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -41,6 +45,12 @@ impl<M> Deref for NamedMap<M> {
 impl<M> DerefMut for NamedMap<M> {
     fn deref_mut(&mut self) -> &mut M {
         &mut self.map
+    }
+}
+
+impl<M: AsRawFd> AsRawFd for NamedMap<M> {
+    fn as_raw_fd(&self) -> RawFd {
+        self.map.as_raw_fd()
     }
 }
 
@@ -63,6 +73,16 @@ impl<M: TryFrom<Map, Error = MapError>> NamedMap<M> {
     fn new(name: &'static str, map: Map) -> Result<Self> {
         let map = M::try_from(map).with_context(|| format!("open map {name}"))?;
         Ok(Self { name, map })
+    }
+}
+
+impl RingMap {
+    /// Opens a pinned ring and registers it with the tokio runtime.
+    pub fn open_async(pin_path: &Path, name: &'static str) -> Result<AsyncFd<Self>> {
+        let ring = Self::open(pin_path, name)?;
+        // SAFETY: the ring owns its descriptor for its lifetime and is not replaced.
+        let ring = unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) };
+        ring.with_context(|| format!("poll map {name}"))
     }
 }
 

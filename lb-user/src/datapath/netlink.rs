@@ -143,18 +143,18 @@ impl Netlink {
     ///
     /// # Errors
     ///
-    /// Says that the kernel gave no answer.
+    /// The kernel does not answer.
     pub async fn links(&mut self) -> Result<Links> {
         let messages = self.handle.link().get().execute();
         let links = messages.try_collect::<Vec<_>>().await;
         Ok(links.context("list the interfaces")?.into_iter().collect())
     }
 
-    /// Lists the neighbours at all interfaces with what the kernel knows of their link addresses.
+    /// Lists the neighbour entries of all interfaces.
     ///
     /// # Errors
     ///
-    /// Says that the kernel gave no answer.
+    /// The kernel does not answer.
     pub async fn neighbours(&mut self) -> Result<Vec<(IpAddr, NeighbourState)>> {
         let messages = self.handle.neighbours().get().execute();
         let messages: Vec<_> = messages
@@ -197,7 +197,7 @@ impl Netlink {
     ///
     /// # Errors
     ///
-    /// Says that the kernel gave no answer.
+    /// The kernel does not answer.
     pub async fn routes(&mut self, addresses: &BTreeSet<IpAddr>) -> Result<Routes> {
         let links = self.links().await?;
         let mut routes = Routes::new();
@@ -211,14 +211,14 @@ impl Netlink {
         Ok(routes)
     }
 
-    /// Breaks the connection.
+    /// Closes the connection.
     #[cfg(test)]
     pub fn sever(&mut self) {
         self.connection.abort();
     }
 
-    /// Looks up the route to `address`; nothing if there is none. Like `connect()`, it first learns which
-    /// source address is used, and then which route packets from there take: rules may choose another.
+    /// Looks up the route to `address`; `None` if there is none. Like `connect()`, it first looks up the source address,
+    /// and then the route of packets from that address, for which routing rules may choose another.
     async fn route(&mut self, address: IpAddr) -> Result<Option<Route>> {
         let Some(first) = self.route_from(None, address).await? else {
             return Ok(None);
@@ -237,24 +237,21 @@ impl Netlink {
         address: IpAddr,
     ) -> Result<Option<Route>> {
         let length = |address: IpAddr| if address.is_ipv4() { 32 } else { 128 };
-        let ask = || format!("ask for the route to {address}");
+        let context = || format!("look up the route to {address}");
         let mut request = RouteMessageBuilder::<IpAddr>::new()
             .destination_prefix(address, length(address))
-            .with_context(ask)?;
+            .with_context(context)?;
         if let Some(source) = source {
             let from = request.source_prefix(source, length(source));
-            request = from.with_context(ask)?;
+            request = from.with_context(context)?;
         }
         let mut replies = self.handle.route().get(request.build()).execute();
         match replies.try_next().await {
             Ok(Some(message)) => Ok(route_of(&message, address)),
-            // The kernel answers "network unreachable" as an error, and a blackhole, a prohibition or the
-            // like with others.
+            // The kernel reports unreachable networks, blackholes and prohibited routes as errors.
             Err(rtnetlink::Error::NetlinkError(_)) => Ok(None),
-            Ok(None) => {
-                bail!("look up the route to {address}: the connection to the kernel is over")
-            }
-            Err(error) => Err(error).with_context(|| format!("look up the route to {address}")),
+            Ok(None) => bail!("{}: the netlink connection is closed", context()),
+            Err(error) => Err(error).with_context(context),
         }
     }
 }
@@ -271,14 +268,14 @@ impl Drop for Netlink {
     }
 }
 
-/// Returns the change that a message of the kernel's reports, if it is one.
+/// Returns the change that a kernel message reports, if any.
 fn change_of(payload: &NetlinkPayload<RouteNetlinkMessage>) -> Option<NetlinkChange> {
     let NetlinkPayload::InnerMessage(message) = payload else {
         return Some(NetlinkChange::Tables);
     };
     let message = match message {
         RouteNetlinkMessage::NewNeighbour(message) => message,
-        // What is removed here is requested again.
+        // The kernel resolves a removed neighbour again when it sends to it.
         RouteNetlinkMessage::DelNeighbour(_) => return None,
         _ => return Some(NetlinkChange::Tables),
     };

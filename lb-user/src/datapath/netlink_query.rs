@@ -1,5 +1,5 @@
-//! Blocking questions to the kernel: clsact filters, for kernels without tcx, XDP programs, interfaces and network
-//! namespaces.
+//! Queries to the kernel, which replies within the call: clsact filters, for kernels without tcx, XDP programs, interfaces
+//! and network namespaces.
 
 use std::io;
 
@@ -23,8 +23,7 @@ use super::links::Links;
 const INGRESS: u32 = 0xffff_fff2;
 const EGRESS: u32 = 0xffff_fff3;
 
-/// Whether an interface has a filter of kind `bpf` with this priority and handle. Does not block: the kernel replies
-/// within the call.
+/// Whether an interface has a filter of kind `bpf` with this priority and handle.
 ///
 /// # Errors
 ///
@@ -39,8 +38,14 @@ pub fn has_filter(
         TcAttachType::Ingress => INGRESS,
         _ => EGRESS,
     };
-    let filters = list(interface, parent)
-        .with_context(|| format!("list the filters of interface {interface}"))?;
+    let mut request = TcMessage::with_index(interface.cast_signed());
+    request.header.parent = parent.into();
+    let request = RouteNetlinkMessage::GetTrafficFilter(request);
+    let filters = query(request, NLM_F_DUMP, |reply| match reply {
+        RouteNetlinkMessage::NewTrafficFilter(filter) => Some(filter),
+        _ => None,
+    });
+    let filters = filters.with_context(|| format!("list the filters of interface {interface}"))?;
     let is_bpf = |it: &TcAttribute| matches!(it, TcAttribute::Kind(kind) if kind == "bpf");
     Ok(filters.iter().any(|filter| {
         let header = &filter.header;
@@ -50,7 +55,7 @@ pub fn has_filter(
     }))
 }
 
-/// Returns the number of the XDP program attached to an interface, if there is one.
+/// Returns the id of the XDP program attached to an interface, if there is one.
 ///
 /// # Errors
 ///
@@ -58,13 +63,10 @@ pub fn has_filter(
 pub fn xdp_program(interface: u32) -> Result<Option<u32>> {
     let mut request = LinkMessage::default();
     request.header.index = interface;
-    let replies = ask(RouteNetlinkMessage::GetLink(request), NLM_F_ACK)
-        .with_context(|| format!("look at interface {interface}"))?;
-    let links = replies.into_iter().filter_map(|reply| match reply {
-        RouteNetlinkMessage::NewLink(link) => Some(link.attributes),
-        _ => None,
-    });
-    let xdp = links.flatten().filter_map(|attribute| match attribute {
+    let links = query(RouteNetlinkMessage::GetLink(request), NLM_F_ACK, new_link)
+        .with_context(|| format!("query interface {interface}"))?;
+    let attributes = links.into_iter().flat_map(|link| link.attributes);
+    let xdp = attributes.filter_map(|attribute| match attribute {
         LinkAttribute::Xdp(xdp) => Some(xdp),
         _ => None,
     });
@@ -81,16 +83,19 @@ pub fn xdp_program(interface: u32) -> Result<Option<u32>> {
 /// The kernel's error.
 pub fn links() -> Result<Links> {
     let request = RouteNetlinkMessage::GetLink(LinkMessage::default());
-    let replies = ask(request, NLM_F_DUMP).context("list the interfaces")?;
-    let links = replies.into_iter().filter_map(|reply| match reply {
-        RouteNetlinkMessage::NewLink(link) => Some(link),
-        _ => None,
-    });
-    Ok(links.collect())
+    let links = query(request, NLM_F_DUMP, new_link).context("list the interfaces")?;
+    Ok(links.into_iter().collect())
 }
 
-/// Returns the number that this network namespace has for that of a process; `None` if it has none for it, or if there
-/// is no such process.
+fn new_link(reply: RouteNetlinkMessage) -> Option<LinkMessage> {
+    match reply {
+        RouteNetlinkMessage::NewLink(link) => Some(link),
+        _ => None,
+    }
+}
+
+/// Returns the id, in this network namespace, of a process's network namespace; `None` if it has no id, or if there is no
+/// such process.
 ///
 /// # Errors
 ///
@@ -100,34 +105,31 @@ pub fn namespace_of(pid: i32) -> Result<Option<i32>> {
     request
         .attributes
         .push(NsidAttribute::Pid(pid.cast_unsigned()));
-    let replies = match ask(RouteNetlinkMessage::GetNsId(request), NLM_F_ACK) {
-        Ok(replies) => replies,
-        Err(_) if Process::new(pid).is_err() => return Ok(None),
-        Err(error) => return Err(error.context(format!("look at the network of process {pid}"))),
-    };
-    let attributes = replies.into_iter().filter_map(|reply| match reply {
+    let request = RouteNetlinkMessage::GetNsId(request);
+    let replies = query(request, NLM_F_ACK, |reply| match reply {
         RouteNetlinkMessage::NewNsId(message) => Some(message.attributes),
         _ => None,
     });
-    Ok(attributes.flatten().find_map(|it| match it {
-        NsidAttribute::Id(number) => u32::try_from(number).is_ok().then_some(number),
+    let attributes = match replies {
+        Ok(attributes) => attributes,
+        Err(_) if Process::new(pid).is_err() => return Ok(None),
+        Err(error) => {
+            return Err(error.context(format!("query the network namespace of process {pid}")));
+        }
+    };
+    Ok(attributes.into_iter().flatten().find_map(|it| match it {
+        NsidAttribute::Id(id) => u32::try_from(id).is_ok().then_some(id),
         _ => None,
     }))
 }
 
-fn list(interface: u32, parent: u32) -> Result<Vec<TcMessage>> {
-    let mut request = TcMessage::with_index(interface.cast_signed());
-    request.header.parent = parent.into();
-    let replies = ask(RouteNetlinkMessage::GetTrafficFilter(request), NLM_F_DUMP)?;
-    let filters = replies.into_iter().filter_map(|reply| match reply {
-        RouteNetlinkMessage::NewTrafficFilter(filter) => Some(filter),
-        _ => None,
-    });
-    Ok(filters.collect())
-}
-
-/// Sends a request, and returns the kernel's replies to the end of the dump or the acknowledgement.
-fn ask(request: RouteNetlinkMessage, flags: u16) -> Result<Vec<RouteNetlinkMessage>> {
+/// Sends a request. Returns what `parse` accepts of the kernel's replies, up to the end of the dump or the
+/// acknowledgement.
+fn query<T>(
+    request: RouteNetlinkMessage,
+    flags: u16,
+    parse: fn(RouteNetlinkMessage) -> Option<T>,
+) -> Result<Vec<T>> {
     let mut socket = Socket::new(NETLINK_ROUTE)?;
     socket.bind_auto()?;
     socket.connect(&SocketAddr::new(0, 0))?;
@@ -146,7 +148,7 @@ fn ask(request: RouteNetlinkMessage, flags: u16) -> Result<Vec<RouteNetlinkMessa
             let length = (message.header.length as usize).next_multiple_of(4);
             rest = rest.get(length..).unwrap_or_default();
             match message.payload {
-                NetlinkPayload::InnerMessage(reply) => replies.push(reply),
+                NetlinkPayload::InnerMessage(reply) => replies.extend(parse(reply)),
                 NetlinkPayload::Done(_) => return Ok(replies),
                 NetlinkPayload::Error(error) if error.code.is_none() => return Ok(replies),
                 NetlinkPayload::Error(error) => return Err(io::Error::from(error).into()),

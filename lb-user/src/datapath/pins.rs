@@ -1,5 +1,5 @@
-//! The pins of maps and links, restored if they are removed. Readers of the maps and the next manager or agent need
-//! them, and a link without a pin ends with its process.
+//! Restores pins of maps and links that were removed. Readers of the maps and the next manager or agent need them, and a
+//! link without a pin ends with its process.
 
 use std::{
     collections::BTreeMap,
@@ -13,7 +13,7 @@ use aya::{
     programs::links::{FdLink, PinnedLink},
 };
 
-use super::attach::LINKS;
+use super::bpffs::{LINKS, files};
 
 /// References to every pinned map and link.
 #[derive(Debug)]
@@ -30,7 +30,7 @@ impl Pins {
     /// # Errors
     ///
     /// Names the pin that cannot be opened.
-    pub fn hold(directory: &Path) -> Result<Self> {
+    pub fn open(directory: &Path) -> Result<Self> {
         let mut maps = Vec::new();
         for path in files(directory)? {
             let map = MapData::from_pin(&path);
@@ -42,7 +42,7 @@ impl Pins {
             maps,
             links: BTreeMap::new(),
         };
-        pins.hold_links()?;
+        pins.open_links()?;
         Ok(pins)
     }
 
@@ -51,7 +51,7 @@ impl Pins {
     /// # Errors
     ///
     /// Names the pin that cannot be opened.
-    pub fn hold_links(&mut self) -> Result<()> {
+    pub fn open_links(&mut self) -> Result<()> {
         self.links.clear();
         for path in files(&self.directory.join(LINKS))? {
             let link = PinnedLink::from_pin(&path);
@@ -77,41 +77,26 @@ impl Pins {
             if path.exists() {
                 continue;
             }
-            fs::create_dir_all(&self.directory)
-                .map_err(anyhow::Error::from)
-                .and_then(|()| Ok(data.pin(&path)?))
-                .with_context(|| format!("pin {} again", path.display()))?;
+            let context = || format!("pin {} again", path.display());
+            fs::create_dir_all(&self.directory).with_context(context)?;
+            data.pin(&path).with_context(context)?;
             missing.push(map.clone());
         }
         let is_missing = |link: &&String| !self.directory.join(link).exists();
         let links: Vec<String> = self.links.keys().filter(is_missing).cloned().collect();
         for link in links {
             let path = self.directory.join(&link);
+            let context = || format!("pin {} again", path.display());
             // Create the directory first: a link that cannot be pinned is lost.
-            fs::create_dir_all(self.directory.join(LINKS))
-                .with_context(|| format!("pin {} again", path.display()))?;
+            fs::create_dir_all(self.directory.join(LINKS)).with_context(context)?;
             if let Some(held) = self.links.remove(&link) {
-                let pinned = FdLink::from(held).pin(&path);
-                let pinned = pinned.with_context(|| format!("pin {} again", path.display()))?;
+                let pinned = FdLink::from(held).pin(&path).with_context(context)?;
                 self.links.insert(link.clone(), pinned);
                 missing.push(link);
             }
         }
         Ok(missing)
     }
-}
-
-/// The files of a directory, not recursive.
-fn files(directory: &Path) -> Result<Vec<PathBuf>> {
-    let mut files = Vec::new();
-    let entries = fs::read_dir(directory);
-    for entry in entries.with_context(|| format!("list {}", directory.display()))? {
-        let entry = entry.with_context(|| format!("list {}", directory.display()))?;
-        if entry.path().is_file() {
-            files.push(entry.path());
-        }
-    }
-    Ok(files)
 }
 
 fn name(path: &Path) -> String {

@@ -1,6 +1,6 @@
 //! Programs of another memlb that receive an interface's packets before this one's.
 
-use std::{collections::BTreeMap, io, path::Path};
+use std::{collections::BTreeMap, path::Path};
 
 use anyhow::{Context, Result};
 use aya::programs::{ProgramInfo, loaded_programs};
@@ -12,15 +12,15 @@ use super::{
     link_info, netlink_query,
 };
 
-/// Returns the names and numbers of memlb's programs that receive the packets of an interface before those whose links
-/// are pinned in `links`. Programs of other tools do not count.
+/// Returns the names and ids of memlb's programs that receive the packets of an interface before those whose links are
+/// pinned in `links`. Programs of other tools do not count.
 ///
-/// Where the kernel does not let this process read programs by their number (`CAP_SYS_ADMIN`), programs of any tool
-/// count if another manager announces itself at the interface.
+/// Without `CAP_SYS_ADMIN`, this process cannot read the names of programs. Then programs of any tool count if another
+/// manager announces itself at the interface.
 ///
 /// # Errors
 ///
-/// Returns the kernel's error.
+/// The kernel's error.
 ///
 /// # Minimum kernel version
 ///
@@ -48,26 +48,25 @@ pub fn preceding(links: &Path, target: InterfaceRef<'_>, mode: AttachMode) -> Re
     if names.is_empty() {
         return unnamed(&before, target);
     }
-    let ours = |(id, name): &(u32, &str)| names.get(id).is_some_and(|it| it == name);
-    let found = before.iter().filter(|it| ours(it));
+    let is_memlb = |(id, name): &&(u32, &str)| names.get(id).is_some_and(|it| it == name);
+    let found = before.iter().filter(is_memlb);
     Ok(found.map(|(id, name)| format!("{name} ({id})")).collect())
 }
 
-/// The names of all programs, as far as this process may read them.
+/// The names of all programs by id, as far as this process may read them.
 fn names() -> BTreeMap<u32, String> {
     let name = |it: ProgramInfo| (it.id(), it.name_as_str().unwrap_or_default().to_owned());
     loaded_programs().flatten().map(name).collect()
 }
 
-/// The programs, whose names are unknown, if another manager is there.
+/// The programs by id, if another manager announces itself at the interface.
 fn unnamed(before: &[(u32, &str)], target: InterfaceRef<'_>) -> Result<Vec<String>> {
-    let is_other = announcement::is_other_at(target.index).context("look for other managers")?;
+    let is_other = announcement::is_other_at(target.index).context("find other managers")?;
     let ids = before.iter().filter(|_| is_other);
     Ok(ids.map(|(id, _)| format!("program {id}")).collect())
 }
 
-/// The number of the program of a pinned link.
+/// The id of the program of a pinned link.
 fn program(pin: &Path) -> Result<Option<u32>> {
-    let program: io::Result<_> = link_info::program_of(pin);
-    program.with_context(|| format!("look at {}", pin.display()))
+    link_info::program_of(pin).with_context(|| format!("read the link {}", pin.display()))
 }

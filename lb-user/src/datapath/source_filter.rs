@@ -1,4 +1,4 @@
-//! Map `source_filter`: source addresses with the only interface on which their packets may arrive.
+//! Map `source_filter`: for each source address the only interface on which its packets may arrive.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -56,8 +56,9 @@ pub fn expected_interfaces(own: &BTreeSet<IpAddr>, routes: &Routes) -> BTreeMap<
 #[cfg(test)]
 mod tests {
     use super::*;
+
     #[test]
-    fn workers_are_at_home_where_their_route_leads() {
+    fn a_workers_packets_are_expected_at_the_interface_of_its_route() {
         let ip = |text: &str| text.parse::<IpAddr>().expect("an address");
         let route = |interface, is_local| {
             Some(Route {

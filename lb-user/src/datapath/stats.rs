@@ -74,9 +74,9 @@ pub struct BackendTraffic {
     pub expired: u64,
     /// Answered connections that the backend ended with RST.
     pub resets: u64,
-    /// When the backend was last heard in traffic, to about a second, in nanoseconds of CLOCK_MONOTONIC; 0: never.
+    /// Time of the backend's last packet, to about a second, in nanoseconds of CLOCK_MONOTONIC; 0: never.
     pub last_answer_ns: u64,
-    /// Since then, in milliseconds; nothing: never.
+    /// Milliseconds since then; absent: never.
     pub last_answer_ms: Option<u64>,
 }
 
@@ -116,7 +116,7 @@ impl Stats {
         Ok(stats)
     }
 
-    /// Reads the maps for display. Pins of another layout give no counters, and `problem` says why.
+    /// Reads the maps for display. With pins of another layout, there are no counters, and `problem` has the reason.
     pub fn read_for_display(pin_path: &Path) -> Result<Self> {
         match Self::read(pin_path) {
             Err(error) if error.is::<LayoutError>() => Ok(Self {
@@ -169,7 +169,7 @@ impl Stats {
         Ok(stats)
     }
 
-    /// Reads fill and backends of a family's connection tables. Entries that vanish meanwhile are left out.
+    /// Reads fill and backends of a family's connection tables. Omits entries that are removed during the read.
     fn read_family<A: Family>(&mut self, pin_path: &Path, clock: &FlowClock) -> Result<()> {
         let half_open = ArrayMap::<Handshake<A>>::open(pin_path, A::HALF_OPEN)?;
         if !is_allocated(half_open.len()) {
@@ -177,7 +177,7 @@ impl Stats {
         }
         let capacity = open_map(pin_path, A::FLOWS)?
             .info()
-            .with_context(|| format!("ask for the size of map {}", A::FLOWS))?;
+            .with_context(|| format!("read the capacity of map {}", A::FLOWS))?;
         let entries = read_flows::<A>(pin_path)?;
         let fill = MapFill {
             entries: entries.len() as u64,

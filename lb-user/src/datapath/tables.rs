@@ -1,4 +1,4 @@
-//! The maps that the manager writes.
+//! The maps that the manager's main task writes.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -15,7 +15,7 @@ use lb_common::{
         SLOTS_PER_BUCKET, Service, ServiceKey, Traffic, mode, name, state,
     },
 };
-use lb_core::{Endpoint, Protocol};
+use lb_core::Endpoint;
 
 use super::{
     capacity::{FAMILIES, is_allocated, nat_port_count},
@@ -23,6 +23,7 @@ use super::{
     family::mapped,
     named_map::{ArrayMap, HashTable, PerCpuMap},
     pool_layout::PoolLayout,
+    protocol::protocol_number,
     source_filter::SourceFilter,
 };
 use crate::config::Config;
@@ -31,11 +32,11 @@ use crate::config::Config;
 pub struct Tables {
     settings: ArrayMap<maps::Settings>,
     services: HashTable<ServiceKey, Service>,
-    selection: ArrayMap<u32>,
-    choices: ChoiceTable,
-    backends: ArrayMap<Backend>,
+    pub selection: ArrayMap<u32>,
+    pub choices: ChoiceTable,
+    pub backends: ArrayMap<Backend>,
     neighbours: ArrayMap<Neighbour>,
-    source_filter: SourceFilter,
+    pub source_filter: SourceFilter,
     active: ArrayMap<u64>,
     evicted: ArrayMap<u64>,
     traffic: PerCpuMap<Traffic>,
@@ -116,30 +117,28 @@ impl Tables {
         self.settings.set(0, settings)
     }
 
-    /// The number of buckets that the handshake tables have room for.
+    /// The number of buckets in the handshake tables.
     fn half_open_buckets(&self) -> u32 {
-        let rooms = [self.half_open.len(), self.half_open6.len()];
-        let rooms = rooms.into_iter().filter(|entries| is_allocated(*entries));
-        rooms
-            .map(|entries| entries / SLOTS_PER_BUCKET)
-            .fold(DEFAULT_HANDSHAKES / SLOTS_PER_BUCKET, u32::min)
+        let capacities = [self.half_open.len(), self.half_open6.len()];
+        let allocated = capacities.into_iter().filter(|it| is_allocated(*it));
+        allocated.fold(DEFAULT_HANDSHAKES, u32::min) / SLOTS_PER_BUCKET
     }
 
-    /// Returns the pool of ports towards an endpoint of a worker; creates it if necessary.
+    /// Returns the pool of NAT ports for an endpoint of a worker; creates it if necessary.
     pub fn port_pool(&mut self, endpoint: Endpoint) -> Result<u32> {
         let endpoint = service_key(endpoint);
         if let Some(pool) = self.pools.get(&endpoint) {
             return Ok(*pool);
         }
-        let taken: BTreeSet<u32> = self.pools.values().copied().collect();
-        let free = (0..self.backends.len()).find(|pool| !taken.contains(pool));
-        let pool = free.context("find a pool of ports: map endpoints is full")?;
+        let used: BTreeSet<u32> = self.pools.values().copied().collect();
+        let free = (0..self.backends.len()).find(|pool| !used.contains(pool));
+        let pool = free.context("assign a pool of NAT ports: map endpoints is full")?;
         self.endpoints.insert(endpoint, pool)?;
         self.pools.insert(endpoint, pool);
         Ok(pool)
     }
 
-    /// Returns the number of ports towards one endpoint of this family.
+    /// Returns the number of NAT ports for one endpoint of this family.
     pub fn nat_ports(&self, is_ipv4: bool) -> u64 {
         nat_port_count(self.nat_ports.len() as u64, self.layout.sources, is_ipv4)
     }
@@ -167,10 +166,10 @@ impl Tables {
 
     /// Returns the families of this configuration's services whose connection tables were created without capacity.
     pub fn missing_families(&self, config: &Config) -> Vec<&'static str> {
-        let rooms = [self.half_open.len(), self.half_open6.len()];
+        let capacities = [self.half_open.len(), self.half_open6.len()];
         let lacking = FAMILIES
             .iter()
-            .zip(rooms)
+            .zip(capacities)
             .filter(|(tables, entries)| tables.are_used_by(config) && !is_allocated(*entries));
         lacking.map(|(tables, _)| tables.family).collect()
     }
@@ -207,15 +206,11 @@ impl Tables {
         self.backends.set(id, *backend)
     }
 
-    pub fn backend(&self, id: u32) -> Result<Backend> {
-        self.backends.get(id)
-    }
-
     /// Drains the backends that are no longer `wanted`, so that their connections can finish, and returns their ids.
     pub fn retire_missing(&mut self, wanted: impl Fn(u32) -> bool) -> Result<BTreeSet<u32>> {
         let mut retired = BTreeSet::new();
         for id in (1..self.backends.len()).filter(|id| !wanted(*id)) {
-            let mut backend = self.backend(id)?;
+            let mut backend = self.backends.get(id)?;
             if backend == Backend::default() {
                 continue;
             }
@@ -234,36 +229,14 @@ impl Tables {
         self.write_backend(id, &Backend::default())
     }
 
-    pub fn select(&mut self, service: u32, backend: u32) -> Result<()> {
-        self.selection.set(service, backend)
-    }
-
-    pub fn selected(&self, service: u32) -> Result<u32> {
-        self.selection.get(service)
-    }
-
     pub fn open_connections(&self, backend: u32) -> Result<u64> {
         let active = self.active.get(backend)?;
         Ok(active.saturating_sub(self.evicted.get(backend)?))
     }
 
-    pub fn write_source_filter(&mut self, expected: &BTreeMap<V6, u32>) -> Result<()> {
-        self.source_filter.replace(expected)
-    }
-
     /// Returns a backend's counters, summed over the processors.
     pub fn traffic(&self, backend: u32) -> Result<Traffic> {
         Ok(Traffic::sum(self.traffic.get(backend)?.iter()))
-    }
-
-    pub fn write_choices(
-        &mut self,
-        service: u32,
-        kind: u32,
-        backends: &[u32],
-        fallback: u32,
-    ) -> Result<()> {
-        self.choices.replace(service, kind, backends, fallback)
     }
 
     /// Writes the services first and removes others afterwards, so that none is missing meanwhile.
@@ -292,7 +265,7 @@ impl Tables {
     }
 
     /// Clears the learned link addresses of a backend. XDP passes its packets to TC until it replies.
-    pub fn forget_neighbour(&mut self, backend: u32) -> Result<()> {
+    pub fn clear_neighbour(&mut self, backend: u32) -> Result<()> {
         self.neighbours.set(backend, Neighbour::default())
     }
 }
@@ -317,10 +290,7 @@ pub(super) fn service_key(endpoint: Endpoint) -> ServiceKey {
     ServiceKey {
         address: mapped(address.ip()),
         port: address.port().to_be_bytes(),
-        protocol: match protocol {
-            Protocol::Tcp => PROTOCOL_TCP,
-            Protocol::Udp => PROTOCOL_UDP,
-        },
+        protocol: protocol_number(protocol),
         reserved: 0,
     }
 }

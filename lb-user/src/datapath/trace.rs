@@ -1,34 +1,29 @@
 //! Access to the packet trace through the pins.
 //!
-//! Other tasks than the manager's main task may write its maps, because they steer nothing.
+//! Not only the manager's main task may write its maps, because they steer no packets.
 
-use std::{fmt, path::Path};
+use std::path::Path;
 
 use anyhow::{Context, Result};
-use aya::maps::{Map, MapData, RingBuf};
 use lb_common::maps::{TraceConfig, TraceCounts, TraceEvent, name};
-use tokio::io::{Interest, unix::AsyncFd};
+use tokio::io::unix::AsyncFd;
 
-use super::{clock::monotonic_ns, layout::open_map, named_map::ArrayMap};
+use super::{
+    clock::monotonic_ns,
+    named_map::{ArrayMap, RingMap},
+};
 
 /// Time after which a trace expires unless renewed.
 const EXPIRY_NS: u64 = 3_000_000_000;
 
 /// A running trace. Dropping it ends it; otherwise it expires.
+#[derive(Debug)]
 pub struct KernelTrace {
     config: TraceConfig,
     configs: ArrayMap<TraceConfig>,
     counts: ArrayMap<TraceCounts>,
-    events: AsyncFd<RingBuf<MapData>>,
+    events: AsyncFd<RingMap>,
     started_ns: u64,
-}
-
-impl fmt::Debug for KernelTrace {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Tracing")
-            .field("config", &self.config)
-            .finish_non_exhaustive()
-    }
 }
 
 impl KernelTrace {
@@ -38,22 +33,18 @@ impl KernelTrace {
     ///
     /// Names the map that cannot be opened or written.
     pub fn start(pin_path: &Path, config: TraceConfig) -> Result<Self> {
-        let ring = RingBuf::try_from(Map::RingBuf(open_map(pin_path, name::TRACE_EVENTS)?))
-            .context("open map trace_events")?;
-        // SAFETY: the ring owns its descriptor for its lifetime and is not replaced.
-        let events = unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) };
-        let mut tracing = Self {
+        let mut trace = Self {
             config,
             configs: ArrayMap::open(pin_path, name::TRACE)?,
             counts: ArrayMap::open(pin_path, name::TRACE_COUNTS)?,
-            events: events.context("wait for map trace_events")?,
+            events: RingMap::open_async(pin_path, name::TRACE_EVENTS)?,
             started_ns: monotonic_ns()?,
         };
         // Discard unread events of an earlier trace.
-        while tracing.events.get_mut().next().is_some() {}
-        tracing.counts.set(0, TraceCounts::default())?;
-        tracing.renew()?;
-        Ok(tracing)
+        while trace.events.get_mut().next().is_some() {}
+        trace.counts.set(0, TraceCounts::default())?;
+        trace.renew()?;
+        Ok(trace)
     }
 
     /// Postpones the expiry.
@@ -70,11 +61,11 @@ impl KernelTrace {
     ///
     /// # Errors
     ///
-    /// The map cannot be waited for.
+    /// The map cannot be polled.
     pub async fn next(&mut self) -> Result<TraceEvent> {
         loop {
             let ready = self.events.readable_mut().await;
-            let mut ready = ready.context("wait for map trace_events")?;
+            let mut ready = ready.context("poll map trace_events")?;
             let Some(entry) = ready.get_inner_mut().next() else {
                 ready.clear_ready();
                 continue;

@@ -1,48 +1,37 @@
-//! Managers whose programs steer packets before they arrive at an interface of this one, from another interface.
+//! Other managers upstream of an interface: their programs steer packets before these arrive at it, at a bridge's port, a
+//! VLAN's parent or the other end of a veth.
 
-use std::{
-    collections::BTreeSet,
-    fmt,
-    path::{Path, PathBuf},
-};
+use std::{collections::BTreeSet, fmt};
 
 use anyhow::Result;
 use lb_core::Endpoint;
 use tracing::debug;
 
 use super::{
-    attach::LINKS,
-    bpffs,
-    foreign_programs::{Conflict, attached, origin, pin_directories, served},
-    interface::{InterfaceRef, index_of, name_of},
-    links::PlacesBefore,
+    foreign_programs::{Conflict, ForeignPrograms, other_managers},
+    interface::{index_of, name_of},
+    links::UpstreamLocations,
     netlink_query,
 };
-use crate::{
-    config::{Config, Service},
-    sockets::{Holder, holder},
-};
+use crate::config::{Config, Service};
 
-/// Another manager that serves the same address where the packets to an interface of this one come by. They do not
-/// arrive here.
+/// Another manager that serves the same address upstream of an interface. Its packets do not arrive here.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct UpstreamManager {
-    place: Place,
+pub struct UpstreamManager<'a> {
+    location: UpstreamLocation,
     service: Endpoint,
-    pin_path: PathBuf,
-    /// `None` if none runs, but its programs do.
-    holder: Option<Holder>,
+    programs: &'a ForeignPrograms,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Place {
+enum UpstreamLocation {
     /// A port of the bridge, the parent of the VLAN, the other end of the veth.
     Interface(String),
     /// The network namespace at the other end.
     Namespace,
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for UpstreamLocation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Interface(name) => write!(f, "at {name}"),
@@ -51,98 +40,95 @@ impl fmt::Display for Place {
     }
 }
 
-impl UpstreamManager {
-    /// Names the programs by their place.
+impl UpstreamManager<'_> {
+    /// Names the programs by their location.
     pub fn programs(&self) -> String {
-        format!("ingress {}", self.place)
+        format!("ingress {}", self.location)
     }
 
-    /// Names the pins and who holds them.
+    /// Names the pins and the process that holds them.
     pub fn origin(&self) -> String {
-        origin(&self.pin_path, self.holder.as_ref())
+        self.programs.origin()
     }
 }
 
-/// Finds among the managers with these pins those that serve one of `services` before packets arrive at `interface`, as
-/// far as this user may read their pins. In another network namespace only those that run are found.
+/// Finds among `managers` those that serve one of `services` at one of `locations`. In another network namespace, only
+/// managers that run are found.
 ///
 /// # Errors
 ///
-/// The kernel's error when it is asked for the interfaces.
-pub fn upstream_managers(
-    others: &[PathBuf],
-    interface: InterfaceRef<'_>,
+/// The kernel's error when it is asked for a network namespace.
+pub fn upstream_managers<'a>(
+    managers: &'a [ForeignPrograms],
+    locations: &UpstreamLocations,
     services: &BTreeSet<Endpoint>,
-) -> Result<Vec<UpstreamManager>> {
-    let places = netlink_query::links()?.places_before(interface.index);
+) -> Result<Vec<UpstreamManager<'a>>> {
     let mut found = Vec::new();
-    for pin_path in others {
-        let holder = bpffs::locked_by(pin_path).and_then(holder);
-        let Some(place) = place_of(pin_path, holder.as_ref(), &places)? else {
-            continue;
-        };
-        let served = served(pin_path).unwrap_or_default();
-        if let Some(service) = served.intersection(services).next().copied() {
+    for programs in managers {
+        let mut served = programs.services.iter().flatten();
+        if let Some(service) = served.find(|it| services.contains(it))
+            && let Some(location) = location_of(programs, locations)?
+        {
             found.push(UpstreamManager {
-                place,
-                service,
-                pin_path: pin_path.clone(),
-                holder,
+                location,
+                service: *service,
+                programs,
             });
         }
     }
     Ok(found)
 }
 
-/// Which of the places has the programs of these pins.
-fn place_of(
-    pin_path: &Path,
-    holder: Option<&Holder>,
-    places: &PlacesBefore,
-) -> Result<Option<Place>> {
-    let (mut interfaces, _) = attached(&pin_path.join(LINKS), &BTreeSet::new());
-    interfaces.retain(|it| index_of(it).is_some_and(|index| places.interfaces.contains(&index)));
-    if let Some(interface) = interfaces.pop_first() {
-        return Ok(Some(Place::Interface(interface)));
+/// Which of the locations has these programs.
+fn location_of(
+    programs: &ForeignPrograms,
+    locations: &UpstreamLocations,
+) -> Result<Option<UpstreamLocation>> {
+    let is_upstream =
+        |it: &&String| index_of(it).is_some_and(|index| locations.interfaces.contains(&index));
+    if let Some(interface) = programs.interfaces.iter().find(is_upstream) {
+        return Ok(Some(UpstreamLocation::Interface(interface.clone())));
     }
-    let Some(holder) = holder.filter(|_| !places.namespaces.is_empty()) else {
+    let holder = programs.holder.as_ref();
+    let Some(holder) = holder.filter(|_| !locations.namespaces.is_empty()) else {
         return Ok(None);
     };
     let namespace = netlink_query::namespace_of(holder.pid)?;
-    let is_there = namespace.is_some_and(|it| places.namespaces.contains(&it));
-    Ok(is_there.then_some(Place::Namespace))
+    let is_there = namespace.is_some_and(|it| locations.namespaces.contains(&it));
+    Ok(is_there.then_some(UpstreamLocation::Namespace))
 }
 
-/// The managers that serve a service of this configuration before its packets arrive, for `memlb doctor`.
+/// The managers that serve a service of this configuration upstream of one of its interfaces, for `memlb doctor`.
 pub fn upstream_conflicts(config: &Config) -> Vec<Conflict> {
-    let others = pin_directories(&config.manager.pin_path);
-    if others.is_empty() {
+    let managers = other_managers(&config.manager.pin_path);
+    if managers.is_empty() {
         return Vec::new();
     }
     let services = config.services.iter().map(Service::endpoint).collect();
-    let indices = config
-        .manager
-        .interfaces
-        .iter()
-        .filter_map(|it| index_of(it));
-    let mut conflicts = Vec::new();
-    for index in indices {
-        let Some(name) = name_of(index) else { continue };
-        let interface = InterfaceRef { index, name: &name };
-        match upstream_managers(&others, interface, &services) {
-            Ok(managers) => conflicts.extend(managers.iter().map(|it| conflict(it, &name))),
-            Err(error) => debug!("look for managers before {name}: {error:#}"),
+    let interfaces = config.manager.interfaces.iter();
+    let found = netlink_query::links().and_then(|links| {
+        let mut conflicts = Vec::new();
+        for index in interfaces.filter_map(|it| index_of(it)) {
+            let Some(name) = name_of(index) else { continue };
+            let upstream = upstream_managers(&managers, &links.upstream_of(index), &services)?;
+            conflicts.extend(upstream.iter().map(|it| conflict(it, &name)));
         }
-    }
-    conflicts
+        Ok(conflicts)
+    });
+    found.unwrap_or_else(|error| {
+        debug!("find managers upstream of this one: {error:#}");
+        Vec::new()
+    })
 }
 
-fn conflict(manager: &UpstreamManager, interface: &str) -> Conflict {
-    let UpstreamManager { place, service, .. } = manager;
+fn conflict(manager: &UpstreamManager<'_>, interface: &str) -> Conflict {
+    let UpstreamManager {
+        location, service, ..
+    } = manager;
     Conflict {
         check: "manager",
         found: format!(
-            "another memlb serves {service}, too ({}), and its packets come by {place} before they arrive at \
+            "another memlb also serves {service} ({}), {location}, which the packets pass before they arrive at \
              {interface}",
             manager.origin()
         ),
@@ -157,12 +143,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn tells_where_the_packets_come_by_and_whose_the_programs_are() {
-        let manager = UpstreamManager {
-            place: Place::Namespace,
-            service: "192.0.2.1:80/tcp".parse().unwrap(),
+    fn names_the_location_and_the_owner_of_the_programs() {
+        let programs = ForeignPrograms {
             pin_path: "/sys/fs/bpf/memlb2".into(),
+            interfaces: BTreeSet::new(),
+            first_at: BTreeSet::new(),
             holder: None,
+            services: None,
+        };
+        let manager = UpstreamManager {
+            location: UpstreamLocation::Namespace,
+            service: "192.0.2.1:80/tcp".parse().unwrap(),
+            programs: &programs,
         };
         let conflict = conflict(&manager, "eth1");
         assert!(
@@ -173,7 +165,7 @@ mod tests {
             manager.programs(),
             "ingress in the network namespace at its other end"
         );
-        let port = Place::Interface("eth2".to_owned());
+        let port = UpstreamLocation::Interface("eth2".to_owned());
         assert_eq!(port.to_string(), "at eth2");
     }
 }

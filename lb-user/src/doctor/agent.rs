@@ -1,4 +1,4 @@
-//! A worker's host: whether every manager answers, and which memory figures can be read.
+//! A worker's host: whether every manager answers the agent, and which memory figures the agent can read.
 
 use std::{
     fs,
@@ -28,9 +28,9 @@ use crate::{
     sockets::Holder,
 };
 
-/// A worker, with the settings of its agent.
+/// The settings of a worker's agent.
 #[derive(Debug, Clone)]
-pub struct Worker {
+pub struct ExaminedAgent {
     /// Addresses or names, with a port.
     pub managers: Vec<String>,
     pub name: String,
@@ -51,20 +51,21 @@ pub enum AgentOrigin {
     Options,
 }
 
-/// A question or its answer may be lost: it is asked so often, this far apart. All together is longer
-/// than the kernel looks for a neighbour before it says that there is none.
-const QUESTIONS: u32 = 10;
-const PATIENCE: Duration = Duration::from_millis(400);
+/// A ping or its pong may be lost: the ping is sent so often, this far apart. All together takes longer than the kernel
+/// needs to report that a neighbour does not answer.
+const PINGS: u32 = 10;
+const PING_TIMEOUT: Duration = Duration::from_millis(400);
 
-const RESOLVING: Duration = Duration::from_secs(5);
+/// How long the lookup of a manager's name may take.
+const LOOKUP_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// One manager as seen from here.
+/// One manager as reached from this host.
 #[derive(Debug, Clone)]
 pub struct ExaminedManager {
     pub name: String,
     pub address: Result<SocketAddr, String>,
     pub reach: Reachability,
-    /// This host's address on the way there.
+    /// This host's address on the route to the manager.
     pub own: Option<IpAddr>,
 }
 
@@ -73,20 +74,20 @@ pub enum Reachability {
     Answers {
         within: Duration,
         knows_key: bool,
-        /// Not where it says that no service has such a worker; it does not say so to everybody.
+        /// False only if the manager says that no service has such a worker. It says so only to some senders.
         knows_worker: bool,
     },
-    /// No answer, and no word of anything on the way.
+    /// No answer, and no ICMP error.
     Silent,
-    /// Its host says that the port is closed.
+    /// Its host answers that the port is closed.
     PortClosed,
-    /// Something on the way says that it cannot be reached.
+    /// A router or the kernel reports that it cannot be reached.
     Unreachable(String),
 }
 
-/// The key as it is, and the managers as they answer to it.
+/// The agent's key, and how the managers answer to it.
 #[derive(Debug, Clone)]
-pub struct Facts {
+pub struct AgentFacts {
     pub key: Option<Result<String, KeyProblem>>,
     pub managers: Vec<ExaminedManager>,
 }
@@ -97,7 +98,7 @@ pub struct KeyProblem {
     pub remedy: String,
 }
 
-pub async fn gather(worker: &Worker) -> Facts {
+pub async fn gather(worker: &ExaminedAgent) -> AgentFacts {
     let read = worker.key.as_ref().map(|path| {
         read_key(path, &worker.name).map_err(|error| KeyProblem {
             remedy: remedy_for(path, &worker.name, &error),
@@ -107,7 +108,7 @@ pub async fn gather(worker: &Worker) -> Facts {
     let key = read.as_ref().and_then(|read| read.as_ref().ok());
     let managers = worker.managers.iter();
     let managers = join_all(managers.map(|name| manager(name, worker, key))).await;
-    Facts {
+    AgentFacts {
         key: read.map(|read| read.map(|key| key.id().to_string())),
         managers,
     }
@@ -126,10 +127,10 @@ fn remedy_for(path: &Path, name: &str, error: &anyhow::Error) -> String {
     }
 }
 
-async fn manager(name: &str, worker: &Worker, key: Option<&Key>) -> ExaminedManager {
+async fn manager(name: &str, worker: &ExaminedAgent, key: Option<&Key>) -> ExaminedManager {
     let address = resolve(name).await;
     let (reach, own) = match &address {
-        Ok(address) => match ask(*address, worker, key).await {
+        Ok(address) => match ping(*address, worker, key).await {
             Ok(seen) => seen,
             Err(error) => (Reachability::Unreachable(format!("{error:#}")), None),
         },
@@ -144,17 +145,17 @@ async fn manager(name: &str, worker: &Worker, key: Option<&Key>) -> ExaminedMana
 }
 
 async fn resolve(name: &str) -> Result<SocketAddr, String> {
-    let found = timeout(RESOLVING, lookup_host(name)).await;
+    let found = timeout(LOOKUP_TIMEOUT, lookup_host(name)).await;
     let mut found = found
         .map_err(|_| "no answer to the lookup of its name".to_owned())?
         .map_err(|error| error.to_string())?;
     found.next().ok_or("its name has no address".to_owned())
 }
 
-/// Asks a question, which a manager answers but never takes for a heartbeat.
-async fn ask(
+/// Sends pings, which a manager answers but does not accept as heartbeats.
+async fn ping(
     address: SocketAddr,
-    worker: &Worker,
+    worker: &ExaminedAgent,
     key: Option<&Key>,
 ) -> Result<(Reachability, Option<IpAddr>)> {
     let any: IpAddr = match address {
@@ -162,8 +163,7 @@ async fn ask(
         SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
     };
     let socket = UdpSocket::bind((any, 0)).await?;
-    // Errors from the way come back to a connected socket only, and those of a host that is not there
-    // only if asked for.
+    // Only a connected socket gets ICMP errors, and "host unreachable" only with the option below.
     socket.connect(address).await?;
     match address {
         SocketAddr::V4(_) => setsockopt(&socket, Ipv4RecvErr, &true)?,
@@ -177,18 +177,18 @@ async fn ask(
             number: 1,
         },
     };
-    let question = ping.encode(key)?;
+    let datagram = ping.encode(key)?;
     let begun = Instant::now();
     let mut buffer = [0; heartbeat::SIZE_LIMIT];
-    for _ in 0..QUESTIONS {
-        let received = match socket.send(&question).await {
-            Ok(_) => timeout(PATIENCE, socket.recv(&mut buffer)).await,
+    for _ in 0..PINGS {
+        let received = match socket.send(&datagram).await {
+            Ok(_) => timeout(PING_TIMEOUT, socket.recv(&mut buffer)).await,
             Err(error) => Ok(Err(error)),
         };
         match received {
             Ok(Ok(length)) => {
-                let answer = Pong::decode(&buffer[..length], key);
-                if let Some(pong) = answer.ok().filter(|pong| pong.ping == ping.sequence) {
+                let pong = Pong::decode(&buffer[..length], key);
+                if let Some(pong) = pong.ok().filter(|pong| pong.ping == ping.sequence) {
                     let reach = Reachability::Answers {
                         within: begun.elapsed(),
                         knows_key: pong.is_signed,
@@ -201,7 +201,6 @@ async fn ask(
                 return Ok((Reachability::PortClosed, own));
             }
             Ok(Err(error)) => return Ok((Reachability::Unreachable(error.to_string()), own)),
-            // No answer in time: try again.
             Err(_) => {}
         }
     }
@@ -209,11 +208,11 @@ async fn ask(
 }
 
 /// Returns this host's address towards the first manager.
-pub fn own_address(facts: &Facts) -> Option<IpAddr> {
+pub fn own_address(facts: &AgentFacts) -> Option<IpAddr> {
     facts.managers.iter().find_map(|manager| manager.own)
 }
 
-pub fn findings(worker: &Worker, facts: &Facts) -> Vec<Finding> {
+pub fn findings(worker: &ExaminedAgent, facts: &AgentFacts) -> Vec<Finding> {
     let mut findings = vec![origin(worker), signature(worker, facts)];
     let managers = facts.managers.iter();
     findings.extend(managers.map(|manager| reach(worker, facts, manager)));
@@ -221,7 +220,7 @@ pub fn findings(worker: &Worker, facts: &Facts) -> Vec<Finding> {
 }
 
 /// Says which agent is examined.
-fn origin(worker: &Worker) -> Finding {
+fn origin(worker: &ExaminedAgent) -> Finding {
     let name = &worker.name;
     let start = match worker.managers.first() {
         Some(manager) => format!("memlb agent --manager {manager} --name {name}"),
@@ -247,11 +246,11 @@ fn origin(worker: &Worker) -> Finding {
     }
 }
 
-fn signature(worker: &Worker, facts: &Facts) -> Finding {
+fn signature(worker: &ExaminedAgent, facts: &AgentFacts) -> Finding {
     match &facts.key {
         None => Finding::warning(
             "key",
-            "heartbeats would not be signed: anybody could send them in this worker's name",
+            "heartbeats are not signed: any host could send them in this worker's name",
             format!(
                 "memlb keygen --name {}    (the key goes to {AGENT_KEY}, and to the manager)",
                 worker.name
@@ -262,7 +261,7 @@ fn signature(worker: &Worker, facts: &Facts) -> Finding {
     }
 }
 
-fn reach(worker: &Worker, facts: &Facts, manager: &ExaminedManager) -> Finding {
+fn reach(worker: &ExaminedAgent, facts: &AgentFacts, manager: &ExaminedManager) -> Finding {
     let name = &manager.name;
     let address = match &manager.address {
         Ok(address) => address,
@@ -339,7 +338,7 @@ fn reach(worker: &Worker, facts: &Facts, manager: &ExaminedManager) -> Finding {
                 "on {ip}: memlb doctor    (names what it refuses; keys there: /etc/memlb/keys); here: ping -c 3 {ip}"
             ),
         ),
-        // The ping was not signed, and the manager may want that.
+        // The ping was not signed, and the manager may accept signed ones only.
         (Reachability::Silent, Some(Err(_))) => Finding::warning(
             "manager",
             format!("{name} does not answer an unsigned ping, and the key cannot be used"),
@@ -348,7 +347,7 @@ fn reach(worker: &Worker, facts: &Facts, manager: &ExaminedManager) -> Finding {
         (Reachability::Silent, None) => Finding::problem(
             "manager",
             format!(
-                "{name} does not answer: datagrams to its UDP port {port} are lost on the way, or it takes \
+                "{name} does not answer: datagrams to its UDP port {port} are lost on the way, or it accepts \
                  only signed heartbeats"
             ),
             format!(
@@ -358,10 +357,10 @@ fn reach(worker: &Worker, facts: &Facts, manager: &ExaminedManager) -> Finding {
     }
 }
 
-/// Where memory and pressure are read.
+/// The memory figures that the agent can read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MemoryFacts {
-    /// What would be reported, or why nothing can be.
+    /// The figures of a heartbeat, or why they cannot be read.
     pub memory: Result<String, String>,
     pub has_pressure: bool,
 }
@@ -406,8 +405,8 @@ mod tests {
     use super::*;
     use crate::doctor::Severity;
 
-    fn worker() -> Worker {
-        Worker {
+    fn worker() -> ExaminedAgent {
+        ExaminedAgent {
             managers: Vec::new(),
             name: "worker1".to_owned(),
             key: None,
@@ -427,7 +426,7 @@ mod tests {
             reach,
             own: None,
         };
-        let facts = Facts {
+        let facts = AgentFacts {
             key: key.map(|id| Ok(id.to_owned())),
             managers: vec![manager],
         };
@@ -471,7 +470,7 @@ mod tests {
 
     #[test]
     fn reports_a_name_that_means_nothing_and_a_kernel_without_pressure() {
-        let facts = Facts {
+        let facts = AgentFacts {
             key: None,
             managers: vec![ExaminedManager {
                 name: "manger.example:9999".to_owned(),

@@ -1,4 +1,4 @@
-//! Which configuration is examined, and whether a running manager has another one.
+//! The configuration to examine, and whether a running manager has another one.
 
 use std::{
     fs,
@@ -19,15 +19,14 @@ use lb_core::MANAGER;
 ///
 /// # Errors
 ///
-/// Nothing if the manager does not answer; another check reports that.
+/// Never: `None` if the manager does not answer, which another check reports.
 pub async fn config_file(control_socket: &Path) -> Result<Option<PathBuf>> {
     let client = ControlClient::new(control_socket.to_owned());
     let status: Option<Status> = client.request(&Request::Status).await.ok();
     Ok(status.and_then(|status| status.config_file))
 }
 
-/// Returns the values that a manager at this control socket runs with, if one answers. One of an older version does
-/// not.
+/// Returns the values that a manager at this control socket runs with, if one answers. Older versions do not answer.
 ///
 /// # Errors
 ///
@@ -41,7 +40,7 @@ pub async fn in_force(control_socket: &Path) -> Result<Option<Config>, ConfigErr
     reply.map(parse).transpose()
 }
 
-/// Says that the running manager's values are examined, and how they differ from those of its file.
+/// Reports that the running manager's values are examined, and how they differ from those of its file.
 pub fn in_force_finding(in_force: &Config, file: Option<(&Path, &Config)>) -> Finding {
     let examined = "examining the values that the running manager uses";
     let Some((path, file)) = file else {
@@ -60,7 +59,7 @@ pub fn in_force_finding(in_force: &Config, file: Option<(&Path, &Config)>) -> Fi
         match differences.is_empty() {
             true => format!("{examined}, which are those of {path}"),
             false => format!(
-                "{examined}; options of its command line, or changes of {path} since, make them differ from the \
+                "{examined}; they differ from {path}, because of options of its command line or later changes of the \
                  file: {}",
                 differences.join(", ")
             ),
@@ -68,7 +67,7 @@ pub fn in_force_finding(in_force: &Config, file: Option<(&Path, &Config)>) -> Fi
     )
 }
 
-/// Says which configuration is examined.
+/// Reports which configuration is examined.
 pub fn finding(file: Option<&Path>, manager: Option<&Status>) -> Finding {
     let examined = match file {
         Some(file) => format!("examining {}", file.display()),
@@ -92,8 +91,7 @@ fn is_same(one: &Path, other: &Path) -> bool {
     one == other || real(one).is_some_and(|one| Some(one) == real(other))
 }
 
-/// Returns the configuration with the workers that have joined a running manager by themselves, or that other
-/// sources gave it.
+/// Returns the configuration with the workers that have joined a running manager, or that sources gave it.
 pub fn with_joined(config: &Config, manager: Option<&Status>) -> Config {
     let mut config = config.clone();
     for served in manager.into_iter().flat_map(|status| &status.services) {

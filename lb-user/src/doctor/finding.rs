@@ -7,7 +7,7 @@ lb_common::named_enum! {
     #[serde(rename_all = "lowercase")]
     pub enum Severity {
         Ok = "ok",
-        /// It works, but perhaps not as meant, or not for long.
+        /// It works, but perhaps not as intended, or not for long.
         Warning = "warning",
         /// Something does not work, or will not.
         Problem = "problem",
@@ -20,7 +20,7 @@ pub struct Finding {
     /// The name of the check: `kernel`, `interface`, `worker`, …
     pub check: &'static str,
     pub found: String,
-    /// The command that repairs it, or what to do where no command can.
+    /// The command that repairs it, or what to do if no command can.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub remedy: Option<String>,
 }
@@ -71,7 +71,7 @@ impl Finding {
     }
 }
 
-/// Everything that was found on one host.
+/// All findings of one host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Diagnosis {
     pub problems: usize,

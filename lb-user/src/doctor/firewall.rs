@@ -1,4 +1,4 @@
-//! Does this host's firewall let in what memlb needs?
+//! Whether this host's firewall accepts the packets that memlb needs.
 
 use std::process::Command;
 
@@ -6,10 +6,10 @@ use serde_json::Value;
 
 use super::{
     Finding,
-    ruleset::{BlockingRule, Packet, Ruleset},
+    ruleset::{BlockingRule, FirstPacket, Ruleset},
 };
 
-/// A port that must be let in to this host itself. What memlb steers is taken before any firewall.
+/// A port of this host that the firewall must accept. Packets that memlb steers do not pass the firewall.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RequiredPort {
     pub protocol: &'static str,
@@ -19,7 +19,7 @@ pub struct RequiredPort {
     pub what: String,
 }
 
-/// Returns the ruleset; nothing where there is no nft, or this user may not ask it.
+/// Returns the ruleset; `None` without nft, or without the permission to read it.
 pub fn gather() -> Option<Value> {
     let output = Command::new("nft")
         .args(["-j", "list", "ruleset"])
@@ -38,17 +38,17 @@ pub fn findings(
         return Vec::new();
     };
     let rules = Ruleset::new(ruleset);
-    let stopped = |needed: &RequiredPort| {
-        let stop = rules.stops(Packet {
+    let blocked = |needed: &RequiredPort| {
+        let rule = rules.blocking(FirstPacket {
             is_ipv6: needed.is_ipv6,
             protocol: needed.protocol,
             port: needed.port,
             interfaces,
         })?;
-        Some(finding(needed, &stop))
+        Some(finding(needed, &rule))
     };
-    let mut closed: Vec<Finding> = needed.iter().filter_map(stopped).collect();
-    // One rule may let in both families.
+    let mut closed: Vec<Finding> = needed.iter().filter_map(blocked).collect();
+    // One rule may accept both families.
     closed.dedup_by(|one, other| one.remedy == other.remedy);
     match closed.is_empty() {
         true => vec![Finding::ok("firewall", "nftables lets in what memlb needs")],
@@ -56,7 +56,7 @@ pub fn findings(
     }
 }
 
-fn finding(needed: &RequiredPort, stop: &BlockingRule) -> Finding {
+fn finding(needed: &RequiredPort, rule: &BlockingRule) -> Finding {
     let RequiredPort {
         protocol,
         port,
@@ -68,7 +68,7 @@ fn finding(needed: &RequiredPort, stop: &BlockingRule) -> Finding {
         table,
         chain,
         by_policy,
-    } = stop;
+    } = rule;
     let how = match by_policy {
         true => "drops by default, and no rule lets in",
         false => "has a rule that stops",
@@ -122,7 +122,7 @@ mod tests {
             protocol: "udp",
             port: 9999,
             is_ipv6,
-            what: "no heartbeat comes in".to_owned(),
+            what: "no heartbeat arrives".to_owned(),
         }
     }
 

@@ -1,4 +1,4 @@
-//! Whether the running manager receives every worker's heartbeats, and which it refuses.
+//! Whether the running manager receives every worker's heartbeats, and which datagrams it refuses.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -10,25 +10,32 @@ use crate::{
     status::{BackendStatus, RefusedDatagram, Status},
 };
 
-/// What the findings are drawn from.
 #[derive(Debug, Clone)]
-pub struct Facts<'a> {
+pub struct HeartbeatFacts<'a> {
     pub status: &'a Status,
     pub down_after: Duration,
 }
 
+impl HeartbeatFacts<'_> {
+    /// Whether the last heartbeat is not older than `down_after`.
+    fn is_heard(&self, seen: &BackendSnapshot) -> bool {
+        let down_after = milliseconds(self.down_after);
+        seen.age_ms.is_some_and(|age| age <= down_after)
+    }
+}
+
 /// The last datagram that was refused for one reason.
 #[derive(Debug, Clone, Copy)]
-struct Refusal<'a> {
+struct LastRefusal<'a> {
     reason: &'a str,
     from: Option<SocketAddr>,
     last: &'a RefusedDatagram,
 }
 
-pub fn findings(facts: &Facts<'_>) -> Vec<Finding> {
+pub fn findings(facts: &HeartbeatFacts<'_>) -> Vec<Finding> {
     let lately = facts.status.heartbeats.unexpected_refusals();
-    let refusals: Vec<Refusal<'_>> = lately
-        .map(|(reason, last)| Refusal {
+    let refusals: Vec<LastRefusal<'_>> = lately
+        .map(|(reason, last)| LastRefusal {
             reason,
             from: last.from.parse().ok(),
             last,
@@ -43,30 +50,30 @@ pub fn findings(facts: &Facts<'_>) -> Vec<Finding> {
             findings.push(worker(facts, backend, &refusals));
         }
     }
-    let worrying = refusals.iter().filter(|it| !is_settled(facts, it));
-    findings.extend(worrying.map(refused));
+    let unsettled = refusals.iter().filter(|it| !is_settled(facts, it));
+    findings.extend(unsettled.map(refused));
     findings
 }
 
-/// Whether the agent of a restored machine has gone on under a new boot id since.
-fn is_settled(facts: &Facts<'_>, refusal: &Refusal<'_>) -> bool {
+/// Whether the agent of a restored machine has meanwhile continued with a new boot id.
+fn is_settled(facts: &HeartbeatFacts<'_>, refusal: &LastRefusal<'_>) -> bool {
     let mut workers = facts.status.backends();
-    let down_after = milliseconds(facts.down_after);
     refusal.reason == "sequence_reset"
-        && workers.any(|it| {
-            let is_heard = it.seen.age_ms.is_some_and(|age| age <= down_after);
-            is_heard && refusal.is_about(&it.seen.name)
-        })
+        && workers.any(|it| facts.is_heard(&it.seen) && refusal.is_about(&it.seen.name))
 }
 
-impl Refusal<'_> {
+impl LastRefusal<'_> {
     fn is_about(&self, worker: &str) -> bool {
         let mut words = self.last.detail.split_whitespace();
         words.any(|word| word == worker)
     }
 }
 
-fn worker(facts: &Facts<'_>, backend: &BackendStatus, refusals: &[Refusal<'_>]) -> Finding {
+fn worker(
+    facts: &HeartbeatFacts<'_>,
+    backend: &BackendStatus,
+    refusals: &[LastRefusal<'_>],
+) -> Finding {
     let seen = &backend.seen;
     let name = &seen.name;
     let ip = seen.address.parse().map(|it: SocketAddr| it.ip()).ok();
@@ -74,9 +81,7 @@ fn worker(facts: &Facts<'_>, backend: &BackendStatus, refusals: &[Refusal<'_>]) 
         let same_host = refusal.from.is_some_and(|from| Some(from.ip()) == ip);
         same_host || refusal.is_about(name)
     });
-    let is_heard = seen
-        .age_ms
-        .is_some_and(|age| age <= milliseconds(facts.down_after));
+    let is_heard = facts.is_heard(seen);
     if is_in_maintenance(facts.status, name) && !(is_heard && seen.health.is_up()) {
         return Finding::warning(
             "heartbeats",
@@ -108,7 +113,7 @@ fn worker(facts: &Facts<'_>, backend: &BackendStatus, refusals: &[Refusal<'_>]) 
         (Health::Up, _, Some(slow)) if is_heard => slow,
         (Health::Up, _, None) if is_heard && seen.memory_stale_ms.is_some() => Finding::warning(
             "heartbeats",
-            format!("{name} is heard, but its agent cannot read its memory figures any more"),
+            format!("{name} is heard, but its agent can no longer read the memory figures"),
             format!("on {name}: journalctl -u memlb-agent; cat /proc/meminfo"),
         ),
         (Health::Up, _, None) if is_heard => Finding::ok(
@@ -129,7 +134,7 @@ fn worker(facts: &Facts<'_>, backend: &BackendStatus, refusals: &[Refusal<'_>]) 
         (Health::Leaving | Health::Maintenance, ..) => absent(seen),
         (Health::Unhealthy, ..) if is_heard => Finding::problem(
             "heartbeats",
-            format!("{name} is heard, and says that its own service does not answer"),
+            format!("{name} is heard, and reports that its own service does not answer"),
             format!("on {name}: memlb doctor --agent --manager MANAGER --check URL"),
         ),
         _ if is_heard => Finding::ok(
@@ -144,21 +149,21 @@ fn worker(facts: &Facts<'_>, backend: &BackendStatus, refusals: &[Refusal<'_>]) 
     }
 }
 
-/// Whether the operator expects that it may be silent.
+/// Whether an operator's order allows the worker to be silent.
 pub fn may_be_silent(status: &Status, worker: &str) -> bool {
-    let mut places = status.backends();
-    let is_paused = places.any(|it| it.seen.name == worker && it.seen.pause.is_some());
+    let mut backends = status.backends();
+    let is_paused = backends.any(|it| it.seen.name == worker && it.seen.pause.is_some());
     is_paused || is_in_maintenance(status, worker)
 }
 
-/// Whether the operator has it in maintenance everywhere.
+/// Whether an operator has set the worker to maintenance in all services.
 fn is_in_maintenance(status: &Status, worker: &str) -> bool {
-    let mut places = status
+    let mut backends = status
         .backends()
         .filter(|it| it.seen.name == worker)
         .map(|it| it.seen.admin_state.as_ref().map(|mark| mark.value))
         .peekable();
-    places.peek().is_some() && places.all(|hold| hold == Some(AdminState::Maintenance))
+    backends.peek().is_some() && backends.all(|state| state == Some(AdminState::Maintenance))
 }
 
 fn heard(seen: &BackendSnapshot) -> String {
@@ -169,8 +174,8 @@ fn heard(seen: &BackendSnapshot) -> String {
     }
 }
 
-/// A worker whose heartbeats are too rare for `down_after`.
-fn slow(facts: &Facts<'_>, seen: &BackendSnapshot) -> Option<Finding> {
+/// Reports a worker whose heartbeat interval is too long for `down_after`.
+fn slow(facts: &HeartbeatFacts<'_>, seen: &BackendSnapshot) -> Option<Finding> {
     let (name, interval) = (&seen.name, seen.interval_ms?);
     let down_after = milliseconds(facts.down_after);
     let is_alive = seen.age_ms? <= interval.saturating_add(down_after);
@@ -195,7 +200,7 @@ fn slow(facts: &Facts<'_>, seen: &BackendSnapshot) -> Option<Finding> {
     })
 }
 
-/// A worker that left, or that a former manager had out of service.
+/// Reports a worker that left, or that a former manager had drained.
 fn absent(seen: &BackendSnapshot) -> Finding {
     let name = &seen.name;
     let found = match seen.age_ms {
@@ -218,12 +223,12 @@ fn absent(seen: &BackendSnapshot) -> Finding {
     )
 }
 
-fn silent(facts: &Facts<'_>, seen: &BackendSnapshot) -> Finding {
+fn silent(facts: &HeartbeatFacts<'_>, seen: &BackendSnapshot) -> Finding {
     let (name, heard) = (&seen.name, heard(seen));
     if seen.age_ms.is_none() && facts.status.uptime_ms < milliseconds(facts.down_after) {
         return Finding::warning(
             "heartbeats",
-            format!("{name} {heard}, by a manager that has just started"),
+            format!("{name} {heard}, but the manager has just started"),
             "memlb doctor    (again, in a moment)",
         );
     }
@@ -237,8 +242,8 @@ fn silent(facts: &Facts<'_>, seen: &BackendSnapshot) -> Finding {
     )
 }
 
-fn refused(refusal: &Refusal<'_>) -> Finding {
-    let Refusal { reason, last, .. } = refusal;
+fn refused(refusal: &LastRefusal<'_>) -> Finding {
+    let LastRefusal { reason, last, .. } = refusal;
     Finding::warning(
         "heartbeats",
         format!("datagrams are being refused ({reason}), {last}"),
@@ -246,8 +251,8 @@ fn refused(refusal: &Refusal<'_>) -> Finding {
     )
 }
 
-/// The command that lets such datagrams be accepted, or the sender be found.
-fn remedy(refusal: &Refusal<'_>, worker: &str) -> String {
+/// The command that makes the manager accept such datagrams, or that finds the sender.
+fn remedy(refusal: &LastRefusal<'_>, worker: &str) -> String {
     let from = refusal
         .from
         .map_or("its host".to_owned(), |from| from.ip().to_string());
@@ -332,7 +337,7 @@ pub mod tests {
             let lately = &mut status.heartbeats.refused_lately;
             lately.insert(reason.to_owned(), last);
         }
-        findings(&Facts {
+        findings(&HeartbeatFacts {
             status: &status,
             down_after: lb_core::DEFAULT_DOWN_AFTER,
         })
@@ -385,7 +390,7 @@ pub mod tests {
         let mut status = status(Some(44), "up");
         status.services[0].backends[0].seen.memory_stale_ms = Some(5_000);
         let found = &examine_status(&status, None)[0];
-        found.assert(Severity::Warning, "cannot read its memory", "");
+        found.assert(Severity::Warning, "no longer read the memory", "");
     }
 
     #[test]

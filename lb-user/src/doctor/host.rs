@@ -1,4 +1,4 @@
-//! What this host has, gathered once for all checks: links, addresses, neighbours, sockets.
+//! Links, addresses, neighbours and sockets of this host, gathered once for all checks.
 
 use std::{collections::BTreeMap, net::IpAddr};
 
@@ -9,41 +9,42 @@ use super::ethtool;
 use crate::{
     addresses::{self, Addresses},
     datapath::Netlink,
-    sockets::{self, Socket},
+    sockets::{self, OpenSocket},
 };
 
 #[derive(Debug, Clone, Default)]
 pub struct Host {
     /// By name.
-    pub links: BTreeMap<String, Link>,
+    pub links: BTreeMap<String, HostLink>,
     pub addresses: Addresses,
     /// Of TCP, of both families.
-    pub sockets: Vec<Socket>,
+    pub sockets: Vec<OpenSocket>,
 }
 
 /// A network interface.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Link {
+pub struct HostLink {
     pub index: u32,
-    /// Further names that it can be called by.
+    /// Alternative names.
     pub alternative_names: Vec<String>,
     pub is_ethernet: bool,
     pub is_up: bool,
-    /// Whether there is something at the other end of the cable.
+    /// Whether the other end of the cable is connected.
     pub has_carrier: bool,
     pub mtu: u32,
-    /// What a virtual interface is; nothing for a physical one.
+    /// Kind of a virtual interface; `None` for a physical one.
     pub kind: Option<String>,
     pub driver: Option<String>,
+    /// Whether large receive offload is on; `None` if the driver does not report it.
     pub merges_received: Option<bool>,
 }
 
-/// What is known of the link address of a neighbour.
+/// Whether the kernel has resolved a neighbour's link address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Neighbour {
-    Known,
-    /// It was asked for without an answer.
-    Silent,
+pub enum Resolution {
+    Resolved,
+    /// The neighbour has not answered.
+    Unanswered,
 }
 
 impl Host {
@@ -55,7 +56,7 @@ impl Host {
         })
     }
 
-    /// The own names of interfaces that the configuration may call otherwise.
+    /// Replaces alternative names of interfaces by their own names.
     pub fn own_names(&self, names: &[String]) -> Vec<String> {
         let own_name = |name: &String| {
             let mut links = self.links.iter();
@@ -76,10 +77,10 @@ impl Host {
     }
 }
 
-async fn links() -> Result<BTreeMap<String, Link>> {
+async fn links() -> Result<BTreeMap<String, HostLink>> {
     let links = Netlink::connect_without_events()?.links().await?;
     let links = links.iter().map(|(index, it)| {
-        let link = Link {
+        let link = HostLink {
             index,
             alternative_names: it.alternative_names.clone(),
             is_ethernet: it.is_ethernet(),
@@ -95,12 +96,12 @@ async fn links() -> Result<BTreeMap<String, Link>> {
     Ok(links.collect())
 }
 
-/// What the kernel knows now of the neighbours at all interfaces, by address.
-pub async fn neighbours() -> Result<BTreeMap<IpAddr, Neighbour>> {
+/// Reads the kernel's neighbour entries of all interfaces, by address.
+pub async fn neighbours() -> Result<BTreeMap<IpAddr, Resolution>> {
     let neighbours = Netlink::connect_without_events()?.neighbours().await?;
     let state = |state| match state {
-        NeighbourState::Incomplete | NeighbourState::Failed => Neighbour::Silent,
-        _ => Neighbour::Known,
+        NeighbourState::Incomplete | NeighbourState::Failed => Resolution::Unanswered,
+        _ => Resolution::Resolved,
     };
     let known = neighbours.into_iter();
     Ok(known.map(|(address, it)| (address, state(it))).collect())

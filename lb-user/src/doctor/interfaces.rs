@@ -1,8 +1,8 @@
-//! The interfaces that packets are met at: there, up, how they are attached to, what spoils frames.
+//! The configured interfaces: existence, state, attachment, offloads, MTU.
 
 use std::collections::BTreeMap;
 
-use super::{Finding, host::Link};
+use super::{Finding, host::HostLink};
 use crate::{
     config::Attach,
     datapath::{Interface, harm_of_xdp, unsuited_to_xdp},
@@ -10,20 +10,19 @@ use crate::{
     status,
 };
 
-/// What the findings are drawn from.
 #[derive(Debug, Clone)]
-pub struct Facts<'a> {
-    /// As configured.
+pub struct InterfaceFacts<'a> {
+    /// `manager.interfaces`.
     pub interfaces: &'a [String],
     pub attach: Attach,
-    pub links: &'a BTreeMap<String, Link>,
-    /// Which interface has the services' addresses, should one be missing.
+    pub links: &'a BTreeMap<String, HostLink>,
+    /// The interface with a service's address, suggested if a configured one is missing.
     pub likely: Option<&'a str>,
-    /// How a running manager is attached.
+    /// The interfaces as a running manager reports them.
     pub attached: &'a [status::InterfaceStatus],
 }
 
-pub fn findings(facts: &Facts<'_>) -> Vec<Finding> {
+pub fn findings(facts: &InterfaceFacts<'_>) -> Vec<Finding> {
     let mut findings: Vec<Finding> = facts
         .interfaces
         .iter()
@@ -36,7 +35,7 @@ pub fn findings(facts: &Facts<'_>) -> Vec<Finding> {
     findings
 }
 
-fn missing(facts: &Facts<'_>, name: &str) -> Finding {
+fn missing(facts: &InterfaceFacts<'_>, name: &str) -> Finding {
     let links = facts.links.keys().map(String::as_str);
     let others: Vec<&str> = links.filter(|name| *name != "lo").collect();
     let found = format!(
@@ -56,7 +55,7 @@ fn missing(facts: &Facts<'_>, name: &str) -> Finding {
     )
 }
 
-fn of_link(facts: &Facts<'_>, name: &str, link: &Link) -> Vec<Finding> {
+fn of_link(facts: &InterfaceFacts<'_>, name: &str, link: &HostLink) -> Vec<Finding> {
     if !link.is_ethernet {
         return vec![Finding::problem(
             "interface",
@@ -80,7 +79,7 @@ fn of_link(facts: &Facts<'_>, name: &str, link: &Link) -> Vec<Finding> {
     }
     let mut findings = vec![
         Finding::ok("interface", format!("{name} is up, MTU {}", link.mtu)),
-        way(facts, name, link),
+        attachment(facts, name, link),
     ];
     findings.extend(merging(name, link));
     findings
@@ -89,8 +88,8 @@ fn of_link(facts: &Facts<'_>, name: &str, link: &Link) -> Vec<Finding> {
 /// Leaves the choice between TC and XDP to the manager.
 const AUTO: &str = "memlb manager --attach auto";
 
-/// Says how packets are met there, or would be: the manager's own decision where there is one.
-fn way(facts: &Facts<'_>, name: &str, link: &Link) -> Finding {
+/// Reports how the programs are attached, or would be. The running manager's decision comes first.
+fn attachment(facts: &InterfaceFacts<'_>, name: &str, link: &HostLink) -> Finding {
     let interface = Interface {
         index: link.index,
         name: name.to_owned(),
@@ -126,22 +125,22 @@ fn way(facts: &Facts<'_>, name: &str, link: &Link) -> Finding {
             ),
             AUTO,
         ),
-        (wish, None) => {
+        (requested, None) => {
             let driver = link.driver.as_deref().unwrap_or("unknown");
-            let else_what = match wish {
+            let otherwise = match requested {
                 Attach::Xdp => "the manager does not start if it cannot",
                 _ => "tc if it cannot; memlb status shows it after the start",
             };
             Finding::ok(
                 "attachment",
-                format!("{name}: native XDP if its driver ({driver}) can, {else_what}"),
+                format!("{name}: native XDP if its driver ({driver}) can, {otherwise}"),
             )
         }
     }
 }
 
-/// Merged frames are longer than the MTU, and cannot be sent on.
-fn merging(name: &str, link: &Link) -> Option<Finding> {
+/// Merged packets are longer than the MTU, and cannot be forwarded.
+fn merging(name: &str, link: &HostLink) -> Option<Finding> {
     (link.merges_received == Some(true)).then(|| {
         Finding::problem(
             "offload",
@@ -154,9 +153,9 @@ fn merging(name: &str, link: &Link) -> Option<Finding> {
     })
 }
 
-fn mtu(facts: &Facts<'_>) -> Option<Finding> {
-    let there = facts.interfaces.iter();
-    let sizes: Vec<(&String, u32)> = there
+fn mtu(facts: &InterfaceFacts<'_>) -> Option<Finding> {
+    let sizes = facts.interfaces.iter();
+    let sizes: Vec<(&String, u32)> = sizes
         .filter_map(|name| Some((name, facts.links.get(name)?.mtu)))
         .collect();
     let (_, least) = sizes.iter().min_by_key(|(_, mtu)| *mtu)?;
@@ -175,8 +174,8 @@ fn mtu(facts: &Facts<'_>) -> Option<Finding> {
     Some(Finding::warning(
         "mtu",
         format!(
-            "the interfaces differ ({}): the senders of full packets from the larger get ICMP errors to \
-             send smaller ones, and what may be fragmented is dropped",
+            "the interfaces differ ({}): senders of full packets from the larger one get ICMP errors \
+             (packet too big), and packets that may be fragmented are dropped",
             all.join(", ")
         ),
         lower.join("; "),
@@ -188,27 +187,27 @@ mod tests {
     use super::*;
     use crate::doctor::Severity;
 
-    fn link() -> Link {
-        Link {
+    fn link() -> HostLink {
+        HostLink {
             index: 2,
             is_ethernet: true,
             is_up: true,
             has_carrier: true,
             mtu: 1500,
-            ..Link::default()
+            ..HostLink::default()
         }
     }
 
     fn examine(
         attach: Attach,
-        links: &[(&str, Link)],
+        links: &[(&str, HostLink)],
         attached: &[status::InterfaceStatus],
     ) -> Vec<Finding> {
         let links = links
             .iter()
             .map(|(name, link)| ((*name).to_owned(), link.clone()))
             .collect();
-        findings(&Facts {
+        findings(&InterfaceFacts {
             interfaces: &["eth1".to_owned(), "eth2".to_owned()],
             attach,
             links: &links,
@@ -217,9 +216,9 @@ mod tests {
         })
     }
 
-    fn of_first(attach: Attach, link: Link) -> Vec<Finding> {
+    fn of_first(attach: Attach, link: HostLink) -> Vec<Finding> {
         let mut findings = examine(attach, &[("eth1", link)], &[]);
-        // The second is missing in all of these.
+        // The second one is missing in all cases.
         let (says, remedy) = ("eth2 does not exist", "memlb manager --interface eth3");
         (findings.pop().unwrap()).assert(Severity::Problem, says, remedy);
         findings
@@ -227,7 +226,7 @@ mod tests {
 
     #[test]
     fn reports_what_is_wrong_with_an_interface() {
-        type Case = (fn(&mut Link), &'static str, &'static str);
+        type Case = (fn(&mut HostLink), &'static str, &'static str);
         let cases: [Case; 4] = [
             (|it| it.is_up = false, "down", "ip link set eth1 up"),
             (|it| it.has_carrier = false, "carrier", "ethtool eth1"),
@@ -249,11 +248,11 @@ mod tests {
 
     #[test]
     fn reports_how_packets_would_be_met_and_why() {
-        let veth = Link {
+        let veth = HostLink {
             kind: Some("veth".to_owned()),
             ..link()
         };
-        let nic = Link {
+        let nic = HostLink {
             driver: Some("ixgbe".to_owned()),
             ..link()
         };
@@ -285,7 +284,7 @@ mod tests {
         };
         let findings = examine(Attach::Tc, &[("eth1", link())], &[attached("xdp")]);
         assert_eq!(findings[1].found, "eth1: xdp (because)");
-        let veth = Link {
+        let veth = HostLink {
             kind: Some("veth".to_owned()),
             ..link()
         };
@@ -297,7 +296,7 @@ mod tests {
 
     #[test]
     fn warns_of_unequal_mtus() {
-        let jumbo = Link {
+        let jumbo = HostLink {
             mtu: 9000,
             ..link()
         };

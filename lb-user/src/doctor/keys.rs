@@ -1,4 +1,4 @@
-//! The keys that sign heartbeats: there, private, one for every worker?
+//! The keys that sign heartbeats: whether they exist, are private, and every worker has one.
 
 use std::{
     collections::BTreeSet,
@@ -16,7 +16,7 @@ use crate::{
 };
 
 #[derive(Debug, Clone)]
-pub struct Facts {
+pub struct KeyFacts {
     pub authentication: Authentication,
     pub path: PathBuf,
     pub keys: KeyState,
@@ -26,7 +26,7 @@ pub struct Facts {
 pub enum KeyState {
     Read {
         count: usize,
-        /// Workers of the configuration that have none.
+        /// Configured workers without a key.
         without: BTreeSet<String>,
         /// Names the other files in the directory.
         others: Option<String>,
@@ -37,7 +37,7 @@ pub enum KeyState {
     },
 }
 
-pub fn gather(authentication: Authentication, path: &Path, workers: &BTreeSet<&str>) -> Facts {
+pub fn gather(authentication: Authentication, path: &Path, workers: &BTreeSet<&str>) -> KeyFacts {
     let keys = match authentication {
         Authentication::Off => KeyState::Read {
             count: 0,
@@ -58,27 +58,25 @@ pub fn gather(authentication: Authentication, path: &Path, workers: &BTreeSet<&s
             },
         },
     };
-    Facts {
+    KeyFacts {
         authentication,
         path: path.to_owned(),
         keys,
     }
 }
 
-/// Returns the key files that others than their owner may use.
+/// Returns the key files that other users than the owner can read or write.
 pub fn open_to_others(path: &Path) -> Vec<PathBuf> {
     let mut files = match fs::read_dir(path) {
         Ok(entries) => entries.flatten().map(|entry| entry.path()).collect(),
         Err(_) => vec![path.to_owned()],
     };
-    files.retain(|file| {
-        fs::metadata(file).is_ok_and(|about| about.is_file() && about.mode() & 0o077 != 0)
-    });
+    files.retain(|file| fs::metadata(file).is_ok_and(|it| it.is_file() && it.mode() & 0o077 != 0));
     files.sort();
     files
 }
 
-pub fn findings(facts: &Facts) -> Vec<Finding> {
+pub fn findings(facts: &KeyFacts) -> Vec<Finding> {
     let others = match &facts.keys {
         KeyState::Read {
             others: Some(found),
@@ -96,8 +94,8 @@ pub fn findings(facts: &Facts) -> Vec<Finding> {
         .collect()
 }
 
-fn finding(facts: &Facts) -> Finding {
-    let Facts {
+fn finding(facts: &KeyFacts) -> Finding {
+    let KeyFacts {
         authentication,
         path,
         keys,
@@ -139,7 +137,7 @@ fn finding(facts: &Facts) -> Finding {
     }
 }
 
-/// Returns the command that repairs a key file or a directory of them, by the error of reading them.
+/// Returns the command that repairs a key file or a directory of key files, from the error of reading it.
 pub fn remedy_for(path: &Path, error: &anyhow::Error) -> String {
     let at = path.display();
     if !path.exists() {
@@ -148,7 +146,7 @@ pub fn remedy_for(path: &Path, error: &anyhow::Error) -> String {
         );
     }
     if let Some(twice) = error.downcast_ref::<DuplicateKey>() {
-        return apart(twice);
+        return remove_duplicate(twice);
     }
     let open = open_to_others(path);
     if !open.is_empty() {
@@ -164,10 +162,10 @@ pub fn remedy_for(path: &Path, error: &anyhow::Error) -> String {
     }
 }
 
-fn apart(DuplicateKey { first, second, .. }: &DuplicateKey) -> String {
-    let file = |place: &str| match place.rsplit_once(", line ") {
+fn remove_duplicate(DuplicateKey { first, second, .. }: &DuplicateKey) -> String {
+    let file = |location: &str| match location.rsplit_once(", line ") {
         Some((file, _)) => file.to_owned(),
-        None => place.to_owned(),
+        None => location.to_owned(),
     };
     match (file(first), file(second)) {
         (one, other) if one != other => {
@@ -177,13 +175,13 @@ fn apart(DuplicateKey { first, second, .. }: &DuplicateKey) -> String {
     }
 }
 
-/// Whether another user may put keys there, or owns one.
+/// Whether another user owns a key, or can write keys.
 fn is_others(path: &Path) -> bool {
     let entries = fs::read_dir(path).into_iter().flatten().flatten();
     let mut all = entries.map(|entry| entry.path()).chain([path.to_owned()]);
     let own = nix::unistd::geteuid().as_raw();
     all.any(|it| match fs::metadata(&it) {
-        Ok(about) => ![0, own].contains(&about.uid()) || about.mode() & 0o022 != 0,
+        Ok(metadata) => ![0, own].contains(&metadata.uid()) || metadata.mode() & 0o022 != 0,
         Err(_) => true,
     })
 }

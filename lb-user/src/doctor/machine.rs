@@ -1,4 +1,4 @@
-//! Kernel, privileges and clock: what memlb needs of any machine.
+//! Kernel, privileges and clock, which memlb needs on any machine.
 
 use std::{
     path::Path,
@@ -10,16 +10,16 @@ use crate::datapath::kernel::{self, KernelSupport};
 
 const BTF: &str = "/sys/kernel/btf/vmlinux";
 
-/// A clock that says less was never set: 2025-01-01.
+/// A clock with an earlier time was never set: 2025-01-01.
 const EARLIEST: Duration = Duration::from_secs(1_735_689_600);
 
-/// How much the wall clock may be slewed, or reading both clocks may take.
-const MOST_APART: Duration = Duration::from_millis(200);
+/// The most that the clocks may differ, because of slewing or the time between reading them.
+const MAX_DIFFERENCE: Duration = Duration::from_millis(200);
 
 #[derive(Debug, Clone)]
-pub struct Facts {
+pub struct MachineFacts {
     pub release: String,
-    /// What it lacks; nothing if this user may not ask it.
+    /// The missing feature, if any; the outer `None` if this user may not probe the kernel.
     pub shortcoming: Option<Option<String>>,
     pub has_btf: bool,
     pub has_tcx: bool,
@@ -27,25 +27,25 @@ pub struct Facts {
     pub privileges: u64,
 }
 
-/// Both clocks at one instant.
+/// The monotonic and the wall clock at one instant.
 #[derive(Debug, Clone, Copy)]
 pub struct Clocks {
-    pub steady: Instant,
+    pub monotonic: Instant,
     pub wall: SystemTime,
 }
 
 impl Clocks {
     pub fn now() -> Self {
         Self {
-            steady: Instant::now(),
+            monotonic: Instant::now(),
             wall: SystemTime::now(),
         }
     }
 }
 
-pub fn gather() -> anyhow::Result<Facts> {
+pub fn gather() -> anyhow::Result<MachineFacts> {
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease")?;
-    Ok(Facts {
+    Ok(MachineFacts {
         release: release.trim().to_owned(),
         shortcoming: KernelSupport::of_this_kernel()
             .ok()
@@ -56,15 +56,15 @@ pub fn gather() -> anyhow::Result<Facts> {
     })
 }
 
-pub fn findings(facts: &Facts) -> Vec<Finding> {
+pub fn findings(facts: &MachineFacts) -> Vec<Finding> {
     vec![kernel(facts), btf(facts), capabilities(facts)]
 }
 
-fn kernel(facts: &Facts) -> Finding {
-    let Facts {
+fn kernel(facts: &MachineFacts) -> Finding {
+    let MachineFacts {
         release, has_tcx, ..
     } = facts;
-    let way = if *has_tcx { "tcx" } else { "clsact" };
+    let attachment = if *has_tcx { "tcx" } else { "clsact" };
     match &facts.shortcoming {
         Some(Some(lacks)) => Finding::problem(
             "kernel",
@@ -73,7 +73,7 @@ fn kernel(facts: &Facts) -> Finding {
         ),
         Some(None) => Finding::ok(
             "kernel",
-            format!("Linux {release} offers what memlb needs; TC programs attach by {way}"),
+            format!("Linux {release} offers what memlb needs; TC programs attach by {attachment}"),
         ),
         None => Finding::warning(
             "kernel",
@@ -83,7 +83,7 @@ fn kernel(facts: &Facts) -> Finding {
     }
 }
 
-fn btf(facts: &Facts) -> Finding {
+fn btf(facts: &MachineFacts) -> Finding {
     match facts.has_btf {
         true => Finding::ok("btf", "the kernel describes its types"),
         false => Finding::problem(
@@ -94,7 +94,7 @@ fn btf(facts: &Facts) -> Finding {
     }
 }
 
-fn capabilities(facts: &Facts) -> Finding {
+fn capabilities(facts: &MachineFacts) -> Finding {
     let missing = kernel::missing_privileges(facts.privileges);
     if missing.is_empty() {
         return Finding::ok(
@@ -110,31 +110,31 @@ fn capabilities(facts: &Facts) -> Finding {
     )
 }
 
-/// Judges the clocks, which only log lines and events are dated by.
+/// Checks the wall clock, whose time log lines and events have.
 pub fn clock(before: Clocks, after: Clocks) -> Finding {
     let set = "timedatectl set-ntp true";
     let since_1970 = after.wall.duration_since(SystemTime::UNIX_EPOCH);
     if since_1970.is_ok_and(|time| time < EARLIEST) {
         let wall = humantime::format_rfc3339_seconds(after.wall);
-        let found = format!("it is set to {wall}: logs and events bear that date");
+        let found = format!("it is set to {wall}: log lines and events have wrong times");
         return Finding::warning("clock", found, set);
     }
-    let steady = after.steady.saturating_duration_since(before.steady);
+    let monotonic = after.monotonic.saturating_duration_since(before.monotonic);
     let passed = after.wall.duration_since(before.wall).unwrap_or_default();
-    let apart = passed.abs_diff(steady);
-    if apart > MOST_APART || after.wall < before.wall {
+    let apart = passed.abs_diff(monotonic);
+    if apart > MAX_DIFFERENCE || after.wall < before.wall {
         return Finding::warning(
             "clock",
             format!(
-                "it was set while memlb looked ({apart:.1?} apart from the steady clock): failover \
-                 does not mind, log lines come out of order"
+                "it was set during this check (by {apart:.1?}): log lines may be out of order; failover is not \
+                 affected"
             ),
             "timedatectl timesync-status",
         );
     }
     Finding::ok(
         "clock",
-        "runs steadily (heartbeats are timed by the kernel's steady clock, never by this one)",
+        "runs steadily (heartbeats are timed by CLOCK_MONOTONIC, not by this clock)",
     )
 }
 
@@ -143,8 +143,8 @@ mod tests {
     use super::*;
     use crate::doctor::Severity;
 
-    fn good() -> Facts {
-        Facts {
+    fn good() -> MachineFacts {
+        MachineFacts {
             release: "6.18.44".to_owned(),
             shortcoming: Some(None),
             has_btf: true,
@@ -153,7 +153,7 @@ mod tests {
         }
     }
 
-    fn worst(facts: &Facts) -> Finding {
+    fn worst(facts: &MachineFacts) -> Finding {
         let findings = findings(facts);
         findings.into_iter().max_by_key(|it| it.severity).unwrap()
     }
@@ -161,19 +161,19 @@ mod tests {
     #[test]
     fn reports_what_kernel_and_user_lack() {
         assert_eq!(worst(&good()).severity, Severity::Ok);
-        let old = Facts {
+        let old = MachineFacts {
             release: "5.10.0-30".to_owned(),
             shortcoming: Some(Some("5.10.0-30 is too old".to_owned())),
             ..good()
         };
         assert!(worst(&old).found.contains("5.10.0-30 is too old"));
-        let bare = Facts {
+        let bare = MachineFacts {
             has_btf: false,
             ..good()
         };
         assert!(worst(&bare).remedy.unwrap().contains("BTF"));
         // CAP_NET_ADMIN and CAP_BPF, as a unit may forget the third.
-        let poor = Facts {
+        let poor = MachineFacts {
             privileges: 1 << 12 | 1 << 39,
             ..good()
         };
@@ -184,11 +184,11 @@ mod tests {
     #[test]
     fn warns_of_a_clock_that_jumps_or_was_never_set() {
         let before = Clocks {
-            steady: Instant::now(),
+            monotonic: Instant::now(),
             wall: SystemTime::UNIX_EPOCH + EARLIEST + Duration::from_secs(100),
         };
-        let after = |steady: u64, wall: u64| Clocks {
-            steady: before.steady + Duration::from_millis(steady),
+        let after = |monotonic: u64, wall: u64| Clocks {
+            monotonic: before.monotonic + Duration::from_millis(monotonic),
             wall: before.wall + Duration::from_millis(wall),
         };
         assert_eq!(clock(before, after(500, 510)).severity, Severity::Ok);

@@ -18,36 +18,35 @@ use crate::{
     status::Status,
 };
 
-/// What is known of managers here.
 #[derive(Debug, Clone)]
-pub struct Facts {
+pub struct ManagerFacts {
     pub control_socket: PathBuf,
     pub answer: ControlReply,
-    /// What the control socket answers.
+    /// The process that answers at the control socket.
     pub pid: Option<i32>,
     pub heartbeat_listen: SocketAddr,
     pub receiver: PortHolder,
-    /// Where the web page is served, if anywhere, and by whom.
+    /// The address of the web page, if it is served, and the process that serves it.
     pub http: Option<(SocketAddr, PortHolder)>,
     /// All managers in this network namespace.
     pub managers: Vec<Holder>,
     /// Those in other network namespaces.
     pub elsewhere: Vec<Holder>,
-    /// What other managers have attached here.
+    /// The programs that other managers have attached here.
     pub others: Vec<ForeignPrograms>,
 }
 
-/// What came back from the control socket.
+/// The reply from the control socket.
 #[derive(Debug, Clone)]
 pub enum ControlReply {
     Status(Box<Status>),
-    /// A process has it, but its answer is not understood.
-    Confused(String),
+    /// A process listens there, but its reply is not valid.
+    Invalid(String),
     Forbidden,
     NoManager,
 }
 
-impl Facts {
+impl ManagerFacts {
     pub fn status(&self) -> Option<&Status> {
         match &self.answer {
             ControlReply::Status(status) => Some(status),
@@ -56,14 +55,14 @@ impl Facts {
     }
 }
 
-pub async fn gather(manager: &config::ManagerSettings) -> Facts {
-    let (answer, pid) = ask(&manager.control_socket).await;
+pub async fn gather(manager: &config::ManagerSettings) -> ManagerFacts {
+    let (answer, pid) = request_status(&manager.control_socket).await;
     let (managers, elsewhere): (Vec<_>, Vec<_>) = processes::of_verb("manager")
         .into_iter()
         .partition(|it| it.is_in_this_network);
     let holders = |found: Vec<MemlbProcess>| found.into_iter().map(|it| it.holder).collect();
     let heartbeat_listen = manager.heartbeat_listen;
-    Facts {
+    ManagerFacts {
         control_socket: manager.control_socket.clone(),
         answer,
         pid,
@@ -76,7 +75,7 @@ pub async fn gather(manager: &config::ManagerSettings) -> Facts {
     }
 }
 
-async fn ask(control_socket: &Path) -> (ControlReply, Option<i32>) {
+async fn request_status(control_socket: &Path) -> (ControlReply, Option<i32>) {
     let stream = match UnixStream::connect(control_socket).await {
         Ok(stream) => stream,
         Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
@@ -89,14 +88,14 @@ async fn ask(control_socket: &Path) -> (ControlReply, Option<i32>) {
     let client = ControlClient::new(control_socket.to_owned());
     let answer = match client.request(&Request::Status).await {
         Ok(status) => ControlReply::Status(status),
-        Err(error) => ControlReply::Confused(error.to_string()),
+        Err(error) => ControlReply::Invalid(error.to_string()),
     };
     (answer, pid)
 }
 
-pub fn findings(facts: &Facts) -> Vec<Finding> {
-    let rest = [receiving(facts), serving(facts), alone(facts)];
-    // What is examined in this network says nothing about a manager that answers from another one.
+pub fn findings(facts: &ManagerFacts) -> Vec<Finding> {
+    let rest = [receiving(facts), serving(facts), several(facts)];
+    // Checks of this network namespace do not apply to a manager in another one.
     let rest = rest
         .into_iter()
         .filter(|_| answering_elsewhere(facts).is_none());
@@ -105,12 +104,12 @@ pub fn findings(facts: &Facts) -> Vec<Finding> {
 }
 
 /// The manager that answers, if it runs in another network namespace.
-fn answering_elsewhere(facts: &Facts) -> Option<&Holder> {
+fn answering_elsewhere(facts: &ManagerFacts) -> Option<&Holder> {
     let mut elsewhere = facts.elsewhere.iter();
     elsewhere.find(|it| facts.pid == Some(it.pid))
 }
 
-fn manager(facts: &Facts) -> Option<Finding> {
+fn manager(facts: &ManagerFacts) -> Option<Finding> {
     let socket = facts.control_socket.display();
     Some(match &facts.answer {
         ControlReply::Status(status) => Finding::ok(
@@ -124,14 +123,14 @@ fn manager(facts: &Facts) -> Option<Finding> {
                 humantime::format_duration(std::time::Duration::from_secs(status.uptime_ms / 1000))
             ),
         ),
-        ControlReply::Confused(why) => Finding::problem(
+        ControlReply::Invalid(why) => Finding::problem(
             "manager",
             format!("the process at {socket} does not answer like this memlb: {why}"),
             format!("memlb --version; {}", Unit::Manager.restart(RESTART)),
         ),
         ControlReply::Forbidden => Finding::problem(
             "manager",
-            format!("this user may not ask at {socket}"),
+            format!("this user may not connect to {socket}"),
             "sudo memlb doctor",
         ),
         ControlReply::NoManager => match facts.managers.first() {
@@ -152,17 +151,17 @@ fn manager(facts: &Facts) -> Option<Finding> {
     })
 }
 
-/// A port that the manager receives at.
-struct Port<'a> {
+/// A port at which the manager receives.
+struct ListeningPort<'a> {
     check: &'static str,
     /// Protocol and address.
     at: String,
     receiver: &'a PortHolder,
-    /// What a process does at the port.
+    /// The verb for a process at the port.
     verb: &'static str,
-    /// What the manager does there.
+    /// What the manager does at the port.
     own: String,
-    /// No process receives there, although a manager runs.
+    /// The finding if no process receives there although a manager runs.
     unused: Finding,
     /// What another program at the port prevents.
     prevented: &'static str,
@@ -172,13 +171,13 @@ struct Port<'a> {
     list: String,
 }
 
-fn receiving(facts: &Facts) -> Option<Finding> {
+fn receiving(facts: &ManagerFacts) -> Option<Finding> {
     let listen = facts.heartbeat_listen;
     let unused =
         format!("the manager does not receive at UDP {listen}, where this configuration has it");
     Some(at_port(
         facts,
-        Port {
+        ListeningPort {
             check: "heartbeats",
             at: format!("UDP {listen}"),
             receiver: &facts.receiver,
@@ -193,14 +192,14 @@ fn receiving(facts: &Facts) -> Option<Finding> {
 }
 
 /// Without its port for the web page, no manager starts.
-fn serving(facts: &Facts) -> Option<Finding> {
+fn serving(facts: &ManagerFacts) -> Option<Finding> {
     let (listen, receiver) = facts.http.as_ref()?;
     let unused = format!(
         "the manager does not serve its page at TCP {listen}, where this configuration has it"
     );
     Some(at_port(
         facts,
-        Port {
+        ListeningPort {
             check: "http",
             at: format!("TCP {listen}"),
             receiver,
@@ -214,8 +213,8 @@ fn serving(facts: &Facts) -> Option<Finding> {
     ))
 }
 
-fn at_port(facts: &Facts, port: Port<'_>) -> Finding {
-    let Port {
+fn at_port(facts: &ManagerFacts, port: ListeningPort<'_>) -> Finding {
+    let ListeningPort {
         check, at, verb, ..
     } = &port;
     let is_running = matches!(facts.answer, ControlReply::Status(..));
@@ -225,7 +224,7 @@ fn at_port(facts: &Facts, port: Port<'_>) -> Finding {
         PortHolder::Known(holder) if facts.pid == Some(holder.pid) => {
             Finding::ok(check, format!("the manager {}", port.own))
         }
-        // A manager that works is not ended: which of two should serve, the operator knows.
+        // The remedy ends no running manager: the operator decides which of the two should serve.
         PortHolder::Known(holder) if facts.managers.contains(holder) => Finding::problem(
             check,
             format!("{at} belongs to {holder}, a second manager"),
@@ -260,11 +259,11 @@ const RESTART: &str = "end the manager, and start it again";
 
 fn restart_for_file() -> String {
     let restart = Unit::Manager.restart(RESTART);
-    format!("{restart}    (the file was changed since its start)")
+    format!("{restart}    (the file was changed after its start)")
 }
 
-/// Finds the manager in another network namespace, and says how to examine it there.
-fn other_network(facts: &Facts) -> Option<Finding> {
+/// Reports a manager in another network namespace, and how to examine it there.
+fn other_network(facts: &ManagerFacts) -> Option<Finding> {
     let there =
         |holder: &Holder| format!("nsenter --target {} --net --mount memlb doctor", holder.pid);
     if let Some(holder) = answering_elsewhere(facts) {
@@ -287,15 +286,15 @@ fn other_network(facts: &Facts) -> Option<Finding> {
     ))
 }
 
-/// Two managers would steer the same packets twice. The operator decides which one stays; this says which came first and
-/// what each serves.
-fn alone(facts: &Facts) -> Option<Finding> {
-    let is_asked = |it: &Holder| Some(it.pid) == facts.pid;
+/// Reports several managers, which would steer the same packets twice: which started first, and what each serves. The
+/// operator decides which one stays.
+fn several(facts: &ManagerFacts) -> Option<Finding> {
+    let answers = |it: &Holder| Some(it.pid) == facts.pid;
     let unseen = match facts.answer {
         ControlReply::NoManager => false,
-        _ => !facts.managers.iter().any(is_asked),
+        _ => !facts.managers.iter().any(answers),
     };
-    // One that answers is a manager, even where this user may not see its process.
+    // A manager that answers counts even if this user may not see its process.
     if facts.managers.len() + usize::from(unseen) < 2 {
         return None;
     }
@@ -308,7 +307,7 @@ fn alone(facts: &Facts) -> Option<Finding> {
     Some(Finding::problem(
         "manager",
         format!(
-            "{} run here, the first one first: {}; packets that both see are steered twice",
+            "{} run here, the oldest first: {}; packets that both receive are steered twice",
             counted(managers.len(), "manager"),
             named.join(", and "),
         ),
@@ -316,8 +315,8 @@ fn alone(facts: &Facts) -> Option<Finding> {
     ))
 }
 
-/// Says what a manager serves, as far as it answers or its pins can be read.
-fn serving_of(facts: &Facts, manager: &Holder) -> String {
+/// Names the services of a manager that answers or whose pins can be read.
+fn serving_of(facts: &ManagerFacts, manager: &Holder) -> String {
     let own = facts.status().filter(|_| facts.pid == Some(manager.pid));
     let own = own.map(|status| status.services.iter());
     let mut others = facts.others.iter();
@@ -369,8 +368,8 @@ pub mod tests {
         }
     }
 
-    fn running(receiver: PortHolder, managers: &[i32]) -> Facts {
-        Facts {
+    fn running(receiver: PortHolder, managers: &[i32]) -> ManagerFacts {
+        ManagerFacts {
             control_socket: "/run/memlb/manager.sock".into(),
             answer: ControlReply::Status(Box::new(status())),
             pid: Some(7),
@@ -383,15 +382,15 @@ pub mod tests {
         }
     }
 
-    fn absent(receiver: PortHolder, managers: &[i32]) -> Facts {
-        Facts {
+    fn absent(receiver: PortHolder, managers: &[i32]) -> ManagerFacts {
+        ManagerFacts {
             answer: ControlReply::NoManager,
             pid: None,
             ..running(receiver, managers)
         }
     }
 
-    fn problems(facts: &Facts) -> Vec<Finding> {
+    fn problems(facts: &ManagerFacts) -> Vec<Finding> {
         let mut findings = findings(facts);
         findings.retain(|it| it.severity == Severity::Problem);
         findings
@@ -415,8 +414,8 @@ pub mod tests {
             "belongs to python3 (process 99)",
             "kill 99 ",
         );
-        let deaf = problems(&running(PortHolder::Free, &[7]));
-        assert!(deaf[0].found.contains("does not receive"));
+        let idle = problems(&running(PortHolder::Free, &[7]));
+        assert!(idle[0].found.contains("does not receive"));
     }
 
     #[test]
@@ -426,7 +425,7 @@ pub mod tests {
             pid: 99,
             program: "nginx".to_owned(),
         };
-        let taken = Facts {
+        let taken = ManagerFacts {
             http: at(PortHolder::Known(nginx)),
             ..absent(PortHolder::Free, &[])
         };
@@ -434,12 +433,12 @@ pub mod tests {
         let says = "TCP 127.0.0.1:9998 belongs to nginx (process 99)";
         found[0].assert(Severity::Problem, says, "kill 99 ");
         found[0].assert(Severity::Problem, says, "--http-listen");
-        let own = Facts {
+        let own = ManagerFacts {
             http: at(PortHolder::Known(memlb(7))),
             ..running(PortHolder::Known(memlb(7)), &[7])
         };
         assert_eq!(problems(&own), []);
-        let free = Facts {
+        let free = ManagerFacts {
             http: at(PortHolder::Free),
             ..absent(PortHolder::Free, &[])
         };
@@ -448,7 +447,7 @@ pub mod tests {
 
     #[test]
     fn reports_where_a_manager_in_another_network_is_examined() {
-        let elsewhere = |facts: Facts| Facts {
+        let elsewhere = |facts: ManagerFacts| ManagerFacts {
             elsewhere: vec![memlb(7)],
             ..facts
         };
@@ -474,7 +473,7 @@ pub mod tests {
         assert_eq!(found.len(), 1);
         let text = &found[0].found;
         assert!(
-            text.contains("2 managers run here, the first one first: "),
+            text.contains("2 managers run here, the oldest first: "),
             "{text}"
         );
         assert!(text.contains("memlb (process 7)"), "{text}");

@@ -1,7 +1,7 @@
-//! `memlb doctor`: what keeps this host from working as a manager or worker, and the remedies.
+//! `memlb doctor`: the faults of this host as a manager or worker, and their remedies.
 //!
-//! One file a family of checks. Each gathers facts, which it may not change, and draws findings from
-//! them, which needs no machine. Nothing here disturbs a running manager or agent.
+//! Each file has one family of checks: one function gathers facts, another draws findings from them without access to
+//! the host. Nothing here changes the host, or disturbs a running manager or agent.
 
 mod agent;
 mod configuration;
@@ -28,32 +28,29 @@ mod storage;
 mod vrrp;
 mod workers;
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::{IpAddr, SocketAddr},
-    path::Path,
-};
+use std::{collections::BTreeSet, net::SocketAddr, path::Path};
 
 use anyhow::Result;
 use lb_core::{Mode, Protocol};
 
-pub use agent::{AgentOrigin, Worker};
+pub use agent::{AgentOrigin, ExaminedAgent};
 pub use configuration::{config_file, in_force, in_force_finding};
 pub use finding::{Diagnosis, Finding, Severity};
 
 use crate::{
     config::{Config, PortRange},
-    datapath::{Netlink, Route, conflicts, upstream_conflicts},
+    datapath::{Netlink, Routes, conflicts, upstream_conflicts},
 };
 use host::Host;
 use machine::Clocks;
+use manager::ManagerFacts;
 
-/// Which configuration is examined.
+/// The origin of the examined configuration.
 #[derive(Debug)]
 pub enum Examined<'a> {
-    /// The one in this file, or the built-in example.
+    /// This file, or the built-in example.
     File(Option<&'a Path>),
-    /// The running manager's own values; the finding says so.
+    /// The running manager's values, which the finding reports.
     InForce(Finding),
 }
 
@@ -61,7 +58,7 @@ pub enum Examined<'a> {
 ///
 /// # Errors
 ///
-/// Says which facts of this host cannot be read.
+/// Names the facts of this host that cannot be read.
 pub async fn examine_manager(
     config: &Config,
     examined: Examined<'_>,
@@ -86,7 +83,7 @@ pub async fn examine_manager(
     if let Some(status) = manager.status() {
         findings.extend(selections::findings(status, config.failover.down_after));
         findings.extend(sources::findings(config, status));
-        findings.extend(heartbeats::findings(&heartbeats::Facts {
+        findings.extend(heartbeats::findings(&heartbeats::HeartbeatFacts {
             status,
             down_after: config.failover.down_after,
         }));
@@ -115,8 +112,8 @@ pub async fn examine_manager(
 ///
 /// # Errors
 ///
-/// Says which facts of this host cannot be read.
-pub async fn examine_worker(worker: &Worker) -> Result<Diagnosis> {
+/// Names the facts of this host that cannot be read.
+pub async fn examine_worker(worker: &ExaminedAgent) -> Result<Diagnosis> {
     let clocks = Clocks::now();
     let host = Host::gather().await?;
     let managers = agent::gather(worker).await;
@@ -128,19 +125,18 @@ pub async fn examine_worker(worker: &Worker) -> Result<Diagnosis> {
     Ok(findings.into())
 }
 
-/// Interfaces, addresses, ports, and the ways to the workers.
+/// Examines interfaces, addresses, ports, and the routes to the workers.
 async fn network(
     config: &Config,
     kernel_ports: Option<PortRange>,
-    manager: &manager::Facts,
+    manager: &ManagerFacts,
 ) -> Result<Vec<Finding>> {
     let host = Host::gather().await?;
-    let services: Vec<services::Service> = config.services.iter().map(service).collect();
-    let workers: BTreeSet<workers::Worker> = config
+    let workers: BTreeSet<workers::ExaminedWorker> = config
         .services
         .iter()
         .flat_map(|service| service.workers.iter().map(move |worker| (service, worker)))
-        .map(|(service, worker)| workers::Worker {
+        .map(|(service, worker)| workers::ExaminedWorker {
             name: worker.name.clone(),
             address: worker.address,
             is_tcp: service.protocol == Protocol::Tcp,
@@ -151,20 +147,20 @@ async fn network(
         })
         .collect();
     let routes = routes(config).await?;
-    let attempts = probe::connect(probe_targets(&host, &services, &workers, &routes)).await;
-    // After the attempts, which have resolved them.
+    let attempts = probe::connect(probe_targets(&host, config, &workers, &routes)).await;
+    // After the attempts, which have made the kernel resolve them.
     let neighbours = host::neighbours().await?;
 
     let interfaces = &host.own_names(&config.manager.interfaces);
-    let mut own = services.iter();
-    let mut findings = interfaces::findings(&interfaces::Facts {
+    let mut services = config.services.iter();
+    let mut findings = interfaces::findings(&interfaces::InterfaceFacts {
         interfaces,
         attach: config.manager.attach,
         links: &host.links,
-        likely: own.find_map(|service| host.addresses.interface_of(service.address.ip())),
+        likely: services.find_map(|service| host.addresses.interface_of(service.address.ip())),
         attached: manager.status().map_or(&[], |status| &status.interfaces),
     });
-    // A running manager goes on under an interface's new name.
+    // A running manager stays attached to a renamed interface.
     let status = manager.status();
     let attached = status.into_iter().flat_map(|status| &status.interfaces);
     let attached = attached.filter(|it| it.is_attached() && !interfaces.contains(&it.name));
@@ -175,8 +171,8 @@ async fn network(
         .chain(attached)
         .collect::<Vec<_>>();
     let there = interfaces.iter().map(String::as_str);
-    findings.extend(services::findings(&services::Facts {
-        services: &services,
+    findings.extend(services::findings(&services::ServiceFacts {
+        services: &config.services,
         interfaces: there
             .filter(|name| host.links.contains_key(*name))
             .collect(),
@@ -184,7 +180,7 @@ async fn network(
         attempts: &attempts,
         has_peers: !config.peers.is_empty(),
     }));
-    findings.extend(workers::findings(&workers::Facts {
+    findings.extend(workers::findings(&workers::WorkerFacts {
         workers: &workers,
         interfaces,
         host: &host,
@@ -201,7 +197,7 @@ async fn network(
     findings.extend(peers::findings(
         &peers::gather(config, &host.addresses, manager.status()).await?,
     ));
-    findings.extend(ports::findings(&ports::Facts {
+    findings.extend(ports::findings(&ports::PortFacts {
         nat_ports: config.limits.nat_ports,
         kernel_ports,
         sockets: &host.sockets,
@@ -213,38 +209,30 @@ async fn network(
     Ok(findings)
 }
 
-fn service(service: &crate::config::Service) -> services::Service {
-    services::Service {
-        name: service.name.clone(),
-        address: service.address,
-        fallback: service.fallback,
-        is_tcp: service.protocol == Protocol::Tcp,
-    }
-}
-
-/// Looks up the ways to all workers as the manager does.
-async fn routes(config: &Config) -> Result<BTreeMap<IpAddr, Option<Route>>> {
+/// Looks up the routes to all workers as the manager does.
+async fn routes(config: &Config) -> Result<Routes> {
     let addresses = config.workers().map(|worker| worker.address.ip()).collect();
     Netlink::connect()?.routes(&addresses).await
 }
 
-/// Where a TCP connection is worth a try: servers on this host, and workers that there is a way to.
+/// The addresses to probe by a TCP connection: servers on this host, and workers with a route.
 fn probe_targets(
     host: &Host,
-    services: &[services::Service],
-    workers: &BTreeSet<workers::Worker>,
-    routes: &BTreeMap<IpAddr, Option<Route>>,
+    config: &Config,
+    workers: &BTreeSet<workers::ExaminedWorker>,
+    routes: &Routes,
 ) -> BTreeSet<SocketAddr> {
-    let services = services.iter().filter(|service| service.is_tcp);
+    let services = config.services.iter();
+    let services = services.filter(|it| it.protocol == Protocol::Tcp);
     let fallbacks = services.filter_map(|service| service.fallback);
     let here = fallbacks.filter(|address| host.addresses.interface_of(address.ip()).is_some());
-    let there = workers.iter().filter(|worker| worker.is_tcp);
-    let there = there.map(|worker| worker.address);
-    let reachable = there.filter(|address| routes.get(&address.ip()).is_some_and(Option::is_some));
-    here.chain(reachable).collect()
+    let workers = workers.iter().filter(|worker| worker.is_tcp);
+    let workers = workers.map(|worker| worker.address);
+    let has_route = |it: &SocketAddr| routes.get(&it.ip()).is_some_and(Option::is_some);
+    here.chain(workers.filter(has_route)).collect()
 }
 
-fn written_files(config: &Config) -> Vec<storage::Facts> {
+fn written_files(config: &Config) -> Vec<storage::FileFacts> {
     let manager = &config.manager;
     let event_log = manager.event_log.as_deref();
     let files = [
@@ -262,7 +250,7 @@ fn written_files(config: &Config) -> Vec<storage::Facts> {
         .collect()
 }
 
-/// What a firewall on this host must not drop.
+/// The ports that a firewall on this host must accept.
 fn required_ports(config: &Config) -> Vec<firewall::RequiredPort> {
     let families: BTreeSet<bool> = config
         .services
@@ -273,13 +261,13 @@ fn required_ports(config: &Config) -> Vec<firewall::RequiredPort> {
         protocol: "udp",
         port: config.manager.heartbeat_listen.port(),
         is_ipv6,
-        what: "no heartbeat comes in".to_owned(),
+        what: "no heartbeat arrives".to_owned(),
     });
     let services = config.services.iter().flat_map(|service| {
         let name = &service.name;
-        let (protocol, hangs) = match service.protocol {
-            Protocol::Tcp => ("tcp", "no RST reaches them"),
-            Protocol::Udp => ("udp", "no port unreachable reaches them"),
+        let (protocol, reply) = match service.protocol {
+            Protocol::Tcp => ("tcp", "RST"),
+            Protocol::Udp => ("udp", "ICMP error (port unreachable)"),
         };
         let needed = |port, what| firewall::RequiredPort {
             protocol,
@@ -287,9 +275,10 @@ fn required_ports(config: &Config) -> Vec<firewall::RequiredPort> {
             is_ipv6: service.address.is_ipv6(),
             what,
         };
-        // What memlb forwards does not pass the firewall; what it leaves to the kernel does.
+        // Packets that memlb forwards do not pass the firewall; those that it leaves to the kernel do.
         let refused = format!(
-            "clients of {name} hang where they should be refused, and where their worker is down: {hangs}"
+            "clients of {name} time out instead of being refused, also when their worker is down: no {reply} \
+             reaches them"
         );
         let unserved = format!("clients do not reach the fallback of {name}");
         let fallback = service.fallback.map(|it| needed(it.port(), unserved));
@@ -304,7 +293,7 @@ fn required_ports(config: &Config) -> Vec<firewall::RequiredPort> {
             protocol: "tcp",
             port: listen.port(),
             is_ipv6: listen.is_ipv6(),
-            what: "no peer reaches this manager".to_owned(),
+            what: "no peer can connect to this manager".to_owned(),
         });
     heartbeats.chain(services).chain(peers).collect()
 }

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use super::Finding;
 use crate::addresses::Addresses;
 
-/// Checks `manager.nat_sources`. `interface` is the one that a missing address is likely meant for.
+/// Checks `manager.nat_sources`. `interface` is the one that the remedy for a missing address names.
 ///
 /// With peers, a standby lacks the addresses until it takes over.
 pub fn findings(
@@ -23,7 +23,7 @@ fn finding(source: IpAddr, addresses: &Addresses, interface: &str, has_peers: bo
         return Finding::ok("nat_sources", format!("{source} is on {interface}"));
     }
     if has_peers {
-        let found = format!("{source} is not here, as on a standby");
+        let found = format!("this machine does not have {source}, as on a standby");
         return Finding::ok("nat_sources", found);
     }
     let length = if source.is_ipv4() { 32 } else { 128 };

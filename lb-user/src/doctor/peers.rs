@@ -1,4 +1,4 @@
-//! The other managers of the same services: reachable, with the same key and settings, and with keepalived on the way.
+//! The peers: whether they are reachable, have the same key and settings, and keepalived moves the addresses.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -12,6 +12,7 @@ use super::{
     Finding,
     keys::open_to_others,
     probe::{self, Attempt},
+    services::list,
     vrrp::{self, Vrrp},
 };
 use crate::{
@@ -34,33 +35,33 @@ const KEEPALIVED: &str = "/etc/keepalived/keepalived.conf";
 const MOVERS: [&str; 3] = ["keepalived", "bird", "bgpd"];
 
 #[derive(Debug)]
-pub struct Facts<'a> {
+pub struct PeerFacts<'a> {
     pub config: &'a Config,
     pub addresses: &'a Addresses,
-    /// Nothing while no manager answers.
+    /// `None` while no manager answers.
     pub status: Option<&'a Status>,
     /// The ids of each file's keys, or why it cannot be read.
     pub keys: BTreeMap<PathBuf, Result<String, String>>,
-    /// The interface that leads to each peer.
+    /// The interface of the route to each peer.
     pub links: BTreeMap<IpAddr, String>,
-    /// Of peers without a session.
+    /// TCP connections to peers without a session.
     pub attempts: BTreeMap<SocketAddr, Attempt>,
-    /// Of the programs that move addresses or routes, those that run.
+    /// The running programs among [`MOVERS`].
     pub movers: Vec<&'static str>,
     pub vrrp: Result<Option<Vrrp>, String>,
     pub track_file: Result<Option<i32>, String>,
 }
 
-/// Gathers what is known of the peers.
+/// Gathers the facts about the peers.
 ///
 /// # Errors
 ///
-/// Says that routes cannot be looked up.
+/// Routes cannot be looked up.
 pub async fn gather<'a>(
     config: &'a Config,
     addresses: &'a Addresses,
     status: Option<&'a Status>,
-) -> Result<Facts<'a>> {
+) -> Result<PeerFacts<'a>> {
     let files: BTreeSet<&PathBuf> = config.peers.iter().map(|it| &it.key).collect();
     let keys = files.into_iter().map(|file| {
         let ids = read_peer_keys(file).map(|keys| {
@@ -81,7 +82,7 @@ pub async fn gather<'a>(
         status.is_some_and(|it| it.state == PeerState::Connected)
     };
     let unconnected = config.peers.iter().filter(|it| !connected(it));
-    Ok(Facts {
+    Ok(PeerFacts {
         config,
         addresses,
         status,
@@ -100,7 +101,7 @@ fn status_of<'a>(status: Option<&'a Status>, peer: &Peer) -> Option<&'a PeerStat
     peers.iter().find(|it| it.name == peer.name)
 }
 
-pub fn findings(facts: &Facts<'_>) -> Vec<Finding> {
+pub fn findings(facts: &PeerFacts<'_>) -> Vec<Finding> {
     if facts.config.peers.is_empty() {
         return Vec::new();
     }
@@ -117,7 +118,7 @@ pub fn findings(facts: &Facts<'_>) -> Vec<Finding> {
     findings
 }
 
-fn listen(facts: &Facts<'_>) -> Vec<Finding> {
+fn listen(facts: &PeerFacts<'_>) -> Vec<Finding> {
     let Some(listen) = facts.config.manager.peer_listen else {
         return Vec::new();
     };
@@ -128,7 +129,7 @@ fn listen(facts: &Facts<'_>) -> Vec<Finding> {
         CHECK,
         format!("manager.peer_listen, {listen}, is not an address of this machine"),
         format!(
-            "write this machine's own address on the link to the peers; or ip address add {}/24 dev INTERFACE",
+            "set it to this machine's own address on the link to the peers; or ip address add {}/24 dev INTERFACE",
             listen.ip()
         ),
     )]
@@ -137,7 +138,7 @@ fn listen(facts: &Facts<'_>) -> Vec<Finding> {
 fn key(file: &Path, ids: &Result<String, String>) -> Finding {
     let shown = file.display();
     match ids {
-        Ok(ids) => Finding::ok(CHECK, format!("{shown} has key {ids} of managers")),
+        Ok(ids) => Finding::ok(CHECK, format!("{shown} has peer key {ids}")),
         Err(why) => {
             let remedy = match (file.exists(), open_to_others(file).is_empty()) {
                 (false, _) => format!(
@@ -155,8 +156,8 @@ fn key(file: &Path, ids: &Result<String, String>) -> Finding {
     }
 }
 
-/// Whether records are exchanged with the peer.
-fn session(facts: &Facts<'_>, peer: &Peer) -> Vec<Finding> {
+/// Reports whether the session with the peer is established and in sync.
+fn session(facts: &PeerFacts<'_>, peer: &Peer) -> Vec<Finding> {
     let Peer { name, address, .. } = peer;
     let Some(status) = facts.status else {
         return vec![reach(facts, peer, "no manager runs here")];
@@ -179,7 +180,7 @@ fn session(facts: &Facts<'_>, peer: &Peer) -> Vec<Finding> {
     findings.extend(problems(seen).into_iter().map(|problem| {
         let remedy = match problem.contains("configuration") {
             true => "memlb check --shared    (on both; correct the file of one, and memlb reload there)",
-            false => "memlb status    (it shall end by itself within seconds; if not, see the log of both managers)",
+            false => "memlb status    (this should end within seconds; otherwise read the logs of both managers)",
         };
         Finding::warning(CHECK, problem, remedy)
     }));
@@ -196,8 +197,8 @@ fn session(facts: &Facts<'_>, peer: &Peer) -> Vec<Finding> {
     findings
 }
 
-/// Says why there is no session, by whether its port answers.
-fn reach(facts: &Facts<'_>, peer: &Peer, reason: &str) -> Finding {
+/// Reports why there is no session, with the result of a TCP connection.
+fn reach(facts: &PeerFacts<'_>, peer: &Peer, reason: &str) -> Finding {
     let Peer { name, address, .. } = peer;
     let (found, remedy) = match facts.attempts.get(address) {
         Some(Attempt::Connected(_)) if facts.status.is_none() => {
@@ -213,7 +214,7 @@ fn reach(facts: &Facts<'_>, peer: &Peer, reason: &str) -> Finding {
         ),
         _ => (
             "nothing answers there",
-            "see whether the peer's machine and the link to it are up, and whether a firewall drops the port",
+            "check that the peer's machine and the link to it are up, and that no firewall drops the port",
         ),
     };
     Finding::problem(
@@ -223,7 +224,7 @@ fn reach(facts: &Facts<'_>, peer: &Peer, reason: &str) -> Finding {
     )
 }
 
-fn own_link(facts: &Facts<'_>, peer: &Peer) -> Option<Finding> {
+fn own_link(facts: &PeerFacts<'_>, peer: &Peer) -> Option<Finding> {
     let Peer { name, address, .. } = peer;
     let interfaces = &facts.config.manager.interfaces;
     let link = facts.links.get(&address.ip());
@@ -231,23 +232,26 @@ fn own_link(facts: &Facts<'_>, peer: &Peer) -> Option<Finding> {
         return Some(Finding::problem(
             CHECK,
             format!("there is no route to {name} at {address}"),
-            "ip route get ADDRESS    (and bring the link to the peer up)",
+            format!(
+                "ip route get {}    (and bring the link to the peer up)",
+                address.ip()
+            ),
         ));
     };
     interfaces.contains(link).then(|| {
         Finding::warning(
             CHECK,
             format!(
-                "the way to {name} is {link}, which carries clients or workers, too: its failure also separates the \
+                "the route to {name} uses {link}, which also carries clients or workers: its failure also separates the \
                  managers"
             ),
-            "give the managers a link of their own, and its addresses to peer_listen and [[peer]]",
+            "give the managers a separate link, and set peer_listen and [[peer]] to its addresses",
         )
     })
 }
 
-/// The addresses of services and of NAT move together: all are here, or none.
-fn placement(facts: &Facts<'_>) -> Option<Finding> {
+/// Checks that this machine has all addresses of services and NAT, or none: they move together.
+fn placement(facts: &PeerFacts<'_>) -> Option<Finding> {
     let config = facts.config;
     let is_here = |ip: &IpAddr| facts.addresses.interface_of(*ip).is_some();
     let services: BTreeSet<IpAddr> = config.services.iter().map(|it| it.address.ip()).collect();
@@ -263,12 +267,12 @@ fn placement(facts: &Facts<'_>) -> Option<Finding> {
         )),
         (true, false) if is_any_connected || facts.status.is_none() => Some(Finding::ok(
             VRRP,
-            format!("standby: {} are not here", list(&absent)),
+            format!("standby: this machine does not have {}", list(&absent)),
         )),
         (true, false) => Some(Finding::warning(
             VRRP,
             format!(
-                "{} are not here, and no peer is connected that could have them",
+                "this machine does not have {}, and no peer that could have them is connected",
                 list(&absent)
             ),
             "systemctl status keepalived    (here and on the peer)",
@@ -276,8 +280,8 @@ fn placement(facts: &Facts<'_>) -> Option<Finding> {
         (false, false) => Some(Finding::problem(
             VRRP,
             format!(
-                "the addresses are torn apart: {} here, and {} not: connections reach one manager on their way to the \
-                 worker and another one on their way back",
+                "the addresses are split: this machine has {}, but not {}: packets to the workers and their replies pass \
+                 different managers",
                 list(&here),
                 list(&absent)
             ),
@@ -286,25 +290,25 @@ fn placement(facts: &Facts<'_>) -> Option<Finding> {
     }
 }
 
-fn movers(facts: &Facts<'_>) -> Option<Finding> {
+fn movers(facts: &PeerFacts<'_>) -> Option<Finding> {
     let has_configuration = !matches!(facts.vrrp, Ok(None));
     match (facts.movers.as_slice(), has_configuration) {
         ([], true) => Some(Finding::problem(
             VRRP,
-            "keepalived does not run: this machine neither gives the addresses away nor takes them over",
+            "keepalived does not run: this machine neither releases the addresses nor takes them over",
             "systemctl enable --now keepalived",
         )),
         ([], false) => Some(Finding::warning(
             VRRP,
-            "neither keepalived nor a routing daemon runs here: no program moves the addresses when a machine dies",
-            "set keepalived up as docs/high-availability.md has it",
+            "neither keepalived nor a routing daemon runs here: no program moves the addresses when a machine fails",
+            "set up keepalived as in docs/high-availability.md",
         )),
         (running, _) => Some(Finding::ok(VRRP, format!("{} runs", running.join(" and ")))),
     }
 }
 
-/// Whether one vrrp_instance moves all addresses, or instances that move together.
-fn instances(facts: &Facts<'_>) -> Vec<Finding> {
+/// Checks that one vrrp_instance moves all addresses, or that their instances move together.
+fn instances(facts: &PeerFacts<'_>) -> Vec<Finding> {
     let vrrp = match &facts.vrrp {
         Ok(Some(vrrp)) => vrrp,
         Ok(None) => return Vec::new(),
@@ -335,17 +339,17 @@ fn instances(facts: &Facts<'_>) -> Vec<Finding> {
         return vec![Finding::problem(
             VRRP,
             format!(
-                "no vrrp_instance in {KEEPALIVED} has {}: a peer that takes over does not get it",
+                "no vrrp_instance in {KEEPALIVED} has {}: a peer that takes over does not get them",
                 list(&lacking)
             ),
-            "add it to virtual_ipaddress of the instance that has the service's address, on both machines",
+            "add them to virtual_ipaddress of the instance that has the service's address, on both machines",
         )];
     }
     let Some(first) = names.first() else {
         return vec![Finding::warning(
             VRRP,
             format!("no vrrp_instance in {KEEPALIVED} has an address of a service"),
-            "set keepalived up as docs/high-availability.md has it",
+            "set up keepalived as in docs/high-availability.md",
         )];
     };
     let mut findings = Vec::new();
@@ -372,23 +376,23 @@ fn instances(facts: &Facts<'_>) -> Vec<Finding> {
         .filter(|it| names.contains(it.name.as_str()))
         .collect();
     let file = &config.manager.track_file;
-    if let Some(deaf) = used.iter().find(|it| !it.track_files.contains(file)) {
+    if let Some(instance) = used.iter().find(|it| !it.track_files.contains(file)) {
         findings.push(Finding::warning(
             VRRP,
             format!(
                 "vrrp_instance {} does not track {}: memlb handover would move nothing",
-                deaf.name,
+                instance.name,
                 file.display()
             ),
-            "add track_file to it, as docs/high-availability.md has it",
+            "add track_file to it, as in docs/high-availability.md",
         ));
     }
-    if let Some(deaf) = used.iter().find(|it| it.has_nopreempt) {
+    if let Some(instance) = used.iter().find(|it| it.has_nopreempt) {
         findings.push(Finding::warning(
             VRRP,
             format!(
                 "vrrp_instance {} has nopreempt: its standby ignores the lower priority after memlb handover",
-                deaf.name
+                instance.name
             ),
             "give both machines the same priority, without nopreempt: the active one stays active all the same",
         ));
@@ -396,7 +400,7 @@ fn instances(facts: &Facts<'_>) -> Vec<Finding> {
     findings
 }
 
-fn track_file(facts: &Facts<'_>) -> Option<Finding> {
+fn track_file(facts: &PeerFacts<'_>) -> Option<Finding> {
     let path = facts.config.manager.track_file.display();
     match &facts.track_file {
         Err(why) => Some(Finding::problem(
@@ -406,21 +410,18 @@ fn track_file(facts: &Facts<'_>) -> Option<Finding> {
         )),
         Ok(Some(value)) if *value < 0 => Some(Finding::warning(
             VRRP,
-            format!("handed over: {path} says {value}, and keepalived has a lower priority here"),
-            "memlb handover --undo    (when this machine shall be preferred as before)",
+            format!(
+                "handed over: {path} has {value}, so that keepalived has a lower priority here"
+            ),
+            "memlb handover --undo    (to give this machine its usual priority again)",
         )),
         Ok(None) if facts.status.is_some() => Some(Finding::warning(
             VRRP,
             format!("the track file {path} is missing: memlb handover may not be able to write it"),
-            "see the manager's log for why it could not be written",
+            "read in the manager's log why it could not be written",
         )),
         Ok(_) => None,
     }
-}
-
-fn list(addresses: &[IpAddr]) -> String {
-    let addresses: Vec<String> = addresses.iter().map(IpAddr::to_string).collect();
-    addresses.join(", ")
 }
 
 #[cfg(test)]

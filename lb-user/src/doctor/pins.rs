@@ -21,60 +21,64 @@ use crate::{
 };
 
 #[derive(Debug, Clone)]
-pub struct Facts {
+pub struct PinFacts {
     pub pin_path: PathBuf,
     pub directory: PinDirectory,
     pub pinned: PinState,
     /// The manager that holds the pins.
     pub holder: Option<Holder>,
-    /// What is attached from elsewhere.
+    /// Programs that are attached from other pin directories.
     pub others: Vec<ForeignPrograms>,
 }
 
-/// Where the pins are, or would be.
+/// The state of the pin directory, which may not exist yet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PinDirectory {
-    Fit,
-    /// Not mounted at its usual place, where a manager mounts it by itself if it may.
+    Writable,
+    /// No BPF file system is mounted at the usual path. A manager mounts it if it may.
     Unmounted {
         may_mount: bool,
     },
     ReadOnly,
-    /// This user may not enter or write.
+    /// This user may not write.
     Forbidden,
-    /// No place for pins at all, and why.
-    Unfit(String),
+    /// The directory cannot hold pins, and why.
+    Unsuited(String),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PinState {
-    Nothing,
-    Ours,
-    /// This user lacks the permission to read it.
-    Hidden,
-    /// By a memlb of another layout version.
+    Empty,
+    /// This version's layout.
+    Valid,
+    /// This user may not read the pins.
+    Forbidden,
+    /// Another layout, and which.
     OtherLayout(String),
-    /// It could not be read, and why.
+    /// The pins cannot be read, and why.
     Unreadable(String),
 }
 
-/// `asked` is the manager that answers here, whatever its pins.
-pub fn gather(pin_path: &Path, privileges: u64, asked: Option<i32>) -> Facts {
+/// `running` is the manager that answers at the control socket. Its programs are no finding.
+pub fn gather(pin_path: &Path, privileges: u64, running: Option<i32>) -> PinFacts {
     let directory = directory(pin_path, kernel::may_mount(privileges));
     let pinned = match directory {
-        PinDirectory::Fit | PinDirectory::ReadOnly | PinDirectory::Forbidden => pin_state(pin_path),
-        PinDirectory::Unmounted { .. } | PinDirectory::Unfit(_) => PinState::Nothing,
+        PinDirectory::Writable | PinDirectory::ReadOnly | PinDirectory::Forbidden => {
+            pin_state(pin_path)
+        }
+        PinDirectory::Unmounted { .. } | PinDirectory::Unsuited(_) => PinState::Empty,
     };
-    Facts {
+    PinFacts {
         pin_path: pin_path.to_owned(),
         directory,
         pinned,
         holder: bpffs::locked_by(pin_path).and_then(holder),
         others: foreign_programs(pin_path)
             .into_iter()
-            .filter(|other| match &other.holder {
-                Some(holder) => Some(holder.pid) != asked,
-                None => true,
+            .filter(|it| {
+                it.holder
+                    .as_ref()
+                    .is_none_or(|holder| Some(holder.pid) != running)
             })
             .collect(),
     }
@@ -86,11 +90,10 @@ fn directory(pin_path: &Path, may_mount: bool) -> PinDirectory {
         return PinDirectory::Unmounted { may_mount };
     }
     if let Err(error) = bpffs::check(pin_path) {
-        return PinDirectory::Unfit(format!("{error:#}"));
+        return PinDirectory::Unsuited(format!("{error:#}"));
     }
-    let existing = pin_path.ancestors().find(|path| path.exists());
-    match access(existing.unwrap_or(pin_path), AccessFlags::W_OK) {
-        Ok(()) => PinDirectory::Fit,
+    match access(bpffs::nearest(pin_path), AccessFlags::W_OK) {
+        Ok(()) => PinDirectory::Writable,
         Err(Errno::EROFS) => PinDirectory::ReadOnly,
         Err(_) => PinDirectory::Forbidden,
     }
@@ -99,15 +102,15 @@ fn directory(pin_path: &Path, may_mount: bool) -> PinDirectory {
 fn pin_state(pin_path: &Path) -> PinState {
     match fs::read_dir(pin_path).map(|mut entries| entries.next().is_none()) {
         Ok(false) => {}
-        Ok(true) => return PinState::Nothing,
+        Ok(true) => return PinState::Empty,
         Err(error) => match error.kind() {
-            io::ErrorKind::NotFound => return PinState::Nothing,
-            io::ErrorKind::PermissionDenied => return PinState::Hidden,
+            io::ErrorKind::NotFound => return PinState::Empty,
+            io::ErrorKind::PermissionDenied => return PinState::Forbidden,
             _ => {}
         },
     }
     match adopt::read(pin_path) {
-        Ok(_) => PinState::Ours,
+        Ok(_) => PinState::Valid,
         Err(error) => match error.downcast::<LayoutError>() {
             Ok(LayoutError { found, .. }) => PinState::OtherLayout(found),
             Err(error) => PinState::Unreadable(format!("{error:#}")),
@@ -115,7 +118,7 @@ fn pin_state(pin_path: &Path) -> PinState {
     }
 }
 
-pub fn findings(facts: &Facts) -> Vec<Finding> {
+pub fn findings(facts: &PinFacts) -> Vec<Finding> {
     let others = facts.others.iter();
     let others = others.map(|it| Finding::problem("pins", it.to_string(), it.remedy()));
     [bpffs(facts), pins(facts)]
@@ -124,11 +127,11 @@ pub fn findings(facts: &Facts) -> Vec<Finding> {
         .collect()
 }
 
-fn bpffs(facts: &Facts) -> Finding {
+fn bpffs(facts: &PinFacts) -> Finding {
     let path = facts.pin_path.display();
     let mount = format!("mount -t bpf bpf {DEFAULT_MOUNT}");
     match &facts.directory {
-        PinDirectory::Fit => {
+        PinDirectory::Writable => {
             Finding::ok("bpffs", format!("{path} is in a BPF file system, writable"))
         }
         PinDirectory::Unmounted { may_mount: true } => Finding::warning(
@@ -156,7 +159,7 @@ fn bpffs(facts: &Facts) -> Finding {
             format!("{path} cannot be written by this user"),
             "sudo memlb doctor",
         ),
-        PinDirectory::Unfit(why) => Finding::problem(
+        PinDirectory::Unsuited(why) => Finding::problem(
             "bpffs",
             why.clone(),
             format!("memlb manager --pin-path {DEFAULT_MOUNT}/memlb"),
@@ -164,27 +167,27 @@ fn bpffs(facts: &Facts) -> Finding {
     }
 }
 
-fn pins(facts: &Facts) -> Finding {
+fn pins(facts: &PinFacts) -> Finding {
     let path = facts.pin_path.display();
     let unload = format!("memlb unload --pin-path {path}");
     match (&facts.pinned, &facts.holder) {
-        (PinState::Nothing, _) => Finding::ok("pins", format!("nothing is pinned at {path} yet")),
-        (PinState::Hidden, _) => Finding::warning(
+        (PinState::Empty, _) => Finding::ok("pins", format!("nothing is pinned at {path} yet")),
+        (PinState::Forbidden, _) => Finding::warning(
             "pins",
             format!("this user may not read the pins at {path}"),
             "sudo memlb doctor",
         ),
-        (PinState::Ours, Some(holder)) => {
+        (PinState::Valid, Some(holder)) => {
             Finding::ok("pins", format!("{path} is held by {holder}"))
         }
-        (PinState::Ours, None) => Finding::warning(
+        (PinState::Valid, None) => Finding::warning(
             "pins",
             format!(
-                "{path} is left of a manager that no longer runs: its programs steer with the last \
-                 selection, and detect no failure"
+                "{path} is left of a manager that no longer runs: its programs steer by the last \
+                 selection, and no process detects failures"
             ),
             format!(
-                "start the manager, which takes over (memlb manager); or take it out, which ends open connections: {unload}"
+                "start the manager, which adopts the pins (memlb manager); or remove them, which ends open connections: {unload}"
             ),
         ),
         (PinState::OtherLayout(found), _) => Finding::problem(
@@ -211,8 +214,8 @@ mod tests {
     use super::*;
     use crate::doctor::Severity;
 
-    fn facts(directory: PinDirectory, pinned: PinState) -> Facts {
-        Facts {
+    fn facts(directory: PinDirectory, pinned: PinState) -> PinFacts {
+        PinFacts {
             pin_path: "/sys/fs/bpf/memlb".into(),
             directory,
             pinned,
@@ -225,12 +228,12 @@ mod tests {
     fn reports_where_pins_cannot_be() {
         let unmounted = |may_mount| PinDirectory::Unmounted { may_mount };
         let (unfit, usual) = (
-            PinDirectory::Unfit("no".to_owned()),
+            PinDirectory::Unsuited("no".to_owned()),
             "--pin-path /sys/fs/bpf/memlb",
         );
         let mount = "mount -t bpf bpf /sys/fs/bpf";
         for (directory, verdict, remedy) in [
-            (PinDirectory::Fit, Severity::Ok, ""),
+            (PinDirectory::Writable, Severity::Ok, ""),
             (unmounted(true), Severity::Warning, mount),
             (unmounted(false), Severity::Problem, mount),
             (PinDirectory::ReadOnly, Severity::Problem, "remount,rw"),
@@ -241,7 +244,7 @@ mod tests {
             ),
             (unfit, Severity::Problem, usual),
         ] {
-            findings(&facts(directory, PinState::Nothing))[0].assert(verdict, "", remedy);
+            findings(&facts(directory, PinState::Empty))[0].assert(verdict, "", remedy);
         }
     }
 
@@ -254,9 +257,9 @@ mod tests {
             holder: None,
             services: None,
         };
-        let facts = Facts {
+        let facts = PinFacts {
             others: vec![left],
-            ..facts(PinDirectory::Fit, PinState::Ours)
+            ..facts(PinDirectory::Writable, PinState::Valid)
         };
         let remedy = "memlb unload --pin-path /sys/fs/bpf/memlb2";
         findings(&facts)[2].assert(Severity::Problem, "", remedy);
@@ -264,18 +267,18 @@ mod tests {
 
     #[test]
     fn reports_whose_the_pins_are() {
-        let left = facts(PinDirectory::Fit, PinState::Ours);
+        let left = facts(PinDirectory::Writable, PinState::Valid);
         findings(&left)[1].assert(Severity::Warning, "no longer runs", "");
-        let held = Facts {
+        let held = PinFacts {
             holder: Some(Holder {
                 pid: 7,
                 program: "memlb".to_owned(),
             }),
-            ..facts(PinDirectory::Fit, PinState::Ours)
+            ..facts(PinDirectory::Writable, PinState::Valid)
         };
         assert_eq!(findings(&held)[1].severity, Severity::Ok);
         let old = PinState::OtherLayout("layout 3".to_owned());
         let remedy = "memlb unload --pin-path /sys/fs/bpf/memlb";
-        findings(&facts(PinDirectory::Fit, old))[1].assert(Severity::Problem, "", remedy);
+        findings(&facts(PinDirectory::Writable, old))[1].assert(Severity::Problem, "", remedy);
     }
 }

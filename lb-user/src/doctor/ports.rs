@@ -1,29 +1,28 @@
-//! The manager's ports towards workers: clear of the kernel's own, and of what runs here?
+//! The manager's NAT ports: whether they overlap the kernel's range, or are used by programs here.
 
 use std::{collections::BTreeSet, net::SocketAddr};
 
 use super::Finding;
-use crate::{config::PortRange, sockets::Socket};
+use crate::{config::PortRange, sockets::OpenSocket};
 
-/// What the findings are drawn from.
 #[derive(Debug, Clone)]
-pub struct Facts<'a> {
+pub struct PortFacts<'a> {
     pub nat_ports: PortRange,
     /// net.ipv4.ip_local_port_range
     pub kernel_ports: Option<PortRange>,
-    pub sockets: &'a [Socket],
-    /// Where the workers' servers listen.
+    pub sockets: &'a [OpenSocket],
+    /// The addresses of the workers' servers.
     pub workers: &'a BTreeSet<SocketAddr>,
 }
 
-pub fn findings(facts: &Facts<'_>) -> Vec<Finding> {
+pub fn findings(facts: &PortFacts<'_>) -> Vec<Finding> {
     let mut findings = vec![range(facts)];
-    findings.extend(taken(facts));
+    findings.extend(in_use(facts));
     findings
 }
 
-fn range(facts: &Facts<'_>) -> Finding {
-    let Facts {
+fn range(facts: &PortFacts<'_>) -> Finding {
+    let PortFacts {
         nat_ports,
         kernel_ports,
         ..
@@ -36,7 +35,7 @@ fn range(facts: &Facts<'_>) -> Finding {
         );
     };
     if !nat_ports.overlaps(*kernel) {
-        let found = format!("nat_ports {nat_ports} are clear of the kernel's own, {kernel}");
+        let found = format!("nat_ports {nat_ports} do not overlap the kernel's own, {kernel}");
         return Finding::ok("ports", found);
     }
     let first = nat_ports.last.saturating_add(1);
@@ -57,14 +56,14 @@ fn range(facts: &Facts<'_>) -> Finding {
     )
 }
 
-/// A program may have chosen such a port itself, and then shares it with a client's connection.
-fn taken(facts: &Facts<'_>) -> Option<Finding> {
-    let in_the_way = facts.sockets.iter().find(|socket| {
+/// Reports a program that has bound a NAT port itself, and so would share it with a client's connection.
+fn in_use(facts: &PortFacts<'_>) -> Option<Finding> {
+    let socket = facts.sockets.iter().find(|socket| {
         !socket.is_listening
             && facts.nat_ports.contains(socket.local.port())
             && facts.workers.contains(&socket.remote)
     })?;
-    let Socket { local, remote, .. } = in_the_way;
+    let OpenSocket { local, remote, .. } = socket;
     Some(Finding::problem(
         "ports",
         format!(
@@ -72,7 +71,7 @@ fn taken(facts: &Facts<'_>) -> Option<Finding> {
              {remote}: memlb may use the same port for a client"
         ),
         format!(
-            "ss -tnp 'sport = :{}'    (and let that program not choose its port)",
+            "ss -tnp 'sport = :{}'    (and configure that program not to choose its port)",
             local.port()
         ),
     ))
@@ -83,9 +82,9 @@ mod tests {
     use super::*;
     use crate::doctor::Severity;
 
-    fn examine(nat: (u16, u16), kernel: (u16, u16), sockets: &[Socket]) -> Vec<Finding> {
+    fn examine(nat: (u16, u16), kernel: (u16, u16), sockets: &[OpenSocket]) -> Vec<Finding> {
         let range = |(first, last)| PortRange { first, last };
-        findings(&Facts {
+        findings(&PortFacts {
             nat_ports: range(nat),
             kernel_ports: Some(range(kernel)),
             sockets,
@@ -108,7 +107,7 @@ mod tests {
 
     #[test]
     fn reports_a_port_that_is_taken_already() {
-        let socket = |port, remote: &str, is_listening| Socket {
+        let socket = |port, remote: &str, is_listening| OpenSocket {
             local: ([192, 168, 56, 101], port).into(),
             remote: remote.parse().unwrap(),
             is_listening,

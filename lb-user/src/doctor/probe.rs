@@ -1,4 +1,4 @@
-//! Tries a TCP connection, and says what became of it.
+//! Probes addresses by TCP connections.
 
 use std::{
     collections::BTreeMap,
@@ -10,8 +10,8 @@ use std::{
 use futures_util::future::join_all;
 use tokio::{net::TcpStream, time::timeout};
 
-/// A repeated SYN comes after a second; a server that needs a third is not healthy.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// Longer than the time after which the kernel repeats the SYN, and shorter than that of the third SYN.
+const TIMEOUT: Duration = Duration::from_secs(2);
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Attempt {
@@ -20,11 +20,11 @@ pub enum Attempt {
     Refused,
     /// No answer at all.
     Silent,
-    /// It could not even be tried, and why.
+    /// The connection could not be attempted, and why.
     Failed(String),
 }
 
-/// Tries each address once, all at a time.
+/// Connects to each address once, to all at the same time.
 pub async fn connect(
     addresses: impl IntoIterator<Item = SocketAddr>,
 ) -> BTreeMap<SocketAddr, Attempt> {
@@ -36,7 +36,7 @@ pub async fn connect(
 
 async fn attempt(address: SocketAddr) -> Attempt {
     let begun = Instant::now();
-    match timeout(PATIENCE, TcpStream::connect(address)).await {
+    match timeout(TIMEOUT, TcpStream::connect(address)).await {
         Ok(Ok(_)) => Attempt::Connected(begun.elapsed()),
         Err(_) => Attempt::Silent,
         Ok(Err(error)) => match error.kind() {

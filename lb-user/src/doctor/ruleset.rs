@@ -1,48 +1,48 @@
-//! What nftables does with a new packet to this host, by the rules that `nft -j list ruleset` prints:
-//! nftables' own, firewalld's, ufw's and those of iptables-nft.
+//! Evaluates the rules that `nft -j list ruleset` prints for a new packet to this host: those of nftables, firewalld, ufw
+//! and iptables-nft.
 //!
-//! Of a packet only protocol, destination port and interface are known. A rule that asks for more may match
-//! or not; it counts only if it accepts and names the port.
+//! Only protocol, destination port and interface of the packet are known. A rule with other conditions may match or not:
+//! it counts only if it accepts and names the port.
 
 use serde_json::Value;
 
-/// A packet that begins something.
+/// The first packet of a connection.
 #[derive(Debug, Clone, Copy)]
-pub struct Packet<'a> {
+pub struct FirstPacket<'a> {
     pub is_ipv6: bool,
     pub protocol: &'a str,
     pub port: u16,
-    /// Those through which it may come in.
+    /// The interfaces at which it may arrive.
     pub interfaces: &'a [String],
 }
 
-/// The chain that stops a packet.
+/// The chain that drops or rejects a packet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BlockingRule {
     pub family: String,
     pub table: String,
     pub chain: String,
-    /// Whether that is the chain's policy, and no rule.
+    /// Whether the chain's policy drops it, and not a rule.
     pub by_policy: bool,
 }
 
-/// What `nft` prints, by kind.
+/// The output of `nft`.
 pub struct Ruleset<'a> {
     objects: &'a [Value],
 }
 
-/// How a rule, or a chain of them, ends.
+/// The result of a rule or a chain.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum ChainOutcome {
     Accept,
-    BlockingRule(BlockingRule),
+    Block(BlockingRule),
     /// The next rule decides.
     Continue,
     /// The rule after the one that jumped here decides.
     Return,
 }
 
-/// Whether a packet has what a rule asks for.
+/// Whether a packet meets a condition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Match {
     No,
@@ -50,8 +50,8 @@ enum Match {
     Yes,
 }
 
-/// Chains may jump no deeper (`NFT_JUMP_STACK_SIZE`).
-const DEEPEST: usize = 16;
+/// The most nested jumps (`NFT_JUMP_STACK_SIZE`).
+const MAX_DEPTH: usize = 16;
 
 impl<'a> Ruleset<'a> {
     pub fn new(json: &'a Value) -> Self {
@@ -59,35 +59,35 @@ impl<'a> Ruleset<'a> {
         Self { objects }
     }
 
-    /// Returns what stops the packet on its way into this host, if anything does.
-    pub fn stops(&self, packet: Packet<'_>) -> Option<BlockingRule> {
+    /// Returns the rule or policy that blocks the packet, if any.
+    pub fn blocking(&self, packet: FirstPacket<'_>) -> Option<BlockingRule> {
         let family = if packet.is_ipv6 { "ip6" } else { "ip" };
-        let meets = |chain: &&Value| chain["family"] == "inet" || chain["family"] == family;
+        let is_of_family = |chain: &&Value| chain["family"] == "inet" || chain["family"] == family;
         let mut chains: Vec<&Value> = self
             .objects
             .iter()
             .map(|it| &it["chain"])
             .filter(|chain| matches!(chain["hook"].as_str(), Some("prerouting" | "input")))
-            .filter(meets)
+            .filter(is_of_family)
             .collect();
-        // Accepted by one chain, the packet goes on to the next.
+        // A packet that one chain accepts continues to the next chain.
         chains.sort_by_key(|chain| (chain["hook"] == "input", chain["prio"].as_i64()));
         chains
             .into_iter()
             .find_map(|chain| self.base(chain, packet))
     }
 
-    fn base(&self, chain: &Value, packet: Packet<'_>) -> Option<BlockingRule> {
+    fn base(&self, chain: &Value, packet: FirstPacket<'_>) -> Option<BlockingRule> {
         match self.chain(chain, packet, 0) {
-            ChainOutcome::BlockingRule(stop) => Some(stop),
+            ChainOutcome::Block(rule) => Some(rule),
             ChainOutcome::Accept => None,
             ChainOutcome::Continue | ChainOutcome::Return => {
-                (chain["policy"] == "drop").then(|| stop(chain, true))
+                (chain["policy"] == "drop").then(|| blocking_rule(chain, true))
             }
         }
     }
 
-    fn chain(&self, chain: &Value, packet: Packet<'_>, depth: usize) -> ChainOutcome {
+    fn chain(&self, chain: &Value, packet: FirstPacket<'_>, depth: usize) -> ChainOutcome {
         let is_of = |rule: &&Value| {
             rule["family"] == chain["family"]
                 && rule["table"] == chain["table"]
@@ -103,7 +103,13 @@ impl<'a> Ruleset<'a> {
         ChainOutcome::Continue
     }
 
-    fn rule(&self, chain: &Value, rule: &Value, packet: Packet<'_>, depth: usize) -> ChainOutcome {
+    fn rule(
+        &self,
+        chain: &Value,
+        rule: &Value,
+        packet: FirstPacket<'_>,
+        depth: usize,
+    ) -> ChainOutcome {
         let mut certainty = Match::Yes;
         let mut names_port = false;
         for statement in rule["expr"].as_array().into_iter().flatten() {
@@ -142,13 +148,13 @@ impl<'a> Ruleset<'a> {
         ChainOutcome::Continue
     }
 
-    /// Carries out a statement that may end the rule.
+    /// Evaluates a statement that may end the rule.
     fn verdict(
         &self,
         chain: &Value,
         kind: &str,
         content: &Value,
-        packet: Packet<'_>,
+        packet: FirstPacket<'_>,
         depth: usize,
     ) -> ChainOutcome {
         let target = match kind {
@@ -157,9 +163,11 @@ impl<'a> Ruleset<'a> {
         };
         match target {
             "accept" | "ACCEPT" => ChainOutcome::Accept,
-            "drop" | "DROP" | "reject" | "REJECT" => ChainOutcome::BlockingRule(stop(chain, false)),
+            "drop" | "DROP" | "reject" | "REJECT" => {
+                ChainOutcome::Block(blocking_rule(chain, false))
+            }
             "return" => ChainOutcome::Return,
-            "jump" | "goto" if depth < DEEPEST => {
+            "jump" | "goto" if depth < MAX_DEPTH => {
                 let same_table = |it: &&Value| {
                     it["family"] == chain["family"]
                         && it["table"] == chain["table"]
@@ -188,7 +196,7 @@ impl<'a> Ruleset<'a> {
         &self,
         chain: &Value,
         content: &Value,
-        packet: Packet<'_>,
+        packet: FirstPacket<'_>,
         certainty: Match,
         depth: usize,
     ) -> ChainOutcome {
@@ -205,7 +213,7 @@ impl<'a> Ruleset<'a> {
         ChainOutcome::Continue
     }
 
-    fn matches(&self, chain: &Value, content: &Value, packet: Packet<'_>) -> Match {
+    fn matches(&self, chain: &Value, content: &Value, packet: FirstPacket<'_>) -> Match {
         let answer = self.has(chain, &content["left"], &content["right"], packet);
         match (content["op"].as_str(), answer) {
             (Some("==" | "in") | None, answer) => answer,
@@ -215,8 +223,8 @@ impl<'a> Ruleset<'a> {
         }
     }
 
-    /// Whether what `left` names of a packet is `right`, or among its elements.
-    fn has(&self, chain: &Value, left: &Value, right: &Value, packet: Packet<'_>) -> Match {
+    /// Whether the packet's field that `left` names is `right`, or one of its elements.
+    fn has(&self, chain: &Value, left: &Value, right: &Value, packet: FirstPacket<'_>) -> Match {
         let elements = self.elements(chain, right);
         if !elements.is_empty() {
             let answers = elements.iter().map(|it| self.has(chain, left, it, packet));
@@ -226,7 +234,7 @@ impl<'a> Ruleset<'a> {
         if is_port(left) {
             let of_protocol = &left["payload"]["protocol"];
             let protocol = *of_protocol == packet.protocol || *of_protocol == "th";
-            return answer(protocol && holds(right, packet.port));
+            return answer(protocol && contains(right, packet.port));
         }
         let protocol = |name: &str| match right {
             Value::String(text) => answer(text == name),
@@ -258,7 +266,7 @@ impl<'a> Ruleset<'a> {
         }
     }
 
-    /// The elements of a set, written out or by its name; none of a single value.
+    /// The elements of an anonymous or named set; empty for a single value.
     fn elements(&self, chain: &Value, value: &'a Value) -> Vec<&'a Value> {
         let listed = |value: &'a Value| -> Vec<&'a Value> {
             let all = value.as_array().into_iter().flatten();
@@ -285,7 +293,7 @@ impl<'a> Ruleset<'a> {
     }
 }
 
-fn stop(chain: &Value, by_policy: bool) -> BlockingRule {
+fn blocking_rule(chain: &Value, by_policy: bool) -> BlockingRule {
     let text = |field| chain[field].as_str().unwrap_or_default().to_owned();
     BlockingRule {
         family: text("family"),
@@ -299,8 +307,8 @@ fn is_port(left: &Value) -> bool {
     left["payload"]["field"] == "dport"
 }
 
-/// Whether a value, or a range, is or holds a port.
-fn holds(value: &Value, port: u16) -> bool {
+/// Whether a value is a port, or a range contains it.
+fn contains(value: &Value, port: u16) -> bool {
     if let Some(range) = value.get("range").and_then(Value::as_array) {
         let bound = |at: usize| range.get(at).and_then(Value::as_u64);
         return bound(0).is_some_and(|first| first <= port.into())
@@ -309,8 +317,8 @@ fn holds(value: &Value, port: u16) -> bool {
     value.as_u64() == Some(port.into())
 }
 
-/// Whether a field of that protocol is in no such packet.
-fn of_another(protocol: &Value, packet: Packet<'_>) -> bool {
+/// Whether the packet has no header of this protocol.
+fn of_another(protocol: &Value, packet: FirstPacket<'_>) -> bool {
     match protocol.as_str() {
         Some("ip") => packet.is_ipv6,
         Some("ip6") => !packet.is_ipv6,
@@ -361,7 +369,7 @@ mod tests {
     }
 
     fn stops(objects: &[Value], protocol: &str, port: u16) -> Option<BlockingRule> {
-        Ruleset::new(&json!({"nftables": objects})).stops(Packet {
+        Ruleset::new(&json!({"nftables": objects})).blocking(FirstPacket {
             is_ipv6: false,
             protocol,
             port,
@@ -468,7 +476,7 @@ mod tests {
             assert!(stops(&objects, "tcp", 80).is_some());
             // These rules are for IPv4 only.
             let ruleset = json!({"nftables": objects});
-            let six = Ruleset::new(&ruleset).stops(Packet {
+            let six = Ruleset::new(&ruleset).blocking(FirstPacket {
                 is_ipv6: true,
                 protocol: "tcp",
                 port: 80,

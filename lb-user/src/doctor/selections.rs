@@ -1,4 +1,4 @@
-//! Services that no worker serves at present.
+//! Services that no worker serves at present, and workers that the mode makes ineligible.
 
 use std::time::Duration;
 
@@ -11,15 +11,14 @@ pub fn findings(status: &Status, down_after: Duration) -> Vec<Finding> {
     let is_young = status.uptime_ms < milliseconds(down_after);
     let services = status.services.iter();
     services
-        .flat_map(|service| unfit(service).chain(finding(service, is_young)))
+        .flat_map(|service| ineligible(service).chain(finding(service, is_young)))
         .collect()
 }
 
-/// The workers that are up and cannot serve as the service's mode asks. That there is no route is found
-/// elsewhere.
-fn unfit(service: &ServiceStatus) -> impl Iterator<Item = Finding> {
-    let asks = service.mode != Mode::Nat;
-    let backends = service.backends.iter().filter(move |_| asks);
+/// Reports workers that are up but ineligible in the service's mode. Another check reports missing routes.
+fn ineligible(service: &ServiceStatus) -> impl Iterator<Item = Finding> {
+    let is_checked = service.mode != Mode::Nat;
+    let backends = service.backends.iter().filter(move |_| is_checked);
     backends.filter_map(|backend| {
         let why = backend.seen.ineligible_reason.as_ref()?;
         let found = format!("{}: {why}", service.name);
@@ -62,13 +61,13 @@ fn finding(service: &ServiceStatus, is_young: bool) -> Option<Finding> {
         ),
         _ if is_young => Finding::warning(
             "selection",
-            format!("{found}, by a manager that has just started"),
+            format!("{found}; the manager has just started"),
             "memlb doctor    (again, in a moment)",
         ),
         _ => Finding::problem(
             "selection",
             found,
-            "start a worker    (the lines on heartbeats say what each lacks; memlb workers)",
+            "start a worker    (the findings of check heartbeats say what each lacks; memlb workers)",
         ),
     })
 }
@@ -76,7 +75,7 @@ fn finding(service: &ServiceStatus, is_young: bool) -> Option<Finding> {
 fn why_not(worker: &BackendSnapshot) -> String {
     let name = &worker.name;
     match (&worker.admin_state, worker.state) {
-        (Some(hold), _) => format!("{name} is {}", hold.value.description()),
+        (Some(mark), _) => format!("{name} is {}", mark.value.description()),
         (None, Health::Unknown) => format!("{name} has not been heard"),
         (None, state) => format!("{name} is {state}"),
     }

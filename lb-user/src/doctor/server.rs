@@ -1,4 +1,4 @@
-//! A worker's own server: does it answer, and does it listen where the manager sends connections?
+//! A worker's own server: whether it answers, and listens at the address to which the manager sends connections.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -11,23 +11,27 @@ use super::{
 use crate::{agent::Check, sockets};
 
 #[derive(Debug, Clone)]
-pub struct Facts {
+pub struct ServerFacts {
     pub target: String,
-    /// Why it does not answer the check, if it does not.
+    /// Why the check failed, if it did.
     pub failure: Option<String>,
     pub port: u16,
     /// The addresses at which a server listens on that port.
     pub listeners: Vec<IpAddr>,
-    /// This host's address that the manager knows, tried as the manager would.
+    /// This host's address that the manager knows, and the result of a connection to it.
     pub from_outside: Option<(SocketAddr, Attempt)>,
 }
 
-pub async fn gather(check: Option<&Check>, host: &Host, own: Option<IpAddr>) -> Option<Facts> {
+pub async fn gather(
+    check: Option<&Check>,
+    host: &Host,
+    own: Option<IpAddr>,
+) -> Option<ServerFacts> {
     let check = check?;
     let port = check.target.port();
     let outside = own.map(|ip| SocketAddr::new(ip, port));
     let mut attempts = probe::connect(outside).await;
-    Some(Facts {
+    Some(ServerFacts {
         target: check.target.to_string(),
         failure: check.ask().await.err().map(|error| format!("{error:#}")),
         port,
@@ -36,11 +40,11 @@ pub async fn gather(check: Option<&Check>, host: &Host, own: Option<IpAddr>) -> 
     })
 }
 
-pub fn findings(facts: Option<&Facts>) -> Vec<Finding> {
+pub fn findings(facts: Option<&ServerFacts>) -> Vec<Finding> {
     let Some(facts) = facts else {
         return vec![Finding::warning(
             "server",
-            "not checked: no option says where this worker's server is",
+            "not checked: no option names this worker's server",
             "memlb doctor --agent … --check http://127.0.0.1:8081/",
         )];
     };
@@ -50,8 +54,8 @@ pub fn findings(facts: Option<&Facts>) -> Vec<Finding> {
         .collect()
 }
 
-fn answers(facts: &Facts) -> Finding {
-    let Facts { target, port, .. } = facts;
+fn answers(facts: &ServerFacts) -> Finding {
+    let ServerFacts { target, port, .. } = facts;
     match &facts.failure {
         None => Finding::ok("server", format!("{target} answers")),
         Some(why) if facts.listeners.is_empty() => Finding::problem(
@@ -67,8 +71,8 @@ fn answers(facts: &Facts) -> Finding {
     }
 }
 
-fn listens(facts: &Facts) -> Option<Finding> {
-    let Facts {
+fn listens(facts: &ServerFacts) -> Option<Finding> {
+    let ServerFacts {
         port,
         listeners,
         from_outside,
@@ -104,8 +108,8 @@ mod tests {
     use super::*;
     use crate::doctor::Severity;
 
-    fn facts(listeners: &[Ipv4Addr], failure: Option<&str>, outside: Attempt) -> Facts {
-        Facts {
+    fn facts(listeners: &[Ipv4Addr], failure: Option<&str>, outside: Attempt) -> ServerFacts {
+        ServerFacts {
             target: "http://127.0.0.1:8081/".to_owned(),
             failure: failure.map(str::to_owned),
             port: 8081,

@@ -1,18 +1,19 @@
-//! Whether this host has the services' addresses, and the manager's own servers listen.
+//! Whether this host has the services' addresses, and whether the fallbacks' servers listen.
 
 use std::{
     collections::BTreeMap,
     net::{IpAddr, SocketAddr},
 };
 
-use super::{Finding, host::Host, probe::Attempt};
-use crate::{addresses::absent, sockets};
+use lb_core::Protocol;
 
-/// What the findings are drawn from.
+use super::{Finding, host::Host, probe::Attempt};
+use crate::{addresses::absent, config::Service, sockets};
+
 #[derive(Debug, Clone)]
-pub struct Facts<'a> {
+pub struct ServiceFacts<'a> {
     pub services: &'a [Service],
-    /// As configured, as far as they exist.
+    /// The configured interfaces that exist.
     pub interfaces: Vec<&'a str>,
     pub host: &'a Host,
     pub attempts: &'a BTreeMap<SocketAddr, Attempt>,
@@ -20,15 +21,7 @@ pub struct Facts<'a> {
     pub has_peers: bool,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Service {
-    pub name: String,
-    pub address: SocketAddr,
-    pub fallback: Option<SocketAddr>,
-    pub is_tcp: bool,
-}
-
-pub fn findings(facts: &Facts<'_>) -> Vec<Finding> {
+pub fn findings(facts: &ServiceFacts<'_>) -> Vec<Finding> {
     let services = facts.services.iter();
     services
         .flat_map(|service| [Some(address(facts, service)), fallback(facts, service)])
@@ -36,28 +29,27 @@ pub fn findings(facts: &Facts<'_>) -> Vec<Finding> {
         .collect()
 }
 
-fn address(facts: &Facts<'_>, service: &Service) -> Finding {
+fn address(facts: &ServiceFacts<'_>, service: &Service) -> Finding {
     let Service { name, address, .. } = service;
     let ip = address.ip();
     let listed = facts.interfaces.join(", ");
     let addresses = &facts.host.addresses;
-    let strayed =
+    let is_elsewhere =
         !facts.interfaces.is_empty() && addresses.elsewhere(ip, &facts.interfaces).is_some();
     match addresses.interface_of(ip) {
         None if facts.has_peers => Finding::ok(
             "service",
-            format!("{name}: {ip} is not here, as on a standby"),
+            format!("{name}: this machine does not have {ip}, as on a standby"),
         ),
         None => {
             let interface = facts.interfaces.first().unwrap_or(&"INTERFACE");
             let (found, remedy) = absent(name, ip, interface);
             Finding::problem("service", found, remedy)
         }
-        Some(own) if strayed => Finding::problem(
+        Some(own) if is_elsewhere => Finding::problem(
             "service",
             format!(
-                "{name}: {ip} is at {own}, and memlb looks at {listed}: clients' packets arrive where \
-                     no policy steers them"
+                "{name}: {ip} is at {own}, but memlb is attached to {listed}: clients' packets bypass it"
             ),
             format!("memlb manager --interface {own}    (or several: --interface A --interface B)"),
         ),
@@ -65,15 +57,16 @@ fn address(facts: &Facts<'_>, service: &Service) -> Finding {
     }
 }
 
-fn fallback(facts: &Facts<'_>, service: &Service) -> Option<Finding> {
+fn fallback(facts: &ServiceFacts<'_>, service: &Service) -> Option<Finding> {
     let Service { name, fallback, .. } = service;
     let fallback = (*fallback)?;
     let port = fallback.port();
     let listeners = sockets::listeners(&facts.host.sockets, port);
     let only_loopback = sockets::is_only_local(&listeners);
     let reject = format!("memlb manager --set service.{name}.fallback=reject");
+    let is_standby = facts.has_peers && service.protocol == Protocol::Tcp;
     Some(match facts.attempts.get(&fallback) {
-        None if facts.has_peers && service.is_tcp && listeners.is_empty() => Finding::warning(
+        None if is_standby && listeners.is_empty() => Finding::warning(
             "fallback",
             format!(
                 "{name}: no server listens at port {port} here: after a take-over with all workers down, clients are \
@@ -84,7 +77,7 @@ fn fallback(facts: &Facts<'_>, service: &Service) -> Option<Finding> {
                  that it can listen at {fallback} before the address is here"
             ),
         ),
-        // Without its address here there is nothing to try, and UDP cannot be tried.
+        // Without its address here, or with UDP, the server cannot be probed.
         None => return None,
         Some(Attempt::Connected(_)) => Finding::ok(
             "fallback",
@@ -105,14 +98,14 @@ fn fallback(facts: &Facts<'_>, service: &Service) -> Option<Finding> {
             format!(
                 "{name}: no server listens at {fallback}: with all workers down, clients are refused"
             ),
-            format!("start the server there; or, if that is as it should be: {reject}"),
+            format!("start the server there; or, if that is intended: {reject}"),
         ),
     })
 }
 
 pub fn list(addresses: &[IpAddr]) -> String {
     let all: Vec<String> = addresses.iter().map(IpAddr::to_string).collect();
-    all.join(" and ")
+    all.join(", ")
 }
 
 #[cfg(test)]
@@ -120,16 +113,16 @@ pub mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::{addresses::Addresses, doctor::Severity, sockets::Socket};
+    use crate::{addresses::Addresses, doctor::Severity, sockets::OpenSocket};
 
-    /// A host with 192.168.56.101 at `eth1`, at which somebody listens on 127.0.0.1:8080.
+    /// A host with 192.168.56.101 at `eth1` and a server that listens at 127.0.0.1:8080.
     pub fn host() -> Host {
         Host {
             addresses: Addresses(vec![
                 ([127, 0, 0, 1].into(), "lo".to_owned()),
                 ([192, 168, 56, 101].into(), "eth1".to_owned()),
             ]),
-            sockets: vec![Socket {
+            sockets: vec![OpenSocket {
                 local: ([127, 0, 0, 1], 8080).into(),
                 remote: ([0, 0, 0, 0], 0).into(),
                 is_listening: true,
@@ -138,16 +131,20 @@ pub mod tests {
         }
     }
 
+    fn service(address: SocketAddr, fallback: SocketAddr) -> Service {
+        Service {
+            name: "web".to_owned(),
+            address,
+            fallback: Some(fallback),
+            ..Service::default()
+        }
+    }
+
     fn examine(address: &str, interfaces: &[&str], attempt: Attempt) -> Vec<Finding> {
         let address: SocketAddr = address.parse().unwrap();
         let fallback = SocketAddr::new(address.ip(), 8080);
-        findings(&Facts {
-            services: &[Service {
-                name: "web".to_owned(),
-                address,
-                fallback: Some(fallback),
-                is_tcp: true,
-            }],
+        findings(&ServiceFacts {
+            services: &[service(address, fallback)],
             interfaces: interfaces.to_vec(),
             host: &host(),
             attempts: &BTreeMap::from([(fallback, attempt)]),
@@ -167,7 +164,7 @@ pub mod tests {
         let remedy = "ip address add 192.168.56.102/24 dev eth1";
         absent.assert(Severity::Problem, "", remedy);
         let elsewhere = &examine("192.168.56.101:80", &["eth2"], good)[0];
-        let says = "is at eth1, and memlb looks at eth2";
+        let says = "is at eth1, but memlb is attached to eth2";
         elsewhere.assert(Severity::Problem, says, "--interface eth1");
     }
 
@@ -177,15 +174,13 @@ pub mod tests {
         found.assert(Severity::Problem, "listens on 127.0.0.1 only", "");
         let mut without_server = host();
         without_server.sockets.clear();
-        let service = Service {
-            name: "web".to_owned(),
-            address: "192.168.56.101:80".parse().unwrap(),
-            fallback: Some("192.168.56.101:8080".parse().unwrap()),
-            is_tcp: true,
-        };
+        let service = service(
+            "192.168.56.101:80".parse().unwrap(),
+            "192.168.56.101:8080".parse().unwrap(),
+        );
         let attempts = BTreeMap::from([(service.fallback.unwrap(), Attempt::Refused)]);
         let found = fallback(
-            &Facts {
+            &ServiceFacts {
                 services: &[],
                 interfaces: vec!["eth1"],
                 host: &without_server,
@@ -201,13 +196,11 @@ pub mod tests {
 
     #[test]
     fn a_standby_lacks_the_address_and_needs_the_fallbacks_server_all_the_same() {
-        let service = Service {
-            name: "web".to_owned(),
-            address: "192.168.56.102:80".parse().unwrap(),
-            fallback: Some("192.168.56.102:8082".parse().unwrap()),
-            is_tcp: true,
-        };
-        let found = findings(&Facts {
+        let service = service(
+            "192.168.56.102:80".parse().unwrap(),
+            "192.168.56.102:8082".parse().unwrap(),
+        );
+        let found = findings(&ServiceFacts {
             services: &[service],
             interfaces: vec!["eth1"],
             host: &host(),

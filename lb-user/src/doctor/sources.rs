@@ -1,4 +1,4 @@
-//! Sources that give workers: those that never did, those that cannot say, and what is not a worker.
+//! The sources of workers: those without a list, those with a problem, and entries that are not workers.
 
 use std::collections::BTreeSet;
 
@@ -51,7 +51,7 @@ pub fn findings(config: &Config, status: &Status) -> Vec<Finding> {
 fn remedy(source: &str) -> &'static str {
     match source {
         "swarm" => "systemctl status memlb-swarm; journalctl -u memlb-swarm",
-        _ => "start what gives the workers    (memlb sources apply FILE --watch)",
+        _ => "start the program that gives the workers    (memlb sources apply FILE --watch)",
     }
 }
 

@@ -1,4 +1,4 @@
-//! What the manager writes: may it, and is there room?
+//! The files that the manager writes: whether it can write them, and whether there is space.
 
 use std::path::{Path, PathBuf};
 
@@ -14,70 +14,70 @@ use super::Finding;
 /// The event log grows to 16 MiB twice; the rest is small.
 const ENOUGH: u64 = 64 << 20;
 
-/// Why it cannot be written.
+/// Why a file cannot be written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StorageProblem {
-    /// This user may not; another one may.
+    /// This user may not write it.
     Forbidden,
     ReadOnly,
-    /// There is a file where its directory should be.
-    InTheWay,
+    /// The path of its directory is a file.
+    NotDirectory,
 }
 
 /// A file that the manager writes.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Facts {
+pub struct FileFacts {
     pub what: &'static str,
     pub option: &'static str,
     pub path: PathBuf,
-    /// The file itself, or the nearest directory above it that exists.
+    /// The file, or its nearest ancestor that exists.
     pub existing: PathBuf,
-    pub obstacle: Option<StorageProblem>,
-    /// In its file system, if that reports it.
+    pub problem: Option<StorageProblem>,
+    /// Free space of its file system, if the file system reports it.
     pub free_bytes: Option<u64>,
 }
 
-pub fn gather(what: &'static str, option: &'static str, path: &Path) -> Facts {
+pub fn gather(what: &'static str, option: &'static str, path: &Path) -> FileFacts {
     let existing = path.ancestors().find(|path| path.exists());
-    // A name without a directory is in this one.
+    // A name without a directory is in the current one.
     let existing = match existing {
         Some(path) if path.as_os_str().is_empty() => Path::new("."),
         Some(path) => path,
         None => Path::new("."),
     };
-    // Sockets and temporary files are created in the directory, whose permissions count.
+    // The manager creates sockets and temporary files in the directory, so its permissions count.
     let directory = match existing.is_dir() {
         true => existing,
         false => existing.parent().unwrap_or(existing),
     };
-    let is_in_the_way = existing != path && existing != directory;
+    let is_not_directory = existing != path && existing != directory;
     let refusals = [existing, directory].map(|path| access(path, AccessFlags::W_OK).err());
-    let mut obstacle = refusals.into_iter().flatten().map(|errno| match errno {
+    let mut problem = refusals.into_iter().flatten().map(|errno| match errno {
         Errno::EROFS => StorageProblem::ReadOnly,
         _ => StorageProblem::Forbidden,
     });
-    Facts {
+    FileFacts {
         what,
         option,
         path: path.to_owned(),
         existing: existing.to_owned(),
-        obstacle: is_in_the_way
-            .then_some(StorageProblem::InTheWay)
-            .or_else(|| obstacle.next()),
+        problem: is_not_directory
+            .then_some(StorageProblem::NotDirectory)
+            .or_else(|| problem.next()),
         free_bytes: statvfs(directory)
             .ok()
-            // Some file systems have no size at all.
+            // Some file systems have no size.
             .filter(|room| room.blocks() > 0)
             .map(|room| room.blocks_available() * room.fragment_size()),
     }
 }
 
-pub fn findings(facts: &[Facts]) -> Vec<Finding> {
+pub fn findings(facts: &[FileFacts]) -> Vec<Finding> {
     facts.iter().map(finding).collect()
 }
 
-fn finding(facts: &Facts) -> Finding {
-    let Facts {
+fn finding(facts: &FileFacts) -> Finding {
+    let FileFacts {
         what,
         option,
         path,
@@ -85,9 +85,9 @@ fn finding(facts: &Facts) -> Finding {
         ..
     } = facts;
     let (shown, above) = (path.display(), existing.display());
-    if let Some(obstacle) = facts.obstacle {
+    if let Some(problem) = facts.problem {
         let cannot = format!("the {what} {shown} cannot be written");
-        let (why, remedy) = match obstacle {
+        let (why, remedy) = match problem {
             StorageProblem::Forbidden => (
                 format!("this user may not write to {above}"),
                 "sudo memlb doctor".to_owned(),
@@ -98,8 +98,8 @@ fn finding(facts: &Facts) -> Finding {
                     "mount -o remount,rw \"$(findmnt -nT {above} -o TARGET)\"    (or {option} elsewhere)"
                 ),
             ),
-            StorageProblem::InTheWay => (
-                format!("{above} is no directory"),
+            StorageProblem::NotDirectory => (
+                format!("{above} is not a directory"),
                 format!("mv {above} {above}.old    (or {option} elsewhere)"),
             ),
         };
@@ -109,7 +109,7 @@ fn finding(facts: &Facts) -> Finding {
         Some(free) if free < ENOUGH => Finding::warning(
             "storage",
             format!("{} are left for the {what} {shown}", Bytes(free)),
-            format!("df -h {above}    (and make room)"),
+            format!("df -h {above}    (and free space)"),
         ),
         _ => Finding::ok("storage", format!("the {what} {shown} can be written")),
     }
@@ -129,30 +129,30 @@ mod tests {
         assert_eq!(finding(&facts).severity, Severity::Ok);
         // A file where a directory should be.
         std::fs::write(directory.path().join("new"), "").unwrap();
-        let obstacle = gather("event log", "--event-log", &path).obstacle;
-        assert_eq!(obstacle, Some(StorageProblem::InTheWay));
+        let problem = gather("event log", "--event-log", &path).problem;
+        assert_eq!(problem, Some(StorageProblem::NotDirectory));
         let here = gather("event log", "--event-log", Path::new("events.jsonl"));
-        assert_eq!((here.obstacle, here.existing), (None, ".".into()));
+        assert_eq!((here.problem, here.existing), (None, ".".into()));
     }
 
     #[test]
     fn reports_what_cannot_be_written_and_what_is_full() {
-        let facts = Facts {
+        let facts = FileFacts {
             what: "event log",
             option: "--event-log",
             path: "/var/log/memlb/events.jsonl".into(),
             existing: "/var/log".into(),
-            obstacle: Some(StorageProblem::ReadOnly),
+            problem: Some(StorageProblem::ReadOnly),
             free_bytes: Some(1 << 30),
         };
         finding(&facts).assert(Severity::Problem, "", "remount,rw");
-        let forbidden = finding(&Facts {
-            obstacle: Some(StorageProblem::Forbidden),
+        let forbidden = finding(&FileFacts {
+            problem: Some(StorageProblem::Forbidden),
             ..facts.clone()
         });
         assert_eq!(forbidden.remedy.as_deref(), Some("sudo memlb doctor"));
-        let full = Facts {
-            obstacle: None,
+        let full = FileFacts {
+            problem: None,
             free_bytes: Some(1 << 20),
             ..facts
         };

@@ -1,4 +1,4 @@
-//! What keepalived's configuration says of addresses: which vrrp_instance moves each, and which file lowers its priority.
+//! Reads keepalived's configuration: which vrrp_instance moves each address, and which file lowers its priority.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -15,10 +15,10 @@ use crate::import::{
     statement::{Statement, Terminator, parse},
 };
 
-/// Includes within includes.
-const MOST_INCLUDES: usize = 8;
+/// The most nested includes.
+const MAX_INCLUDES: usize = 8;
 
-/// keepalived's instances, and how they belong together.
+/// keepalived's instances and groups.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Vrrp {
     pub instances: Vec<Instance>,
@@ -36,16 +36,16 @@ pub struct Instance {
     pub has_nopreempt: bool,
 }
 
-/// Reads the configuration, includes and definitions (`$NAME=`) applied; nothing if there is none.
+/// Reads the configuration with its includes and definitions (`$NAME=`); `None` if there is none.
 ///
 /// # Errors
 ///
-/// Says which file cannot be read, or where a brace is missing.
+/// Names the file that cannot be read, or the place of a missing brace.
 pub fn read(path: &Path) -> Result<Option<Vrrp>> {
     if !path.exists() {
         return Ok(None);
     }
-    let mut text = Text::default();
+    let mut text = ExpandedConfiguration::default();
     text.load(path, 0)?;
     let name: Arc<str> = path.display().to_string().into();
     let statements = parse(&text.expanded, &name, &['!', '#'], Terminator::Newline)?;
@@ -103,17 +103,17 @@ fn instance(statement: &Statement, files: &BTreeMap<&str, &str>) -> Instance {
     }
 }
 
-/// The text of all files, one after another.
+/// The text of all files in sequence, with definitions applied.
 #[derive(Default)]
-struct Text {
+struct ExpandedConfiguration {
     expanded: String,
     definitions: BTreeMap<String, String>,
 }
 
-impl Text {
+impl ExpandedConfiguration {
     fn load(&mut self, path: &Path, depth: usize) -> Result<()> {
         let shown = path.display();
-        ensure!(depth < MOST_INCLUDES, "{shown} is included too deep");
+        ensure!(depth < MAX_INCLUDES, "{shown} is included too deep");
         let text = fs::read_to_string(path).with_context(|| format!("read {shown}"))?;
         let mut lines = text.lines();
         while let Some(line) = lines.next() {
@@ -141,7 +141,7 @@ impl Text {
         Ok(())
     }
 
-    /// Puts the values of definitions in place of `$NAME` and `${NAME}`; the longest name counts.
+    /// Replaces `$NAME` and `${NAME}` by the values of definitions. Longer names come first.
     fn expand(&self, line: &str) -> String {
         let mut text = line.to_owned();
         for (name, value) in self.definitions.iter().rev() {

@@ -1,4 +1,4 @@
-//! The way to every worker and back: route, interface, neighbour, and whether its server answers.
+//! The route to every worker and back: interface, neighbour, and whether the worker's server answers.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -7,36 +7,34 @@ use std::{
 
 use super::{
     Finding, Severity,
-    host::{Host, Neighbour},
+    host::{Host, Resolution},
     probe::Attempt,
 };
-use crate::datapath::Route;
+use crate::datapath::{Route, Routes};
 
-/// What the findings are drawn from.
 #[derive(Debug, Clone)]
-pub struct Facts<'a> {
-    pub workers: &'a BTreeSet<Worker>,
+pub struct WorkerFacts<'a> {
+    pub workers: &'a BTreeSet<ExaminedWorker>,
     pub interfaces: &'a [String],
     pub host: &'a Host,
-    /// Nothing where there is none.
-    pub routes: &'a BTreeMap<IpAddr, Option<Route>>,
-    pub neighbours: &'a BTreeMap<IpAddr, Neighbour>,
+    pub routes: &'a Routes,
+    pub neighbours: &'a BTreeMap<IpAddr, Resolution>,
     pub attempts: &'a BTreeMap<SocketAddr, Attempt>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Worker {
+pub struct ExaminedWorker {
     pub name: String,
     pub address: SocketAddr,
-    /// Whether a connection can be tried.
+    /// Whether it can be probed by a connection.
     pub is_tcp: bool,
-    /// Whether it answers clients itself (mode dsr).
+    /// Whether it answers clients directly (mode dsr).
     pub is_direct: bool,
     /// Whether the operator has it in maintenance, so that its faults raise no alarm.
     pub in_maintenance: bool,
 }
 
-pub fn findings(facts: &Facts<'_>) -> Vec<Finding> {
+pub fn findings(facts: &WorkerFacts<'_>) -> Vec<Finding> {
     let workers = facts.workers.iter();
     workers
         .map(|worker| {
@@ -52,8 +50,8 @@ pub fn findings(facts: &Facts<'_>) -> Vec<Finding> {
         .collect()
 }
 
-fn finding(facts: &Facts<'_>, worker: &Worker) -> Finding {
-    let Worker { name, address, .. } = worker;
+fn finding(facts: &WorkerFacts<'_>, worker: &ExaminedWorker) -> Finding {
+    let ExaminedWorker { name, address, .. } = worker;
     let ip = address.ip();
     let Some(Some(route)) = facts.routes.get(&ip) else {
         return Finding::problem(
@@ -61,7 +59,7 @@ fn finding(facts: &Facts<'_>, worker: &Worker) -> Finding {
             format!("{name}: there is no route to {ip}"),
             format!(
                 "ip route add {ip} via ROUTER dev {}    (ip route get {ip} shows when it works)",
-                there(facts).next().unwrap_or("INTERFACE")
+                existing(facts).next().unwrap_or("INTERFACE")
             ),
         );
     };
@@ -72,8 +70,8 @@ fn finding(facts: &Facts<'_>, worker: &Worker) -> Finding {
         return Finding::problem(
             "worker",
             format!(
-                "{name}: the way to {ip} is through {interface}, where memlb does not look: its replies \
-                 would reach no client"
+                "{name}: the route to {ip} is through {interface}, to which memlb is not attached: the \
+                 worker's replies would not reach clients"
             ),
             format!("memlb manager {}", options(facts, &interface)),
         );
@@ -95,7 +93,7 @@ fn finding(facts: &Facts<'_>, worker: &Worker) -> Finding {
             format!(
                 "{name}: {address} answers in {:.1} ms, {}",
                 time.as_secs_f64() * 1000.0,
-                way(route, &interface, ip, next_hop)
+                path(route, &interface, ip, next_hop)
             ),
         ),
         Some(Attempt::Refused) => Finding::problem(
@@ -113,21 +111,21 @@ fn finding(facts: &Facts<'_>, worker: &Worker) -> Finding {
         ),
         Some(Attempt::Failed(why)) => Finding::problem(
             "worker",
-            format!("{name}: {address} cannot be tried: {why}"),
+            format!("{name}: {address} cannot be probed: {why}"),
             format!("ip route get {ip}"),
         ),
         None if !worker.is_tcp => Finding::ok(
             "worker",
             format!(
                 "{name}: {} (from here, memlb cannot check whether a server receives UDP at {address})",
-                way(route, &interface, ip, next_hop)
+                path(route, &interface, ip, next_hop)
             ),
         ),
         Some(Attempt::Silent) | None => silent(facts, worker, route, &interface, next_hop),
     }
 }
 
-fn way(route: &Route, interface: &str, ip: IpAddr, next_hop: IpAddr) -> String {
+fn path(route: &Route, interface: &str, ip: IpAddr, next_hop: IpAddr) -> String {
     if route.is_local {
         return "on this machine".to_owned();
     }
@@ -139,19 +137,19 @@ fn way(route: &Route, interface: &str, ip: IpAddr, next_hop: IpAddr) -> String {
 }
 
 fn silent(
-    facts: &Facts<'_>,
-    worker: &Worker,
+    facts: &WorkerFacts<'_>,
+    worker: &ExaminedWorker,
     route: &Route,
     interface: &str,
     next_hop: IpAddr,
 ) -> Finding {
-    let Worker { name, address, .. } = worker;
-    let unresolved = facts.neighbours.get(&next_hop) == Some(&Neighbour::Silent);
+    let ExaminedWorker { name, address, .. } = worker;
+    let unresolved = facts.neighbours.get(&next_hop) == Some(&Resolution::Unanswered);
     if unresolved {
         let who = match next_hop == address.ip() {
             true => format!("{name}: {next_hop}"),
             false => format!(
-                "{name}: the router {next_hop} on the way to {}",
+                "{name}: the router {next_hop} on the route to {}",
                 address.ip()
             ),
         };
@@ -165,7 +163,7 @@ fn silent(
         "worker",
         format!(
             "{name}: connections from {} to {address} are not answered: a firewall drops them, or {name} \
-             has no way back",
+             has no route back",
             route.source
         ),
         format!(
@@ -175,15 +173,15 @@ fn silent(
     )
 }
 
-/// The interfaces that are configured, as far as they exist.
-fn there<'a>(facts: &Facts<'a>) -> impl Iterator<Item = &'a str> {
+/// The configured interfaces that exist.
+fn existing<'a>(facts: &WorkerFacts<'a>) -> impl Iterator<Item = &'a str> {
     let links = &facts.host.links;
     let configured = facts.interfaces.iter().map(String::as_str);
     configured.filter(|name| links.contains_key(*name))
 }
 
-fn options(facts: &Facts<'_>, further: &str) -> String {
-    let all = there(facts).chain([further]);
+fn options(facts: &WorkerFacts<'_>, further: &str) -> String {
+    let all = existing(facts).chain([further]);
     let all: Vec<String> = all.map(|name| format!("--interface {name}")).collect();
     all.join(" ")
 }
@@ -193,14 +191,14 @@ mod tests {
     use std::{net::Ipv4Addr, time::Duration};
 
     use super::*;
-    use crate::doctor::host::Link;
+    use crate::doctor::host::HostLink;
 
     const IP: Ipv4Addr = Ipv4Addr::new(192, 168, 57, 103);
 
     fn examine(
         route: Option<Route>,
         attempt: Attempt,
-        neighbours: &[(Ipv4Addr, Neighbour)],
+        neighbours: &[(Ipv4Addr, Resolution)],
     ) -> Finding {
         examine_at(&["eth1"], false, route, attempt, neighbours)
     }
@@ -210,19 +208,19 @@ mod tests {
         in_maintenance: bool,
         route: Option<Route>,
         attempt: Attempt,
-        neighbours: &[(Ipv4Addr, Neighbour)],
+        neighbours: &[(Ipv4Addr, Resolution)],
     ) -> Finding {
         let interfaces: Vec<String> = interfaces.iter().map(|it| (*it).to_owned()).collect();
         let address = SocketAddr::from((IP, 8081));
-        let link = |index| Link {
+        let link = |index| HostLink {
             index,
-            ..Link::default()
+            ..HostLink::default()
         };
         let host = Host {
             links: [("eth1".to_owned(), link(2)), ("eth9".to_owned(), link(9))].into(),
             ..Host::default()
         };
-        let worker = Worker {
+        let worker = ExaminedWorker {
             name: "worker1".to_owned(),
             address,
             is_tcp: true,
@@ -230,7 +228,7 @@ mod tests {
             in_maintenance,
         };
         let neighbours = neighbours.iter().map(|(ip, it)| (IpAddr::V4(*ip), *it));
-        let found = findings(&Facts {
+        let found = findings(&WorkerFacts {
             workers: &BTreeSet::from([worker]),
             interfaces: &interfaces,
             host: &host,
@@ -281,7 +279,7 @@ mod tests {
         );
         problem(
             examine(route(9, IP), connected, &[]),
-            "through eth9, where memlb does not look",
+            "through eth9, to which memlb is not attached",
             "--interface eth1 --interface eth9",
         );
         problem(
@@ -292,17 +290,17 @@ mod tests {
         let silent =
             |next_hop, neighbour| examine(route(2, next_hop), Attempt::Silent, &[neighbour]);
         problem(
-            silent(IP, (IP, Neighbour::Silent)),
+            silent(IP, (IP, Resolution::Unanswered)),
             "does not answer on eth1",
             "ip neighbour show 192.168.57.103 dev eth1",
         );
         problem(
-            silent(router, (router, Neighbour::Silent)),
+            silent(router, (router, Resolution::Unanswered)),
             "the router 192.168.56.1",
             "ip neighbour show 192.168.56.1 dev eth1",
         );
         problem(
-            silent(IP, (IP, Neighbour::Known)),
+            silent(IP, (IP, Resolution::Resolved)),
             "a firewall drops them",
             "ip route get 192.168.56.101",
         );

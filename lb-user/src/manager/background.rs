@@ -78,7 +78,7 @@ impl Manager {
                 self.core.handle_trial(backend, outcome, Instant::now());
             }
             BackgroundResult::NextHopMoved(next_hop) => {
-                if let Err(error) = self.datapath.forget_link_of(next_hop) {
+                if let Err(error) = self.datapath.clear_neighbours_behind(next_hop) {
                     self.map_write_failed(&error);
                 }
             }

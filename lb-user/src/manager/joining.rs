@@ -164,7 +164,7 @@ impl Manager {
     /// Brings core and datapath in line with the members, and saves them.
     fn apply_membership(&mut self, routes: &Routes) {
         self.state_files.membership.save(self.membership.clone());
-        match self.datapath.numbers() {
+        match self.datapath.pinned_ids() {
             Ok(numbers) => {
                 let Applied { config, absent } = self.compose(&self.configuration.file);
                 self.apply_config(config, &numbers, routes);

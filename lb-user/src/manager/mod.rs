@@ -168,7 +168,7 @@ impl Manager {
                 _ = traffic.tick() => self.read_traffic(),
                 _ = attachments.tick() => self.reconcile_attachments(),
                 () = self.connection_lookup.due() => self.ask_agents(),
-                () = watchdog.is_due() => watchdog.notify(),
+                () = watchdog.due() => watchdog.notify(),
             }
             self.look_up_join_requests();
             // In every round, so that a flood of datagrams cannot delay a deadline.

@@ -38,7 +38,7 @@ pub(super) fn start(
     // An earlier manager may have had other peers.
     let mut tables = PeerTables::open(datapath.pin_path())?;
     tables.set_links(&[], false)?;
-    tables.report(listener.is_some())?;
+    tables.set_reporting(listener.is_some())?;
     let Some(listener) = listener else {
         return Ok(None);
     };

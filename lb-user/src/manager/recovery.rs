@@ -53,7 +53,7 @@ impl Manager {
 
     /// Passes the workers' routes to the core.
     pub(super) fn update_links(&mut self) {
-        let links = self.datapath.links();
+        let links = self.datapath.worker_routes();
         self.core.handle_routes(&links, Instant::now());
     }
 
@@ -83,7 +83,7 @@ impl Manager {
         }
         self.recovery.write_failed_again = false;
         let settings = self.configuration.settings.clone();
-        let links = self.datapath.links();
+        let links = self.datapath.worker_routes();
         self.core.reconfigure(settings, &links, Instant::now());
         self.apply_outputs();
         if let Err(error) = self.datapath.publish_services(&self.configuration.settings) {
@@ -103,7 +103,7 @@ impl Manager {
         self.restore_pins();
         let changes = self.datapath.reconcile_attachments();
         if !changes.is_empty()
-            && let Err(error) = self.recovery.pins.hold_links()
+            && let Err(error) = self.recovery.pins.open_links()
         {
             warn!("{error:#}");
         }

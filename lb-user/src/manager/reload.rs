@@ -193,7 +193,7 @@ impl Manager {
             return Err(ReloadError::Refused(changes.refused));
         }
         // Steps that may fail come first and change nothing if they do.
-        let numbers = self.datapath.numbers().map_err(ReloadError::RunTime)?;
+        let numbers = self.datapath.pinned_ids().map_err(ReloadError::RunTime)?;
         let lacking = numbers.reused_by(&config.settings(&numbers));
         if lacking > 0 {
             return Err(ReloadError::Refused(vec![self.lacks_backends(lacking)]));
@@ -239,8 +239,8 @@ impl Manager {
         self.reconcile(routes);
         self.background
             .route_monitor
-            .watch(self.datapath.addresses());
-        let links = self.datapath.links();
+            .watch(self.datapath.worker_addresses());
+        let links = self.datapath.worker_routes();
         self.core
             .reconfigure(settings.clone(), &links, Instant::now());
         self.apply_outputs();

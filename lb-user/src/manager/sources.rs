@@ -222,7 +222,7 @@ impl Manager {
         if !refused.is_empty() {
             return Err(SourceError::Refused(refused));
         }
-        let numbers = self.datapath.numbers().map_err(SourceError::RunTime)?;
+        let numbers = self.datapath.pinned_ids().map_err(SourceError::RunTime)?;
         let lacking = numbers.reused_by(&config.settings(&numbers));
         if lacking > 0 {
             return Err(SourceError::RunTime(anyhow!(self.lacks_backends(lacking))));

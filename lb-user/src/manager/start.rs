@@ -133,7 +133,7 @@ impl Prepared {
         let settings = config.settings(&adoption.pinned);
         let adopted = adopted(adoption, &state_files);
         let mut datapath = Datapath::start(self.datapath, &config, &settings, &self.interfaces)?;
-        let addresses = datapath.addresses();
+        let addresses = datapath.worker_addresses();
         datapath.apply_routes(&self.netlink.routes(&addresses).await?)?;
         deny(&mut datapath, &state_files.denied.content())?;
         let pin_path = datapath.pin_path().to_owned();
@@ -146,7 +146,7 @@ impl Prepared {
             metrics: emitter.metrics.clone(),
             track_file: match config.peers.is_empty() {
                 true => TrackFile::default(),
-                false => TrackFile::open(&config.manager.track_file),
+                false => TrackFile::restore(&config.manager.track_file),
             },
             peers: self
                 .peers
@@ -173,7 +173,7 @@ impl Prepared {
                 .map(status::InterfaceStatus::from)
                 .collect(),
             core: Core::resume(settings.clone(), &adopted, Instant::now()),
-            recovery: Recovery::new(Pins::hold(&pin_path)?),
+            recovery: Recovery::new(Pins::open(&pin_path)?),
             datapath,
             receiver: self.receiver,
             membership: state_files.membership.content(),

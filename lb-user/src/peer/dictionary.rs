@@ -3,50 +3,47 @@
 use std::net::{IpAddr, SocketAddr};
 
 use lb_common::maps::{FlowRecord, Mac, record_kind};
-use lb_core::Protocol;
 
 use super::{
     fast_hash::FastMap,
     topology::{OwnInterface, Topology},
-    wire::{BackendName, Live, Message, OWN_ADDRESS, Record, RecordKind},
+    wire::{BackendDefinition, CLIENT_ADDRESS, LiveFields, Message, Record, RecordKind},
 };
 use crate::{
     config::Identity,
-    datapath::{from_mapped, mapped},
+    datapath::{from_mapped, mapped, protocol_number},
 };
 
-/// The sender's side of a session: numbers for backends and endpoints, each explained before it is used.
+/// The sender's side of a session: references to backends and endpoints. Each is defined before it is used.
 #[derive(Debug, Default)]
-pub struct Outgoing {
-    /// The backends by their ids, and whether the peer knows each.
+pub struct OutgoingDictionary {
+    /// The backends by id, each with whether its reference is defined.
     backends: FastMap<u32, (Identity, bool)>,
-    places: FastMap<u32, u8>,
+    /// Positions in `manager.interfaces` by interface index.
+    interfaces: FastMap<u32, u8>,
     endpoints: FastMap<SocketAddr, u16>,
 }
 
-impl Outgoing {
-    /// Takes over what the manager is now.
+impl OutgoingDictionary {
+    /// Applies a change of this manager's topology.
     pub fn set_topology(&mut self, topology: &Topology) {
-        let is_told = |id, identity| self.backends.get(id) == Some(&(identity, true));
+        let is_defined = |id, identity| self.backends.get(id) == Some(&(identity, true));
         let backends = topology.backends.iter();
-        let backends = backends.map(|(id, identity)| (*id, (*identity, is_told(id, *identity))));
+        let backends = backends.map(|(id, identity)| (*id, (*identity, is_defined(id, *identity))));
         self.backends = backends.collect();
-        let interfaces = topology.interfaces.iter().map(|it| it.index);
-        self.places = interfaces
-            .zip(0..)
-            .filter(|(index, _)| *index != 0)
-            .collect();
+        let indices = topology.interfaces.iter().map(|it| it.index);
+        self.interfaces = indices.zip(0..).filter(|(index, _)| *index != 0).collect();
     }
 
-    /// Translates what the tables hold; appends to `explained` what the peer must learn before.
+    /// Translates a record of the tables; appends to `definitions` the references that the peer needs before.
     ///
-    /// Returns nothing for a connection that the peer cannot carry on: of the manager itself, or of a backend or
-    /// an interface that is not configured.
+    /// Returns `None` for a connection that the peer cannot continue: of the manager itself, or of a backend or
+    /// interface that is not configured.
     pub fn translate(
         &mut self,
         flow: &FlowRecord,
         now_ticks: u32,
-        explained: &mut Vec<Message>,
+        definitions: &mut Vec<Message>,
     ) -> Option<Record> {
         let kind = match flow.kind {
             record_kind::OPENED => RecordKind::Opened,
@@ -58,9 +55,9 @@ impl Outgoing {
         let source = from_mapped(flow.source);
         let client = from_mapped(flow.client);
         let live = match kind {
-            RecordKind::Ended => Live::default(),
-            RecordKind::Opened | RecordKind::Present => Live {
-                place: *self.places.get(&flow.client_interface)?,
+            RecordKind::Ended => LiveFields::default(),
+            RecordKind::Opened | RecordKind::Present => LiveFields {
+                interface: *self.interfaces.get(&flow.client_interface)?,
                 mac: flow.client_mac.bytes(),
                 tag: flow.client_mac.tag(),
                 seen_age: now_ticks.wrapping_sub(flow.last_seen_ticks),
@@ -71,11 +68,11 @@ impl Outgoing {
             kind,
             ended: flow.ended,
             carried: flow.carried != 0,
-            backend: self.backend(flow.backend, explained)?,
-            service: self.endpoint(service, explained)?,
+            backend: self.backend(flow.backend, definitions)?,
+            service: self.endpoint(service, definitions)?,
             source: match source == client {
-                true => OWN_ADDRESS,
-                false => self.endpoint((source, 0).into(), explained)?,
+                true => CLIENT_ADDRESS,
+                false => self.endpoint((source, 0).into(), definitions)?,
             },
             client,
             client_port: u16::from_be_bytes(flow.client_port),
@@ -85,46 +82,46 @@ impl Outgoing {
         })
     }
 
-    fn backend(&mut self, id: u32, explained: &mut Vec<Message>) -> Option<u16> {
-        let (identity, is_told) = self.backends.get_mut(&id)?;
+    fn backend(&mut self, id: u32, definitions: &mut Vec<Message>) -> Option<u16> {
+        let (identity, is_defined) = self.backends.get_mut(&id)?;
         let reference = u16::try_from(id).ok()?;
-        if !*is_told {
-            *is_told = true;
-            let name = BackendName {
+        if !*is_defined {
+            *is_defined = true;
+            let name = BackendDefinition {
                 reference,
                 identity: *identity,
             };
-            explained.push(Message::Backends(vec![name]));
+            definitions.push(Message::Backends(vec![name]));
         }
         Some(reference)
     }
 
-    fn endpoint(&mut self, endpoint: SocketAddr, explained: &mut Vec<Message>) -> Option<u16> {
+    fn endpoint(&mut self, endpoint: SocketAddr, definitions: &mut Vec<Message>) -> Option<u16> {
         if let Some(reference) = self.endpoints.get(&endpoint) {
             return Some(*reference);
         }
         // From 1: 0 is the client's own address.
         let reference = u16::try_from(self.endpoints.len() + 1).ok()?;
         self.endpoints.insert(endpoint, reference);
-        explained.push(Message::Endpoints(vec![(reference, endpoint)]));
+        definitions.push(Message::Endpoints(vec![(reference, endpoint)]));
         Some(reference)
     }
 }
 
-/// Why a record of a peer is not for this manager's tables.
+/// Why a peer's record cannot be translated for this manager.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Untranslated {
+pub enum TranslationError {
     /// No service here has such a worker.
     Backend,
     /// `manager.interfaces` has fewer entries here.
     Interface,
-    /// The peer has not explained a number.
+    /// The peer has not defined a reference.
     Reference,
 }
 
 /// The receiver's side of a session.
 #[derive(Debug, Default)]
-pub struct Incoming {
+pub struct IncomingDictionary {
     /// The peer's backends, and their ids here.
     backends: FastMap<u16, (Identity, Option<u32>)>,
     endpoints: FastMap<u16, SocketAddr>,
@@ -132,8 +129,8 @@ pub struct Incoming {
     interfaces: Vec<OwnInterface>,
 }
 
-impl Incoming {
-    /// Takes over what the manager is now; returns whether it has a backend now that it lacked before.
+impl IncomingDictionary {
+    /// Applies a change of this manager's topology; returns whether it now has a backend of the peer that it lacked.
     pub fn set_topology(&mut self, topology: &Topology) -> bool {
         self.own.clone_from(&topology.backends);
         self.interfaces.clone_from(&topology.interfaces);
@@ -146,44 +143,48 @@ impl Incoming {
         is_found
     }
 
-    pub fn name_backend(&mut self, name: BackendName) {
+    pub fn define_backend(&mut self, name: BackendDefinition) {
         let found = find(&self.own, &name.identity);
         self.backends.insert(name.reference, (name.identity, found));
     }
 
-    pub fn name_endpoint(&mut self, reference: u16, endpoint: SocketAddr) {
+    pub fn define_endpoint(&mut self, reference: u16, endpoint: SocketAddr) {
         self.endpoints.insert(reference, endpoint);
     }
 
-    /// Translates a record into what the tables of this manager hold.
+    /// Translates a record for this manager's tables.
     ///
     /// # Errors
     ///
-    /// Says what is unknown here.
-    pub fn translate(&self, record: &Record, now_ticks: u32) -> Result<FlowRecord, Untranslated> {
+    /// Names what this manager does not know.
+    pub fn translate(
+        &self,
+        record: &Record,
+        now_ticks: u32,
+    ) -> Result<FlowRecord, TranslationError> {
         let (identity, backend) = self
             .backends
             .get(&record.backend)
-            .ok_or(Untranslated::Reference)?;
+            .ok_or(TranslationError::Reference)?;
         let service = self.endpoint(record.service)?;
         let source = match record.source {
-            OWN_ADDRESS => record.client,
+            CLIENT_ADDRESS => record.client,
             reference => self.endpoint(reference)?.ip(),
         };
-        let Live {
-            place,
+        let LiveFields {
+            interface,
             mac,
             tag,
             seen_age,
             sequences,
         } = record.live;
-        let interface = match record.kind {
+        let own = match record.kind {
             RecordKind::Ended => OwnInterface::default(),
             RecordKind::Opened | RecordKind::Present => {
-                let own = self.interfaces.get(usize::from(place));
+                let own = self.interfaces.get(usize::from(interface));
                 own.filter(|it| it.index != 0)
                     .copied()
-                    .ok_or(Untranslated::Interface)?
+                    .ok_or(TranslationError::Interface)?
             }
         };
         Ok(FlowRecord {
@@ -191,9 +192,9 @@ impl Incoming {
             service_address: mapped(service.ip()),
             source: mapped(source),
             client_mac: Mac::from(mac).tagged(tag),
-            manager_mac: interface.mac,
-            backend: backend.ok_or(Untranslated::Backend)?,
-            client_interface: interface.index,
+            manager_mac: own.mac,
+            backend: backend.ok_or(TranslationError::Backend)?,
+            client_interface: own.index,
             created_ticks: now_ticks.wrapping_sub(record.created_age),
             last_seen_ticks: now_ticks.wrapping_sub(seen_age),
             sequences,
@@ -212,13 +213,13 @@ impl Incoming {
         })
     }
 
-    fn endpoint(&self, reference: u16) -> Result<SocketAddr, Untranslated> {
+    fn endpoint(&self, reference: u16) -> Result<SocketAddr, TranslationError> {
         let endpoint = self.endpoints.get(&reference).copied();
-        endpoint.ok_or(Untranslated::Reference)
+        endpoint.ok_or(TranslationError::Reference)
     }
 }
 
-/// Returns the backend here with which connections of the peer's can go on: best the one of the same service.
+/// Returns the backend of this manager that can continue connections of a peer's, preferably of the same service.
 fn find(own: &[(u32, Identity)], wanted: &Identity) -> Option<u32> {
     let same = own.iter().find(|(_, it)| it == wanted);
     let same = same.or_else(|| own.iter().find(|(_, it)| it.continues(wanted)));
@@ -228,11 +229,4 @@ fn find(own: &[(u32, Identity)], wanted: &Identity) -> Option<u32> {
 fn endpoint(address: &[u8; 16], port: [u8; 2]) -> SocketAddr {
     let ip: IpAddr = from_mapped(*address);
     SocketAddr::new(ip, u16::from_be_bytes(port))
-}
-
-fn protocol_number(protocol: Protocol) -> u8 {
-    match protocol {
-        Protocol::Tcp => lb_common::headers::PROTOCOL_TCP,
-        Protocol::Udp => lb_common::headers::PROTOCOL_UDP,
-    }
 }

@@ -1,4 +1,4 @@
-//! What the replication's thread and views of the manager share.
+//! The state of the peers, shared by the replication's thread and the views.
 
 use std::{
     sync::{
@@ -12,17 +12,14 @@ use tokio::time::{Instant, sleep};
 
 use super::{PeerSettings, PeerStatus, remote::RemotePeer};
 
-/// How often a waiting handover looks again; longer than the time from an event to the queue.
+/// How often a waiting handover checks again. Longer than the time from an event to the queue.
 const POLL: Duration = Duration::from_millis(12);
 
 /// The state of all peers, in the order of the configuration. Clones share it, also after a change of the peers.
 #[derive(Debug, Clone, Default)]
-pub struct Peers(Arc<Shared>);
-
-#[derive(Debug, Default)]
-struct Shared {
-    remotes: Mutex<Arc<[RemotePeer]>>,
-    serving: AtomicU16,
+pub struct Peers {
+    remotes: Arc<Mutex<Arc<[RemotePeer]>>>,
+    serving: Arc<AtomicU16>,
 }
 
 impl Peers {
@@ -32,7 +29,7 @@ impl Peers {
         all
     }
 
-    /// Begins with new states of other peers.
+    /// Replaces the peers, with new states.
     pub fn replace(&self, peers: impl IntoIterator<Item = PeerSettings>) {
         *self.lock() = peers.into_iter().map(RemotePeer::new).collect();
     }
@@ -45,35 +42,32 @@ impl Peers {
     }
 
     fn lock(&self) -> MutexGuard<'_, Arc<[RemotePeer]>> {
-        self.0
-            .remotes
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        self.remotes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub fn statuses(&self) -> Vec<PeerStatus> {
         self.remotes().iter().map(RemotePeer::status).collect()
     }
 
-    /// Notes how many backends of this manager can take connections.
+    /// Sets how many backends of this manager can take connections.
     pub fn set_serving(&self, backends: u16) {
-        self.0.serving.store(backends, Ordering::Relaxed);
+        self.serving.store(backends, Ordering::Relaxed);
     }
 
     /// Waits until every peer is connected, can use as many backends as this manager, knows all connections of this
-    /// manager and has acknowledged every record of what happened before the call.
+    /// manager, and has acknowledged every record from before the call.
     ///
     /// # Errors
     ///
-    /// Says of each peer what is missing after `wait`, in a sentence.
+    /// Returns a sentence for each peer that lacks something after `wait`.
     pub async fn flush(&self, wait: Duration) -> Result<(), Vec<String>> {
         let end = Instant::now() + wait;
-        // What happened before this call is in the queues then.
+        // The queues then hold every record from before this call.
         sleep(POLL).await;
         let remotes = self.remotes();
         let reported: Vec<u64> = remotes.iter().map(|it| it.lock().reported()).collect();
         loop {
-            let serving = self.0.serving.load(Ordering::Relaxed);
+            let serving = self.serving.load(Ordering::Relaxed);
             let remotes = remotes.iter().zip(&reported);
             let missing =
                 remotes.filter_map(|(remote, reported)| remote.lock().missing(*reported, serving));
@@ -99,7 +93,7 @@ mod tests {
     use super::*;
     use crate::{
         keys::{KeyId, PeerKeys, SigningKey},
-        peer::{remote::SentFrame, wire::About},
+        peer::{remote::SentFrame, wire::Advertisement},
     };
 
     #[tokio::test]
@@ -116,25 +110,25 @@ mod tests {
             ["manager2 is not connected: it has not answered yet"]
         );
         let remotes = peers.remotes();
-        let link = || remotes[0].lock();
-        link().connected(1);
-        let losses = link().losses;
+        let state = || remotes[0].lock();
+        state().connected(1);
+        let losses = state().losses;
         let now = std::time::Instant::now();
         let sent = |sequence, completes| SentFrame {
             sequence,
             bytes: 100,
             at: now,
-            matters: true,
-            taken: sequence,
+            has_records: true,
+            dequeued: sequence,
             completes,
         };
-        link().record_sent(sent(0, Some(losses)));
+        state().record_sent(sent(0, Some(losses)));
         remotes[0].push(&[FlowRecord::default()], now);
-        link().dequeue(1, &mut Vec::new());
-        link().record_sent(sent(1, None));
+        state().dequeue(1, &mut Vec::new());
+        state().record_sent(sent(1, None));
         let missing = peers.flush(Duration::ZERO).await.unwrap_err();
         assert_eq!(missing, ["manager2 does not know all connections yet"]);
-        link().handle_acknowledgement(0, now);
+        state().handle_acknowledgement(0, now);
         let missing = peers.flush(Duration::ZERO).await.unwrap_err();
         assert_eq!(missing, ["manager2 has not acknowledged 1 records"]);
         let waits = peers.flush(Duration::from_secs(20));
@@ -142,27 +136,27 @@ mod tests {
             sleep(POLL * 3).await;
             // What happens later is not waited for.
             remotes[0].push(&[FlowRecord::default(); 2], now);
-            link().handle_acknowledgement(1, now);
+            state().handle_acknowledgement(1, now);
         };
         let (waited, ()) = tokio::join!(waits, goes_on);
         assert_eq!(waited, Ok(()));
         // It does not serve as many workers.
         peers.set_serving(2);
-        let about = |serving| About {
+        let advertisement = |serving| Advertisement {
             serving,
-            ..About::default()
+            ..Advertisement::default()
         };
-        link().handle_hello(1, &about(1));
+        state().handle_hello(1, &advertisement(1));
         let missing = peers.flush(Duration::ZERO).await.unwrap_err();
         assert!(missing[0].starts_with("manager2 has 1 usable backends, and this manager 2: "));
-        link().handle_hello(1, &about(2));
+        state().handle_hello(1, &advertisement(2));
         // The answer to a hello may be older.
-        link().handle_hello_reply(1, &about(1));
-        link().handle_acknowledgement(1, now);
-        // What was lost meanwhile is still missing after the end of a transmission.
-        link().record_loss(3);
-        link().record_sent(sent(2, Some(losses)));
-        link().handle_acknowledgement(2, now);
+        state().handle_hello_reply(1, &advertisement(1));
+        state().handle_acknowledgement(1, now);
+        // A loss during a transmission keeps the peer incomplete after its end.
+        state().record_loss(3);
+        state().record_sent(sent(2, Some(losses)));
+        state().handle_acknowledgement(2, now);
         assert!(peers.flush(Duration::ZERO).await.is_err());
     }
 }

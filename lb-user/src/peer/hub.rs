@@ -1,8 +1,7 @@
-//! What the tasks of the replication share.
+//! State that the tasks of the replication share.
 
 use std::{
     collections::BTreeSet,
-    fmt,
     net::IpAddr,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -17,7 +16,7 @@ use tokio::sync::watch;
 use tracing::warn;
 
 use super::{
-    confirmed::Confirmed,
+    carried::CarriedConnections,
     kernel::{Kernel, Outcomes, Scan},
     remote::RemotePeer,
     topology::Topology,
@@ -27,39 +26,35 @@ use super::{
 /// The index of an interface of this manager, and link addresses.
 type InterfaceLink = (u32, PeerLink);
 
-/// Who this manager is, and when it acts.
+/// This manager's identity, and its refresh interval.
 #[derive(Debug, Clone)]
 pub struct LocalManager {
     pub name: String,
     /// When it started, in milliseconds since 1970.
     pub epoch: u64,
-    /// How often all carried connections are sent again.
+    /// The interval of refreshes, in which all carried connections are sent again.
     pub refresh: Duration,
 }
 
 /// Shared by all tasks of the replication.
+#[derive(Debug)]
 pub struct Hub {
     pub own: LocalManager,
     /// Of the peers at the start of the replication.
     pub remotes: Arc<[RemotePeer]>,
     pub topology: watch::Receiver<Topology>,
-    tables: Mutex<Tables>,
+    tables: Mutex<SharedTables>,
     /// The number of the newest incoming session of each peer.
     incoming: Vec<AtomicU64>,
 }
 
-struct Tables {
+#[derive(Debug)]
+struct SharedTables {
     kernel: Box<dyn Kernel>,
-    confirmed: Confirmed,
-    /// As last written: the living peers, and whether one is incomplete.
+    carried: CarriedConnections,
+    /// As last written: the peers that are alive, and whether one is incomplete.
     links: (Vec<InterfaceLink>, bool),
     addresses: BTreeSet<IpAddr>,
-}
-
-impl fmt::Debug for Hub {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Hub").finish_non_exhaustive()
-    }
 }
 
 impl Hub {
@@ -74,9 +69,9 @@ impl Hub {
             remotes,
             own,
             topology,
-            tables: Mutex::new(Tables {
+            tables: Mutex::new(SharedTables {
                 kernel,
-                confirmed: Confirmed::default(),
+                carried: CarriedConnections::default(),
                 links: (Vec::new(), false),
                 addresses: BTreeSet::new(),
             }),
@@ -87,13 +82,13 @@ impl Hub {
         &self.remotes[peer]
     }
 
-    /// Passes what happened to connections here to all peers; `since` when it waits.
+    /// Queues records of this manager's connections for all peers. They have waited since `since`.
     pub fn publish(&self, records: &[FlowRecord], since: Instant) {
         let remotes = self.remotes.iter();
         remotes.for_each(|remote| remote.push(records, since));
     }
 
-    /// Notes that events of the kernel were lost.
+    /// Records that events of the kernel were lost.
     pub fn record_loss(&self, records: u64) {
         for remote in &*self.remotes {
             remote.lock().record_loss(records);
@@ -105,7 +100,7 @@ impl Hub {
     ///
     /// # Errors
     ///
-    /// The kernel gives no random number.
+    /// The kernel returns no random number.
     pub fn hello(&self) -> Result<Hello> {
         let mut nonce = [0; 16];
         getrandom::fill(&mut nonce).context("draw a nonce")?;
@@ -116,13 +111,13 @@ impl Hub {
             epoch: self.own.epoch,
             name: self.own.name.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            about: self.topology.borrow().about(),
+            advertisement: self.topology.borrow().advertisement(),
         })
     }
 
-    /// Returns the number of a new incoming session of a peer that started at `epoch`; older ones of the peer are over.
+    /// Begins an incoming session of a peer that started at `epoch`, which ends the peer's older ones. Returns its number.
     pub fn begin_incoming(&self, peer: usize, epoch: u64) -> u64 {
-        self.tables().confirmed.begin(peer as u16, epoch);
+        self.tables().carried.begin_session(peer as u16, epoch);
         self.incoming[peer].fetch_add(1, Ordering::Relaxed) + 1
     }
 
@@ -140,20 +135,20 @@ impl Hub {
         let mut tables = self.tables();
         tables.kernel.admit(records, &mut outcomes)?;
         for record in records {
-            tables.confirmed.note(peer as u16, record);
+            tables.carried.record(peer as u16, record);
         }
         Ok(outcomes)
     }
 
-    /// Notes that a peer has sent all that it carries, and removes what it does not carry any more.
+    /// Ends a refresh of a peer, and removes the connections that it no longer carries.
     ///
     /// # Errors
     ///
     /// Says why nothing was removed.
-    pub fn finish(&self, peer: usize) -> Result<Outcomes> {
+    pub fn end_refresh(&self, peer: usize) -> Result<Outcomes> {
         let mut outcomes = Outcomes::new();
         let mut tables = self.tables();
-        let forgotten = tables.confirmed.finish(peer as u16);
+        let forgotten = tables.carried.end_refresh(peer as u16);
         if !forgotten.is_empty() {
             tables.kernel.admit(&forgotten, &mut outcomes)?;
         }
@@ -178,28 +173,30 @@ impl Hub {
         self.tables().kernel.now_ticks()
     }
 
-    /// Writes which peers live, and the addresses towards workers, where they have changed.
+    /// Writes the peers that are alive and the NAT addresses to the maps, if they have changed.
     pub fn update_tables(&self, now: Instant) {
         let topology = self.topology.borrow();
         let mut addresses: BTreeSet<IpAddr> = topology.nat_sources.iter().copied().collect();
         let mut links = Vec::new();
         let mut incomplete = false;
         for remote in &*self.remotes {
-            let mut link = remote.lock();
-            let Some(about) = link.about.clone() else {
+            let mut state = remote.lock();
+            let Some(advertisement) = state.advertisement.clone() else {
                 continue;
             };
-            link.shown.configuration_matches = Some(about.digest == topology.digest);
-            link.shown.nat_sources.clone_from(&about.nat_sources);
-            addresses.extend(&about.nat_sources);
-            if !link.is_living(now) {
+            state.status.configuration_matches = Some(advertisement.digest == topology.digest);
+            state
+                .status
+                .nat_sources
+                .clone_from(&advertisement.nat_sources);
+            addresses.extend(&advertisement.nat_sources);
+            if !state.is_alive(now) {
                 continue;
             }
-            incomplete |= !link.shown.received_complete;
-            for (mac, own) in about.interfaces.iter().zip(&topology.interfaces) {
+            incomplete |= !state.status.received_complete;
+            for (mac, own) in advertisement.interfaces.iter().zip(&topology.interfaces) {
                 if *mac != [0; 6] && own.index != 0 {
-                    let mac = (*mac).into();
-                    let own_mac = own.mac;
+                    let (mac, own_mac) = ((*mac).into(), own.mac);
                     links.push((own.index, PeerLink { mac, own_mac }));
                 }
             }
@@ -208,25 +205,25 @@ impl Hub {
         self.tables().write((links, incomplete), addresses);
     }
 
-    fn tables(&self) -> MutexGuard<'_, Tables> {
+    fn tables(&self) -> MutexGuard<'_, SharedTables> {
         self.tables.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Tables {
-    /// What cannot be written is tried again at the next change or tick.
+impl SharedTables {
+    /// Writes what has changed. A failed write is repeated at the next change or tick.
     fn write(&mut self, links: (Vec<InterfaceLink>, bool), addresses: BTreeSet<IpAddr>) {
         if addresses != self.addresses {
             let list: Vec<IpAddr> = addresses.iter().copied().collect();
             match self.kernel.set_addresses(&list) {
                 Ok(()) => self.addresses = addresses,
-                Err(error) => warn!("addresses of peers: {error:#}"),
+                Err(error) => warn!("write the NAT addresses of peers: {error:#}"),
             }
         }
         if links != self.links {
             match self.kernel.set_links(&links.0, links.1) {
                 Ok(()) => self.links = links,
-                Err(error) => warn!("living peers: {error:#}"),
+                Err(error) => warn!("write the peers that are alive: {error:#}"),
             }
         }
     }

@@ -1,6 +1,6 @@
-//! What the replication does in the kernel, as a trait, so that tests need none.
+//! The replication's operations in the kernel, as traits, so that tests need no kernel.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{collections::BTreeMap, fmt::Debug, net::IpAddr};
 
 use anyhow::Result;
 use lb_common::maps::{FlowRecord, PeerLink};
@@ -9,23 +9,23 @@ use lb_common::maps::{FlowRecord, PeerLink};
 pub type Outcomes = BTreeMap<&'static str, u64>;
 
 /// The connection tables and the tables of peers.
-pub trait Kernel: Send {
-    /// Writes connections of peers to the tables. Adds to `outcomes` what became of them.
+pub trait Kernel: Send + Debug {
+    /// Writes connections of peers to the tables, and adds their outcomes to `outcomes`.
     ///
     /// # Errors
     ///
     /// Says why nothing was written.
     fn admit(&mut self, records: &[FlowRecord], outcomes: &mut Outcomes) -> Result<()>;
 
-    /// Begins to read all connections.
+    /// Starts to read all connections.
     ///
     /// # Errors
     ///
     /// Names the map that cannot be read.
     fn scan(&mut self) -> Result<Box<dyn Scan>>;
 
-    /// Replaces the living peers: of each the index of this manager's interface, and link addresses. `incomplete`: one
-    /// of them has not told of all its connections.
+    /// Replaces the peers that are alive: for each the index of this manager's interface, and link addresses. `incomplete`:
+    /// one of them has not reported all its connections.
     ///
     /// # Errors
     ///
@@ -47,7 +47,7 @@ pub trait Kernel: Send {
     fn now_ticks(&self) -> Result<u32>;
 }
 
-/// A reading of all connections, a part at a time.
+/// Reads all connections in chunks.
 pub trait Scan: Send {
     /// Appends the next connections to `into`; returns whether there may be more.
     ///

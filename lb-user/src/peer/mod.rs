@@ -1,10 +1,10 @@
-//! Replication between managers of the same services: each sends its peers what it knows of its connections, so that
-//! any of them can carry them on. docs/peer-protocol.md describes the frames.
+//! Replication between managers of the same services: each sends its connections to its peers, so that any of them can
+//! continue them. docs/peer-protocol.md describes the frames.
 //!
-//! A thread of its own does it, so that neither it nor the manager's loop delays the other. For each peer there are two
-//! connections: `sender` opens one and sends records, `receiver` accepts the other and acknowledges.
+//! The replication runs in its own thread, so that it and the manager's loop do not delay each other. There are two TCP
+//! connections with each peer: `sender` opens one and sends records, `receiver` accepts the other and acknowledges.
 
-mod confirmed;
+mod carried;
 mod dictionary;
 mod fast_hash;
 mod handle;

@@ -1,9 +1,9 @@
-//! Operators' orders, joined workers and denied clients, the same on all managers: for each worker and each prefix,
-//! the last change wins.
+//! Replicates operators' orders, joined workers and denied clients: for each worker and each prefix, the last change on
+//! any manager wins.
 //!
-//! Every manager compares what is in force with the register of what it knows. A difference is a change made here, gets
-//! a stamp, and goes to the peers. A newer entry of a peer is applied like an order of an operator's, and then is in
-//! force and no difference: nothing is sent back and forth.
+//! Every manager compares what is in force with its registers. A difference is a change made on this manager: it gets a
+//! stamp and is sent to the peers. A peer's newer entry is applied as an operator's order. It is then in force, so that it
+//! is no difference and is not sent back.
 
 mod apply;
 mod register;
@@ -31,17 +31,17 @@ pub use register::{OrderEntry, Registers};
 /// The most bytes of JSON in a frame.
 const FRAME_BYTES: usize = 32 * 1024;
 
-/// How often what could not be applied is tried again.
+/// How often entries that could not be applied are tried again.
 const RETRY: Duration = Duration::from_secs(30);
 
-/// Orders that a peer has sent.
+/// A frame of orders from a peer.
 #[derive(Debug)]
 pub struct ReceivedOrders {
     pub peer: usize,
     pub json: Vec<u8>,
 }
 
-/// What is in force here, with the number of its version.
+/// What is in force on this manager, each with its version number.
 #[derive(Debug)]
 pub struct OperatorStateWatch {
     pub overrides: watch::Receiver<(u64, AdminOverrides)>,
@@ -49,7 +49,7 @@ pub struct OperatorStateWatch {
     pub denied: watch::Receiver<(u64, DenyList)>,
 }
 
-/// What the task of the orders and the senders share.
+/// The registers, shared by the task of the orders and the senders.
 #[derive(Debug, Clone)]
 pub struct OrderExchange {
     registers: Arc<Mutex<Registers>>,
@@ -64,7 +64,7 @@ impl OrderExchange {
         }
     }
 
-    /// Returns what is to be sent to a peer.
+    /// Returns the queue of changes for a peer.
     pub fn outbox(&self, peer: usize) -> Outbox {
         Outbox {
             peer,
@@ -92,7 +92,7 @@ pub struct Outbox {
 }
 
 impl Outbox {
-    /// Begins again with everything.
+    /// Makes [`Self::next`] begin with the oldest change.
     pub fn restart(&mut self) {
         self.sent = 0;
     }
@@ -128,7 +128,7 @@ impl Outbox {
     }
 }
 
-/// Keeps registers and what is in force the same, until the manager ends.
+/// Keeps the registers equal to what is in force, until the manager ends.
 pub async fn run(
     exchange: OrderExchange,
     mut in_force: OperatorStateWatch,
@@ -145,12 +145,12 @@ pub async fn run(
     };
     let mut retry = interval(RETRY);
     loop {
-        orders.note_changes(&mut in_force);
+        orders.record_changes(&mut in_force);
         tokio::select! {
             changed = in_force.overrides.changed() => if changed.is_err() { return },
             changed = in_force.membership.changed() => if changed.is_err() { return },
             changed = in_force.denied.changed() => if changed.is_err() { return },
-            Some(news) = received.recv() => orders.receive(news, &mut in_force).await,
+            Some(frame) = received.recv() => orders.receive(frame, &mut in_force).await,
             _ = retry.tick() => {
                 orders.exchange.lock().expire(now_ms());
                 orders.apply(&mut in_force).await;
@@ -167,8 +167,8 @@ struct Orders {
 }
 
 impl Orders {
-    /// Stamps what was changed here.
-    fn note_changes(&mut self, in_force: &mut OperatorStateWatch) {
+    /// Records the changes that were made on this manager.
+    fn record_changes(&mut self, in_force: &mut OperatorStateWatch) {
         let now = register::OperatorState {
             overrides: in_force.overrides.borrow_and_update().1.clone(),
             membership: in_force.membership.borrow_and_update().1.clone(),
@@ -176,41 +176,42 @@ impl Orders {
         };
         let changed = self.exchange.lock().note(&now, now_ms(), &self.own_name);
         if changed {
-            self.changed();
+            self.publish();
         }
     }
 
-    fn changed(&self) {
+    /// Saves the registers, and wakes the senders.
+    fn publish(&self) {
         let registers = self.exchange.lock().clone();
         self.file.save(registers);
         self.exchange.changes.send_replace(());
     }
 
-    async fn receive(&mut self, news: ReceivedOrders, in_force: &mut OperatorStateWatch) {
-        let entries: Vec<OrderEntry> = match serde_json::from_slice(&news.json) {
+    async fn receive(&mut self, frame: ReceivedOrders, in_force: &mut OperatorStateWatch) {
+        let entries: Vec<OrderEntry> = match serde_json::from_slice(&frame.json) {
             Ok(entries) => entries,
-            // The frame is signed: a version that has other kinds of entries sent it.
-            Err(error) => return warn!("orders of a peer: {error}"),
+            // The frame is signed, so a memlb with other kinds of entries sent it.
+            Err(error) => return warn!("decode orders of a peer: {error}"),
         };
         let mut is_newer = false;
         for entry in entries {
-            is_newer |= self.exchange.lock().merge(entry, news.peer);
+            is_newer |= self.exchange.lock().merge(entry, frame.peer);
         }
         if is_newer {
             self.apply(in_force).await;
-            self.changed();
+            self.publish();
         }
     }
 
-    /// Brings what is in force in line with the registers.
+    /// Applies the entries that are not in force yet.
     async fn apply(&mut self, in_force: &mut OperatorStateWatch) {
         let pending = self.exchange.lock().pending();
         for entry in pending {
             let applied = apply::apply(&entry, in_force, &self.manager).await;
             match applied {
                 Ok(()) => self.exchange.lock().applied(&entry),
-                // Such as an order for a worker that only the peer has; tried again later.
-                Err(error) => debug!("an order of {}: {error:#}", entry.manager),
+                // For example, only the peer has the worker.
+                Err(error) => debug!("apply an order of {}: {error:#}", entry.manager),
             }
         }
     }

@@ -1,4 +1,4 @@
-//! The state of one peer: its queue, what is not acknowledged, and what views show of it.
+//! The state of one peer: its queue, its unacknowledged frames, and its status.
 
 use std::{
     collections::VecDeque,
@@ -13,23 +13,23 @@ use tokio::sync::Notify;
 use super::{
     PeerState, PeerStatus,
     kernel::Outcomes,
-    wire::{About, Refusal},
+    wire::{Advertisement, PeerRefusal},
 };
 use crate::keys::PeerKeys;
 
-/// The most records that wait for one peer: 3.4 MB, and 3 s of 10,000 connections a second.
+/// The most records in the queue of one peer: 3.4 MB, or 3 s of 10,000 connections a second.
 pub const QUEUE_RECORDS: usize = 32_768;
 
-/// Of how many frames the delay is shown.
+/// Number of frames of which the delay is kept.
 const DELAYS: usize = 1_024;
 
-/// How long a machine counts as living after its last sign of life.
-const LIFE: Duration = Duration::from_millis(1_300);
+/// How long a machine counts as alive after it was last seen.
+const ALIVE_TIMEOUT: Duration = Duration::from_millis(1_300);
 
-/// How long the programs of a machine without a manager get packets of connections unknown here.
-const WITHOUT_MANAGER: Duration = Duration::from_secs(60);
+/// How long packets of unknown connections are relayed to a machine whose manager does not run.
+const RELAY_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// How to reach a peer and to know it.
+/// A peer's address and keys.
 #[derive(Debug, Clone)]
 pub struct PeerSettings {
     pub name: String,
@@ -37,61 +37,60 @@ pub struct PeerSettings {
     pub keys: PeerKeys,
 }
 
-/// One peer. Everything in it changes in short steps.
+/// One peer. Its lock is held only briefly.
 #[derive(Debug)]
 pub struct RemotePeer {
     pub settings: PeerSettings,
     /// Wakes the sender.
     pub wake: Notify,
-    link: Mutex<RemoteState>,
+    state: Mutex<RemoteState>,
 }
 
-/// What changes of a peer.
+/// The changing state of a peer.
 #[derive(Debug)]
 pub struct RemoteState {
-    /// What is counted here is what views show; the rest is filled in when it is read.
-    pub shown: PeerStatus,
+    /// The counters that views show; [`RemotePeer::status`] fills in the rest.
+    pub status: PeerStatus,
     since: Instant,
-    /// What the peer last said of itself.
-    pub about: Option<About>,
-    /// When the peer started that said it.
+    /// The peer's last advertisement.
+    pub advertisement: Option<Advertisement>,
+    /// The start time of the manager that sent it.
     epoch: Option<u64>,
     queue: VecDeque<FlowRecord>,
     /// How many records have left the queue.
-    taken: u64,
+    dequeued: u64,
     /// How many of them the peer has acknowledged.
-    known: u64,
+    acknowledged: u64,
     /// Since when the first record of the queue waits.
     queued_at: Instant,
-    /// Frames without acknowledgement: sequence, length, time, and whether they hold records.
     unacknowledged: VecDeque<SentFrame>,
     delays: VecDeque<Duration>,
     /// Whether the peer needs all connections.
-    pub needs_all: bool,
+    pub needs_resync: bool,
     /// Whether the sender waits for acknowledgements to send more of all connections.
     pub is_transmitting: bool,
-    /// Counts the losses, so that a transmission knows whether one happened meanwhile.
+    /// Number of losses, by which a transmission detects a loss in the meantime.
     pub losses: u64,
-    last_life: Option<Instant>,
+    last_alive: Option<Instant>,
     last_session: Option<Instant>,
 }
 
-/// A frame on its way.
+/// A frame that was sent.
 #[derive(Debug, Clone, Copy)]
 pub struct SentFrame {
     pub sequence: u64,
     pub bytes: usize,
     pub at: Instant,
     /// Whether it holds records of the queue.
-    pub matters: bool,
-    /// How many records have left the queue up to its end.
-    pub taken: u64,
-    /// The peer has everything when it acknowledges this.
+    pub has_records: bool,
+    /// How many records had left the queue, including those of this frame.
+    pub dequeued: u64,
+    /// With its acknowledgement, the peer has all connections, if the number of losses is still this.
     pub completes: Option<u64>,
 }
 
 impl PeerSettings {
-    /// Whether the same machine is meant, with the same keys.
+    /// Whether both are the same machine with the same keys.
     pub fn is_same(&self, other: &Self) -> bool {
         (&self.name, self.address) == (&other.name, other.address)
             && self.keys.is_same_as(&other.keys)
@@ -100,7 +99,7 @@ impl PeerSettings {
 
 impl RemotePeer {
     pub fn new(settings: PeerSettings) -> Self {
-        let shown = PeerStatus {
+        let status = PeerStatus {
             name: settings.name.clone(),
             address: settings.address.to_string(),
             ..PeerStatus::default()
@@ -108,31 +107,31 @@ impl RemotePeer {
         Self {
             settings,
             wake: Notify::new(),
-            link: Mutex::new(RemoteState {
-                shown,
+            state: Mutex::new(RemoteState {
+                status,
                 since: Instant::now(),
-                about: None,
+                advertisement: None,
                 epoch: None,
                 queue: VecDeque::new(),
-                taken: 0,
-                known: 0,
+                dequeued: 0,
+                acknowledged: 0,
                 queued_at: Instant::now(),
                 unacknowledged: VecDeque::new(),
                 delays: VecDeque::with_capacity(DELAYS),
-                needs_all: false,
+                needs_resync: false,
                 is_transmitting: false,
                 losses: 0,
-                last_life: None,
+                last_alive: None,
                 last_session: None,
             }),
         }
     }
 
     pub fn lock(&self) -> MutexGuard<'_, RemoteState> {
-        self.link.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds records for the peer that wait `since` then, if it is connected.
+    /// Queues records that have waited since `since`, if the peer is connected.
     pub fn push(&self, records: &[FlowRecord], since: Instant) {
         if self.lock().push(records, since) {
             self.wake.notify_one();
@@ -146,7 +145,7 @@ impl RemotePeer {
 
 impl RemoteState {
     pub fn is_connected(&self) -> bool {
-        self.shown.state == PeerState::Connected
+        self.status.state == PeerState::Connected
     }
 
     fn push(&mut self, records: &[FlowRecord], since: Instant) -> bool {
@@ -165,111 +164,111 @@ impl RemoteState {
         true
     }
 
-    /// Notes that the peer lacks records, or may lack some.
+    /// Records that the peer lacks records, or may lack some. All connections are then sent again.
     pub fn record_loss(&mut self, records: u64) {
-        self.shown.lost_records += records;
-        self.shown.complete = false;
-        self.needs_all = true;
+        self.status.lost_records += records;
+        self.status.complete = false;
+        self.needs_resync = true;
         self.losses += 1;
     }
 
-    /// Moves at most `most` records of the queue to `into`. Returns since when they wait, and how many have left the
-    /// queue.
+    /// Moves at most `most` records of the queue to `into`. Returns since when they have waited, and how many records have
+    /// left the queue.
     pub fn dequeue(&mut self, most: usize, into: &mut Vec<FlowRecord>) -> (Instant, u64) {
-        let taken = most.min(self.queue.len());
-        into.extend(self.queue.drain(..taken));
-        self.taken += taken as u64;
-        (self.queued_at, self.taken)
+        let count = most.min(self.queue.len());
+        into.extend(self.queue.drain(..count));
+        self.dequeued += count as u64;
+        (self.queued_at, self.dequeued)
     }
 
-    /// How many records there have been for the peer.
+    /// How many records were queued for the peer in all.
     pub fn reported(&self) -> u64 {
-        self.taken + self.queue.len() as u64
+        self.dequeued + self.queue.len() as u64
     }
 
-    /// Notes the hello of a peer that answers. What the same manager has said since on its own session is newer.
-    pub fn handle_hello_reply(&mut self, epoch: u64, about: &About) {
+    /// Handles the hello of a listener. If the same manager has sent an advertisement in its own session, that is newer.
+    pub fn handle_hello_reply(&mut self, epoch: u64, advertisement: &Advertisement) {
         if self.epoch != Some(epoch) {
-            self.handle_hello(epoch, about);
+            self.handle_hello(epoch, advertisement);
         }
     }
 
-    /// Notes the hello of a peer that has begun a session.
-    pub fn handle_hello(&mut self, epoch: u64, about: &About) {
+    /// Handles the hello of a connector, which begins a session.
+    pub fn handle_hello(&mut self, epoch: u64, advertisement: &Advertisement) {
         self.epoch = Some(epoch);
-        self.about = Some(about.clone());
+        self.advertisement = Some(advertisement.clone());
     }
 
-    /// Returns what keeps the peer from carrying on every connection among the first `reported` records, and from
-    /// taking new ones as this manager does with `serving` backends, in a sentence.
+    /// Returns a sentence that says what keeps the peer from continuing every connection among the first `reported` records,
+    /// or from serving new ones with as many backends as this manager (`serving`).
     pub fn missing(&self, reported: u64, serving: u16) -> Option<String> {
-        let PeerStatus { name, reason, .. } = &self.shown;
+        let PeerStatus { name, reason, .. } = &self.status;
         if !self.is_connected() {
             let reason = reason.as_deref().unwrap_or("it has not answered yet");
             return Some(format!("{name} is not connected: {reason}"));
         }
-        if !self.shown.complete {
+        if !self.status.complete {
             return Some(format!("{name} does not know all connections yet"));
         }
-        let theirs = self.about.as_ref().map_or(0, |it| it.serving);
+        let theirs = self.advertisement.as_ref().map_or(0, |it| it.serving);
         if theirs < serving {
             return Some(format!(
                 "{name} has {theirs} usable backends, and this manager {serving}: it has not heard every worker \
                  yet, or has no route to one (memlb status on that machine)"
             ));
         }
-        let missing = reported.saturating_sub(self.known);
+        let missing = reported.saturating_sub(self.acknowledged);
         (missing > 0).then(|| format!("{name} has not acknowledged {missing} records"))
     }
 
-    /// The next session begins with all connections, which the records are part of.
+    /// Empties the queue. The next session begins with all connections, which include the queued records.
     fn clear_queue(&mut self) {
-        self.taken = self.reported();
+        self.dequeued = self.reported();
         self.queue = VecDeque::new();
         self.unacknowledged.clear();
     }
 
-    /// Starts a session, after whose beginning all connections are sent.
+    /// Starts a session, at whose beginning all connections are sent.
     pub fn connected(&mut self, protocol: u16) {
         self.enter(PeerState::Connected, None);
         self.clear_queue();
-        self.shown.protocol = Some(protocol);
+        self.status.protocol = Some(protocol);
         self.record_loss(0);
     }
 
-    /// Ends a session, or a try to begin one.
+    /// Ends a session, or an attempt to begin one.
     pub fn disconnected(&mut self, state: PeerState, reason: String) {
         self.enter(state, Some(reason));
         self.clear_queue();
-        self.shown.complete = false;
+        self.status.complete = false;
     }
 
     fn enter(&mut self, state: PeerState, reason: Option<String>) {
-        if self.shown.state != state {
-            self.shown.state = state;
+        if self.status.state != state {
+            self.status.state = state;
             self.since = Instant::now();
         }
-        self.shown.reason = reason;
+        self.status.reason = reason;
     }
 
-    /// Notes what was sent.
+    /// Records a sent frame.
     pub fn record_sent(&mut self, frame: SentFrame) {
-        self.shown.bytes_sent += frame.bytes as u64;
+        self.status.bytes_sent += frame.bytes as u64;
         self.unacknowledged.push_back(frame);
     }
 
-    /// Notes that the peer has applied everything up to the frame `sequence`.
+    /// Handles an acknowledgement: the peer has applied all frames up to `sequence`.
     pub fn handle_acknowledgement(&mut self, sequence: u64, now: Instant) {
         while let Some(frame) = self.unacknowledged.front().copied() {
             if frame.sequence > sequence {
                 break;
             }
             self.unacknowledged.pop_front();
-            self.known = frame.taken;
+            self.acknowledged = frame.dequeued;
             if frame.completes == Some(self.losses) {
-                self.shown.complete = true;
+                self.status.complete = true;
             }
-            if frame.matters {
+            if frame.has_records {
                 if self.delays.len() == DELAYS {
                     self.delays.pop_front();
                 }
@@ -278,46 +277,49 @@ impl RemoteState {
         }
     }
 
-    /// Bytes that the peer has not acknowledged.
-    pub fn bytes_on_the_way(&self) -> usize {
+    /// Number of bytes that the peer has not acknowledged.
+    pub fn bytes_in_flight(&self) -> usize {
         self.unacknowledged.iter().map(|it| it.bytes).sum()
     }
 
-    /// Since when an acknowledgement is missing.
-    pub fn waits_since(&self) -> Option<Instant> {
+    /// When the oldest unacknowledged frame was sent.
+    pub fn oldest_unacknowledged(&self) -> Option<Instant> {
         self.unacknowledged.front().map(|it| it.at)
     }
 
-    /// Counts what became of records of the peer.
+    /// Counts the outcomes of the peer's records.
     pub fn count(&mut self, records: usize, outcomes: Outcomes) {
-        self.shown.records_received += records as u64;
+        self.status.records_received += records as u64;
         for (outcome, count) in outcomes {
-            *self.shown.intake.entry(outcome.to_owned()).or_default() += count;
+            *self.status.intake.entry(outcome.to_owned()).or_default() += count;
         }
     }
 
-    pub fn refused(&mut self, refusal: &Refusal) {
-        let frames = &mut self.shown.refused_frames;
-        *frames.entry(refusal.name().to_owned()).or_default() += 1;
+    /// Counts a refused frame or hello; returns how many were refused for the same reason.
+    pub fn count_refusal(&mut self, refusal: &PeerRefusal) -> u64 {
+        let frames = &mut self.status.refused_frames;
+        let count = frames.entry(refusal.name().to_owned()).or_default();
+        *count += 1;
+        *count
     }
 
-    /// Notes a sign of life of the machine; `session`: of its manager.
-    pub fn set_living(&mut self, now: Instant, session: bool) {
-        self.last_life = Some(now);
+    /// Records that the machine is alive, and, with `session`, its manager.
+    pub fn set_alive(&mut self, now: Instant, session: bool) {
+        self.last_alive = Some(now);
         if session {
             self.last_session = Some(now);
         }
     }
 
-    /// Notes that the machine does not answer.
-    pub fn set_silent(&mut self) {
-        self.last_life = None;
+    /// Records that the machine does not answer.
+    pub fn set_unresponsive(&mut self) {
+        self.last_alive = None;
     }
 
-    /// Whether the machine can be sent packets of connections that are unknown here.
-    pub fn is_living(&self, now: Instant) -> bool {
+    /// Whether packets of unknown connections can be relayed to the machine.
+    pub fn is_alive(&self, now: Instant) -> bool {
         let within = |at: Option<Instant>, most| at.is_some_and(|at| now - at < most);
-        within(self.last_life, LIFE) && within(self.last_session, WITHOUT_MANAGER)
+        within(self.last_alive, ALIVE_TIMEOUT) && within(self.last_session, RELAY_TIMEOUT)
     }
 
     fn status(&self, now: Instant) -> PeerStatus {
@@ -327,7 +329,7 @@ impl RemoteState {
             let at = (delays.len() * percent / 100).min(delays.len().saturating_sub(1));
             delays.get(at).copied().map(microseconds)
         };
-        let oldest = self.unacknowledged.iter().find(|it| it.matters);
+        let oldest = self.unacknowledged.iter().find(|it| it.has_records);
         PeerStatus {
             state_since_ms: lb_core::milliseconds(now - self.since),
             lag_us: self
@@ -336,7 +338,7 @@ impl RemoteState {
             lag_p50_us: share(50),
             lag_p99_us: share(99),
             queue_records: self.queue.len() as u64,
-            ..self.shown.clone()
+            ..self.status.clone()
         }
     }
 }

@@ -1,7 +1,8 @@
-//! Sends a peer what happens to connections here: connects, explains, sends, and waits for acknowledgements.
+//! Sends records to a peer: connects, defines references, sends, and waits for acknowledgements.
 
 use std::{
-    io::ErrorKind,
+    convert::Infallible,
+    io::{self, ErrorKind},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -17,61 +18,62 @@ use tracing::{info, warn};
 
 use super::{
     PeerState,
-    dictionary::Outgoing,
+    dictionary::OutgoingDictionary,
     hub::Hub,
     kernel::Scan,
     orders::Outbox,
     remote::{RemotePeer, SentFrame},
     session::{self, FrameReader, Session, SessionError},
     topology::Topology,
-    wire::{About, FrameSigner, Message, Record, Resync, Scope},
+    wire::{Advertisement, FrameSigner, Message, Record, Resync, Scope},
 };
 
 /// How long a machine may take to answer a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(250);
 
-/// How long after a failed try the next one begins.
+/// Pause between a failed attempt and the next one.
 const RETRY: Duration = Duration::from_millis(200);
 
-/// The same after a refusal, which an operator must repair.
+/// The same after a refusal, whose cause an operator must remove.
 const RETRY_REFUSED: Duration = Duration::from_secs(2);
 
-/// How long an acknowledgement may be missing.
-const SILENCE: Duration = Duration::from_secs(1);
+/// How long an acknowledgement may take.
+const ACK_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How often the peer hears something.
-const PING: Duration = Duration::from_millis(200);
+/// The most time between two frames.
+const PING_INTERVAL: Duration = Duration::from_millis(200);
 
-/// How often the sender looks at the time.
+/// How often timeouts and intervals are checked.
 const TICK: Duration = Duration::from_millis(50);
 
 /// The most records of a frame.
 const FRAME_RECORDS: usize = 512;
 
-/// Bytes on the way beyond which the transmission of all connections waits, so that new ones need not.
+/// The most unacknowledged bytes with which the transmission of all connections continues, so that it does not delay new
+/// records.
 const WINDOW: usize = 256 * 1024;
 
-/// How long after an incomplete transmission the next one begins.
-const PAUSE: Duration = Duration::from_secs(1);
+/// Pause between an incomplete transmission and the next one.
+const TRANSMISSION_RETRY: Duration = Duration::from_secs(1);
 
-/// Connects to a peer for ever.
+/// Connects to a peer and sends records; never returns.
 pub async fn run(hub: Arc<Hub>, peer: usize, mut outbox: Outbox) {
     let remote = hub.remote(peer);
     let mut reported = String::new();
     loop {
-        let error = attempt(&hub, remote, &mut outbox).await;
-        let state = match &error {
+        let Err(error) = attempt(&hub, remote, &mut outbox).await;
+        let peer_state = match &error {
             SessionError::Refused(_) | SessionError::Unanswered => PeerState::Refused,
             _ => PeerState::Connecting,
         };
         let reason = error.to_string();
         let was_connected = {
-            let mut link = remote.lock();
+            let mut state = remote.lock();
             if let SessionError::Refused(refusal) = &error {
-                link.refused(refusal);
+                state.count_refusal(refusal);
             }
-            let was_connected = link.is_connected();
-            link.disconnected(state, reason.clone());
+            let was_connected = state.is_connected();
+            state.disconnected(peer_state, reason.clone());
             was_connected
         };
         hub.update_tables(Instant::now());
@@ -80,8 +82,8 @@ pub async fn run(hub: Arc<Hub>, peer: usize, mut outbox: Outbox) {
             warn!("peer {name} at {}: {reason}", remote.settings.address);
             reported = reason;
         }
-        match (state, was_connected) {
-            // The next try shows whether the machine lives.
+        match (peer_state, was_connected) {
+            // The next attempt shows whether the machine is alive.
             (_, true) => {}
             (PeerState::Refused, false) => sleep(RETRY_REFUSED).await,
             (_, false) => sleep(RETRY).await,
@@ -89,8 +91,12 @@ pub async fn run(hub: Arc<Hub>, peer: usize, mut outbox: Outbox) {
     }
 }
 
-/// Connects once, and sends until that ends.
-async fn attempt(hub: &Hub, remote: &RemotePeer, outbox: &mut Outbox) -> SessionError {
+/// Connects once, and sends until the session ends.
+async fn attempt(
+    hub: &Hub,
+    remote: &RemotePeer,
+    outbox: &mut Outbox,
+) -> Result<Infallible, SessionError> {
     let connected = timeout(CONNECT_TIMEOUT, TcpStream::connect(remote.settings.address)).await;
     let connected = connected.unwrap_or_else(|_| Err(ErrorKind::TimedOut.into()));
     let answers = match &connected {
@@ -98,32 +104,24 @@ async fn attempt(hub: &Hub, remote: &RemotePeer, outbox: &mut Outbox) -> Session
         Err(error) => error.kind() == ErrorKind::ConnectionRefused,
     };
     match answers {
-        true => remote.lock().set_living(Instant::now(), false),
-        false => remote.lock().set_silent(),
+        true => remote.lock().set_alive(Instant::now(), false),
+        false => remote.lock().set_unresponsive(),
     }
     hub.update_tables(Instant::now());
-    let stream = match connected {
-        Ok(stream) => stream,
-        Err(error) => return error.into(),
-    };
-    let hello = match hub.hello() {
-        Ok(hello) => hello,
-        Err(error) => return std::io::Error::other(error).into(),
-    };
-    let keys = &remote.settings.keys;
-    match session::connect(stream, &hello, keys, &remote.settings.name).await {
-        Ok(session) => converse(hub, remote, outbox, session, hello.about).await,
-        Err(error) => error,
-    }
+    let stream = connected?;
+    let hello = hub.hello().map_err(io::Error::other)?;
+    let (keys, name) = (&remote.settings.keys, &remote.settings.name);
+    let session = session::connect(stream, &hello, keys, name).await?;
+    run_session(hub, remote, outbox, session, hello.advertisement).await
 }
 
-async fn converse(
+async fn run_session(
     hub: &Hub,
     remote: &RemotePeer,
     outbox: &mut Outbox,
     session: Session,
-    sent_about: About,
-) -> SessionError {
+    advertised: Advertisement,
+) -> Result<Infallible, SessionError> {
     let Session {
         hello,
         protocol,
@@ -134,11 +132,11 @@ async fn converse(
     let (name, version) = (&hello.name, &hello.version);
     info!("peer {name}: connected; it runs memlb {version}, protocol {protocol}");
     {
-        let mut link = remote.lock();
-        link.connected(protocol);
-        link.shown.version.clone_from(version);
-        link.set_living(Instant::now(), true);
-        link.handle_hello_reply(hello.epoch, &hello.about);
+        let mut state = remote.lock();
+        state.connected(protocol);
+        state.status.version.clone_from(version);
+        state.set_alive(Instant::now(), true);
+        state.handle_hello_reply(hello.epoch, &hello.advertisement);
     }
     hub.update_tables(Instant::now());
     outbox.restart();
@@ -146,15 +144,15 @@ async fn converse(
         hub,
         remote,
         topology: hub.topology.clone(),
-        sent_about,
-        dictionary: Outgoing::default(),
+        advertised,
+        dictionary: OutgoingDictionary::default(),
         signer,
         out: Vec::new(),
         sent: Vec::new(),
-        taken: remote.lock().reported(),
+        dequeued: remote.lock().reported(),
         transmission: None,
         refreshed: Instant::now(),
-        begin_after: Instant::now(),
+        not_before: Instant::now(),
         last_sent: Instant::now(),
     };
     transmitter.dictionary.set_topology(&hub.topology.borrow());
@@ -164,43 +162,39 @@ async fn converse(
     }
 }
 
-async fn read_acknowledgements(remote: &RemotePeer, mut frames: FrameReader) -> SessionError {
+async fn read_acknowledgements(
+    remote: &RemotePeer,
+    mut frames: FrameReader,
+) -> Result<Infallible, SessionError> {
     loop {
-        match frames.fill().await {
-            Ok(bytes) => remote.lock().shown.bytes_received += bytes as u64,
-            Err(error) => return error,
-        }
-        loop {
-            let message = match frames.next() {
-                Ok(Some((_, message))) => message,
-                Ok(None) => break,
-                Err(refusal) => return refusal.into(),
-            };
-            let mut link = remote.lock();
-            link.set_living(Instant::now(), true);
+        let bytes = frames.fill().await?;
+        remote.lock().status.bytes_received += bytes as u64;
+        while let Some((_, message)) = frames.next()? {
+            let mut state = remote.lock();
+            state.set_alive(Instant::now(), true);
             match message {
                 Some(Message::Acknowledge(sequence)) => {
-                    link.handle_acknowledgement(sequence, Instant::now());
-                    if link.is_transmitting {
+                    state.handle_acknowledgement(sequence, Instant::now());
+                    if state.is_transmitting {
                         remote.wake.notify_one();
                     }
                 }
                 Some(Message::Resync(Resync::Requested)) => {
-                    link.record_loss(0);
+                    state.record_loss(0);
                     remote.wake.notify_one();
                 }
-                // Nothing else concerns the side that sends records.
+                // No other message concerns the sender.
                 _ => {}
             }
         }
     }
 }
 
-/// All connections on their way.
+/// A transmission of all connections.
 struct Transmission {
     scope: Scope,
     scan: Box<dyn Scan>,
-    /// Of the peer's link at the beginning.
+    /// The peer's number of losses at the beginning.
     losses: u64,
 }
 
@@ -209,108 +203,103 @@ struct Transmitter<'a> {
     hub: &'a Hub,
     remote: &'a RemotePeer,
     topology: watch::Receiver<Topology>,
-    /// What the peer knows of this manager.
-    sent_about: About,
-    dictionary: Outgoing,
+    /// The last advertisement that the peer got.
+    advertised: Advertisement,
+    dictionary: OutgoingDictionary,
     signer: FrameSigner,
     out: Vec<u8>,
     /// The frames in `out`.
     sent: Vec<SentFrame>,
-    /// How many records have left the queue, those of the last frame included.
-    taken: u64,
+    /// How many records have left the queue, including those of the last frame.
+    dequeued: u64,
     transmission: Option<Transmission>,
-    /// When all connections were last sent.
+    /// When the last transmission began.
     refreshed: Instant,
-    /// A transmission begins not before this.
-    begin_after: Instant,
+    /// The earliest time of the next transmission.
+    not_before: Instant,
     last_sent: Instant,
 }
 
 impl Transmitter<'_> {
-    async fn run(&mut self, mut writer: OwnedWriteHalf, outbox: &mut Outbox) -> SessionError {
+    async fn run(
+        &mut self,
+        mut writer: OwnedWriteHalf,
+        outbox: &mut Outbox,
+    ) -> Result<Infallible, SessionError> {
         loop {
-            if let Err(error) = self.gather(outbox) {
-                return std::io::Error::other(error).into();
-            }
+            self.gather(outbox).map_err(io::Error::other)?;
             match self.out.is_empty() {
                 true => tokio::select! {
                     () = self.remote.wake.notified() => {}
                     () = outbox.changed() => {}
                     changed = self.topology.changed() => {
                         if changed.is_err() {
-                            return SessionError::Closed;
+                            return Err(SessionError::Closed);
                         }
-                        // For the next round.
+                        // `gather` sends it.
                         self.topology.mark_changed();
                     }
                     () = sleep(TICK) => {}
                 },
-                false => {
-                    if let Err(error) = self.write(&mut writer).await {
-                        return error;
-                    }
-                }
+                false => self.write(&mut writer).await?,
             }
-            let waits = self.remote.lock().waits_since();
-            if waits.is_some_and(|since| since.elapsed() > SILENCE) {
-                return SessionError::Silent;
+            let waits = self.remote.lock().oldest_unacknowledged();
+            if waits.is_some_and(|since| since.elapsed() > ACK_TIMEOUT) {
+                return Err(SessionError::Silent);
             }
         }
     }
 
-    /// Makes the frames of what there is to send.
+    /// Adds the frames of everything that is to be sent.
     fn gather(&mut self, outbox: &mut Outbox) -> anyhow::Result<()> {
-        self.add_changed_about();
+        self.add_advertisement();
         let mut records = Vec::new();
-        let taken = self.remote.lock().dequeue(FRAME_RECORDS, &mut records);
-        self.add_records(&records, Some(taken))?;
+        let dequeued = self.remote.lock().dequeue(FRAME_RECORDS, &mut records);
+        self.add_records(&records, Some(dequeued))?;
         while let Some(orders) = outbox.next() {
             self.add(&Message::Orders(orders), None, None);
         }
         if records.len() < FRAME_RECORDS {
             self.transmit()?;
         }
-        if self.out.is_empty() && self.last_sent.elapsed() >= PING {
+        if self.out.is_empty() && self.last_sent.elapsed() >= PING_INTERVAL {
             self.add(&Message::Ping, None, None);
         }
         Ok(())
     }
 
-    /// Tells the peer what has changed since the hello.
-    fn add_changed_about(&mut self) {
+    /// Adds an advertisement if it has changed since the last one.
+    fn add_advertisement(&mut self) {
         if !self.topology.has_changed().unwrap_or(false) {
             return;
         }
         let topology = self.topology.borrow_and_update().clone();
         self.dictionary.set_topology(&topology);
-        let about = topology.about();
-        if about != self.sent_about {
-            self.add(&Message::About(about.clone()), None, None);
-            self.sent_about = about;
+        let advertisement = topology.advertisement();
+        if advertisement != self.advertised {
+            self.add(&Message::Advertisement(advertisement.clone()), None, None);
+            self.advertised = advertisement;
         }
     }
 
-    /// Adds the next part of all connections, or begins with them when that is due.
+    /// Adds the next chunk of a transmission; begins a transmission if one is due.
     fn transmit(&mut self) -> anyhow::Result<()> {
-        let (on_the_way, needs_all, losses) = {
-            let link = self.remote.lock();
-            (link.bytes_on_the_way(), link.needs_all, link.losses)
+        let (in_flight, needs_resync, losses) = {
+            let state = self.remote.lock();
+            (state.bytes_in_flight(), state.needs_resync, state.losses)
         };
         if self.transmission.is_none() {
             let is_due = self.refreshed.elapsed() >= self.hub.own.refresh;
-            if !(needs_all || is_due) || Instant::now() < self.begin_after {
+            if !(needs_resync || is_due) || Instant::now() < self.not_before {
                 return Ok(());
             }
-            self.begin(
-                if needs_all {
-                    Scope::Full
-                } else {
-                    Scope::Carried
-                },
-                losses,
-            )?;
+            let scope = match needs_resync {
+                true => Scope::Full,
+                false => Scope::Carried,
+            };
+            self.begin(scope, losses)?;
         }
-        if on_the_way >= WINDOW {
+        if in_flight >= WINDOW {
             return Ok(());
         }
         let Some(mut transmission) = self.transmission.take() else {
@@ -337,11 +326,11 @@ impl Transmitter<'_> {
             losses,
         });
         {
-            let mut link = self.remote.lock();
-            link.is_transmitting = true;
+            let mut state = self.remote.lock();
+            state.is_transmitting = true;
             if scope == Scope::Full {
-                link.needs_all = false;
-                link.shown.resyncs += 1;
+                state.needs_resync = false;
+                state.status.resyncs += 1;
             }
         }
         self.add(&Message::Resync(Resync::Begun(scope)), None, None);
@@ -351,9 +340,9 @@ impl Transmitter<'_> {
     fn finish(&mut self, transmission: &Transmission) {
         let &Transmission { scope, losses, .. } = transmission;
         let is_complete = {
-            let mut link = self.remote.lock();
-            link.is_transmitting = false;
-            link.losses == losses
+            let mut state = self.remote.lock();
+            state.is_transmitting = false;
+            state.losses == losses
         };
         let step = match is_complete {
             true => Resync::Finished(scope),
@@ -361,39 +350,43 @@ impl Transmitter<'_> {
         };
         let completes = (is_complete && scope == Scope::Full).then_some(losses);
         self.add(&Message::Resync(step), None, completes);
-        self.begin_after = Instant::now() + if is_complete { Duration::ZERO } else { PAUSE };
+        self.not_before = Instant::now()
+            + if is_complete {
+                Duration::ZERO
+            } else {
+                TRANSMISSION_RETRY
+            };
     }
 
-    /// Adds connections; `taken` is what [`Link::dequeue`](super::remote::Link::dequeue) returned, of those from the queue.
+    /// Adds connections. For those from the queue, `dequeued` is the result of
+    /// [`RemoteState::dequeue`](super::remote::RemoteState::dequeue).
     fn add_records(
         &mut self,
         flows: &[FlowRecord],
-        taken: Option<(Instant, u64)>,
+        dequeued: Option<(Instant, u64)>,
     ) -> anyhow::Result<()> {
         if flows.is_empty() {
             return Ok(());
         }
         let now = self.hub.now_ticks()?;
-        let mut explained = Vec::new();
-        let translate = |flow| self.dictionary.translate(flow, now, &mut explained);
+        let mut definitions = Vec::new();
+        let translate = |flow| self.dictionary.translate(flow, now, &mut definitions);
         let records: Vec<Record> = flows.iter().filter_map(translate).collect();
-        for message in explained {
+        for message in definitions {
             self.add(&message, None, None);
         }
-        let since = taken.map(|(since, number)| {
-            self.taken = number;
+        let since = dequeued.map(|(since, count)| {
+            self.dequeued = count;
             since
         });
-        self.remote.lock().shown.records_sent += records.len() as u64;
-        let mut rest = records;
-        while !rest.is_empty() {
-            let later = rest.split_off(rest.len().min(FRAME_RECORDS));
-            self.add(&Message::Records(rest), since, None);
-            rest = later;
+        self.remote.lock().status.records_sent += records.len() as u64;
+        for chunk in records.chunks(FRAME_RECORDS) {
+            self.add(&Message::Records(chunk.to_vec()), since, None);
         }
         Ok(())
     }
 
+    /// Adds a frame. `since`: when the oldest of its records from the queue was reported.
     fn add(&mut self, message: &Message, since: Option<Instant>, completes: Option<u64>) {
         let begin = self.out.len();
         let sequence = message.sign(&mut self.signer, &mut self.out);
@@ -401,21 +394,21 @@ impl Transmitter<'_> {
             sequence,
             bytes: self.out.len() - begin,
             at: since.unwrap_or_else(Instant::now),
-            matters: since.is_some(),
-            taken: self.taken,
+            has_records: since.is_some(),
+            dequeued: self.dequeued,
             completes,
         });
     }
 
     async fn write(&mut self, writer: &mut OwnedWriteHalf) -> Result<(), SessionError> {
-        // Before they leave, so that no acknowledgement comes first.
+        // Record them before they are sent, so that an acknowledgement cannot arrive earlier.
         {
-            let mut link = self.remote.lock();
+            let mut state = self.remote.lock();
             self.sent
                 .drain(..)
-                .for_each(|frame| link.record_sent(frame));
+                .for_each(|frame| state.record_sent(frame));
         }
-        let written = timeout(SILENCE, writer.write_all(&self.out)).await;
+        let written = timeout(ACK_TIMEOUT, writer.write_all(&self.out)).await;
         written.map_err(|_| SessionError::Silent)??;
         self.out.clear();
         self.last_sent = Instant::now();

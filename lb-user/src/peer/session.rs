@@ -13,12 +13,12 @@ use tokio::{
 };
 
 use super::wire::{
-    FrameSigner, FrameVerifier, Hello, MAX_FRAME, MAX_HELLO, Message, Refusal, Role, SessionKeys,
-    common_protocol,
+    FrameSigner, FrameVerifier, Hello, MAX_FRAME, MAX_HELLO, Message, PeerRefusal, Role,
+    SessionKeys, common_protocol,
 };
 use crate::keys::PeerKeys;
 
-/// How long the other side may take to answer.
+/// How long the other side may take to send its hello.
 pub const HELLO_TIMEOUT: Duration = Duration::from_millis(700);
 
 /// Why a session ends, or does not begin.
@@ -27,10 +27,10 @@ pub enum SessionError {
     #[error("{0}")]
     Io(#[from] io::Error),
     #[error("{0}")]
-    Refused(#[from] Refusal),
-    /// The listener does not say why.
+    Refused(#[from] PeerRefusal),
+    /// The listener does not send a reason.
     #[error(
-        "it closed the connection without an answer: it has no [[peer]] of this manager's name, or another key \
+        "it closed the connection without an answer: it has no [[peer]] with this manager's name, or another key \
          for it; its log says which"
     )]
     Unanswered,
@@ -74,7 +74,7 @@ pub async fn connect(
     };
     let keys_of = |name: &str| match name == expected {
         true => Ok(keys),
-        false => Err(Refusal::OtherName {
+        false => Err(PeerRefusal::OtherName {
             name: name.to_owned(),
             expected: expected.to_owned(),
         }),
@@ -82,18 +82,17 @@ pub async fn connect(
     let received = &buffer[..length];
     let (hello, signed_with) = Hello::verify(received, Role::Listener, keys_of)?;
     if signed_with.id() != key.id() {
-        return Err(Refusal::OtherKey.into());
+        return Err(PeerRefusal::OtherKey.into());
     }
     if hello.echoed_nonce != own.nonce {
-        return Err(Refusal::Replayed.into());
+        return Err(PeerRefusal::Replayed.into());
     }
     let protocol = common_protocol(hello.protocols)?;
     let (signer, verifier) = SessionKeys::derive(key, &sent, received).of(Role::Connector);
-    buffer.drain(..length);
     Ok(Session {
         hello,
         protocol,
-        frames: FrameReader::new(reader, buffer, verifier),
+        frames: FrameReader::new(reader, buffer, length, verifier),
         writer,
         signer,
     })
@@ -101,7 +100,7 @@ pub async fn connect(
 
 /// Answers a connection. `keys_of` returns the keys of the peer with a name.
 ///
-/// The connector has proved that it is there, and not a recording, only with its first frame.
+/// Only its first frame proves that the connector is not a replayed recording.
 ///
 /// # Errors
 ///
@@ -109,15 +108,15 @@ pub async fn connect(
 pub async fn accept<'k>(
     stream: TcpStream,
     own: &Hello,
-    keys_of: impl FnOnce(&str) -> Result<&'k PeerKeys, Refusal>,
+    keys_of: impl FnOnce(&str) -> Result<&'k PeerKeys, PeerRefusal>,
 ) -> Result<Session, SessionError> {
     stream.set_nodelay(true)?;
     let (mut reader, mut writer) = stream.into_split();
     let mut buffer = Vec::new();
     let length = timeout(HELLO_TIMEOUT, read_hello(&mut reader, &mut buffer));
-    let length = length.await.map_err(|_| Refusal::Late)??;
-    let received = buffer[..length].to_vec();
-    let (hello, key) = Hello::verify(&received, Role::Connector, keys_of)?;
+    let length = length.await.map_err(|_| PeerRefusal::Late)??;
+    let received = &buffer[..length];
+    let (hello, key) = Hello::verify(received, Role::Connector, keys_of)?;
     let answer = Hello {
         echoed_nonce: hello.nonce,
         ..own.clone()
@@ -125,18 +124,17 @@ pub async fn accept<'k>(
     let sent = answer.sign(Role::Listener, key);
     writer.write_all(&sent).await?;
     let protocol = common_protocol(hello.protocols)?;
-    let (signer, verifier) = SessionKeys::derive(key, &received, &sent).of(Role::Listener);
-    buffer.drain(..length);
+    let (signer, verifier) = SessionKeys::derive(key, received, &sent).of(Role::Listener);
     Ok(Session {
         hello,
         protocol,
-        frames: FrameReader::new(reader, buffer, verifier),
+        frames: FrameReader::new(reader, buffer, length, verifier),
         writer,
         signer,
     })
 }
 
-/// Reads until a whole hello is in the buffer; returns its length.
+/// Reads until the buffer holds a complete hello; returns its length.
 async fn read_hello(
     reader: &mut OwnedReadHalf,
     buffer: &mut Vec<u8>,
@@ -151,37 +149,37 @@ async fn read_hello(
         if reader.read_buf(buffer).await? == 0 {
             return Err(match buffer.is_empty() {
                 true => SessionError::Closed,
-                false => Refusal::Cut.into(),
+                false => PeerRefusal::Cut.into(),
             });
         }
     }
 }
 
-/// The frames that come in.
+/// Reads frames.
 #[derive(Debug)]
 pub struct FrameReader {
     reader: OwnedReadHalf,
     buffer: Vec<u8>,
-    /// How much of the buffer is read.
+    /// Number of bytes of the buffer that are read.
     read: usize,
     verifier: FrameVerifier,
 }
 
 impl FrameReader {
-    fn new(reader: OwnedReadHalf, buffer: Vec<u8>, verifier: FrameVerifier) -> Self {
+    fn new(reader: OwnedReadHalf, buffer: Vec<u8>, read: usize, verifier: FrameVerifier) -> Self {
         Self {
             reader,
             buffer,
-            read: 0,
+            read,
             verifier,
         }
     }
 
-    /// Waits for more bytes; returns how many came.
+    /// Waits for more bytes; returns their number.
     ///
     /// # Errors
     ///
-    /// Says that the connection has ended, and whether within a frame.
+    /// The connection has ended, perhaps within a frame.
     pub async fn fill(&mut self) -> Result<usize, SessionError> {
         self.buffer.drain(..self.read);
         self.read = 0;
@@ -189,17 +187,17 @@ impl FrameReader {
         self.buffer.reserve(MAX_FRAME);
         match self.reader.read_buf(&mut self.buffer).await? {
             0 if self.buffer.is_empty() => Err(SessionError::Closed),
-            0 => Err(Refusal::Cut.into()),
+            0 => Err(PeerRefusal::Cut.into()),
             bytes => Ok(bytes),
         }
     }
 
-    /// Returns the next frame that is whole: its sequence and, if this memlb knows its type, what it holds.
+    /// Returns the next complete frame: its sequence and, if this memlb knows its type, its content.
     ///
     /// # Errors
     ///
-    /// Says what is wrong with it. The session ends then.
-    pub fn next(&mut self) -> Result<Option<(u64, Option<Message>)>, Refusal> {
+    /// Says what is wrong with the frame. The session must end.
+    pub fn next(&mut self) -> Result<Option<(u64, Option<Message>)>, PeerRefusal> {
         let Some((frame, length)) = self.verifier.verify(&self.buffer[self.read..])? else {
             return Ok(None);
         };

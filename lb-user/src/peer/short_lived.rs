@@ -1,38 +1,38 @@
-//! Connections that begin and end between two readings: no peer needs to know them.
+//! Removes connections that begin and end between two reads: no peer needs them.
 
 use std::collections::HashMap;
 
 use lb_common::maps::{FlowRecord, record_kind};
 
 /// Client, service and protocol.
-type Tuple = ([u8; 16], [u8; 2], [u8; 16], [u8; 2], u8);
+type FiveTuple = ([u8; 16], [u8; 2], [u8; 16], [u8; 2], u8);
 
-/// Removes them from what was read at once. Kept only for its memory.
+/// Removes short-lived connections from the records of one read. It is kept between reads only to reuse its memory.
 #[derive(Debug, Default)]
 pub struct ShortLived {
-    /// The places of the records of connections that have begun.
-    begun: HashMap<Tuple, usize>,
+    /// Indices of the records of connections that have begun.
+    begun: HashMap<FiveTuple, usize>,
 }
 
 impl ShortLived {
     pub fn remove_from(&mut self, records: &mut Vec<FlowRecord>) {
         self.begun.clear();
         let mut over = 0;
-        for place in 0..records.len() {
-            let record = records[place];
+        for index in 0..records.len() {
+            let record = records[index];
             let tuple = tuple(&record);
             if record.kind == record_kind::OPENED {
-                self.begun.insert(tuple, place);
+                self.begun.insert(tuple, index);
                 continue;
             }
-            // A peer that carries the connection, too, needs every record of it.
+            // If a peer also carries the connection, it needs every record of it.
             let begun = self.begun.remove(&tuple);
             if record.kind == record_kind::ENDED
                 && let Some(begun) = begun
                 && records[begun].created_ticks == record.created_ticks
             {
                 records[begun].kind = record_kind::NONE;
-                records[place].kind = record_kind::NONE;
+                records[index].kind = record_kind::NONE;
                 over += 1;
             }
         }
@@ -42,7 +42,7 @@ impl ShortLived {
     }
 }
 
-fn tuple(record: &FlowRecord) -> Tuple {
+fn tuple(record: &FlowRecord) -> FiveTuple {
     (
         record.client,
         record.client_port,
@@ -78,7 +78,7 @@ mod tests {
             // Of an earlier connection of the tuple.
             record(ENDED, 4, 2),
         ];
-        let rest = [1, 2, 3, 5, 6, 7, 8].map(|place| records[place]);
+        let rest = [1, 2, 3, 5, 6, 7, 8].map(|index| records[index]);
         let mut short_lived = ShortLived::default();
         short_lived.remove_from(&mut records);
         assert_eq!(records, rest);

@@ -1,4 +1,4 @@
-//! What views show of the peers.
+//! The status of peers, as views show it.
 
 use std::{collections::BTreeMap, net::IpAddr};
 
@@ -28,7 +28,7 @@ pub struct PeerStatus {
     pub address: String,
     pub state: PeerState,
     pub state_since_ms: u64,
-    /// Why there is no session, in a sentence.
+    /// Why there is no session, as a sentence.
     pub reason: Option<String>,
     /// Version of the protocol that both speak.
     pub protocol: Option<u16>,
@@ -38,9 +38,9 @@ pub struct PeerStatus {
     pub received_complete: bool,
     /// Age of the oldest record that the peer has not acknowledged; 0: all are acknowledged.
     pub lag_us: Option<u64>,
-    /// From reading a record to its acknowledgement, of the last 1,024 frames: half of them took at most so long.
+    /// Time from reading a record to its acknowledgement: the median of the last 1,024 frames.
     pub lag_p50_us: Option<u64>,
-    /// The same, of 99 % of them.
+    /// The same: the 99th percentile.
     pub lag_p99_us: Option<u64>,
     /// Records that wait to be sent.
     pub queue_records: u64,
@@ -54,11 +54,11 @@ pub struct PeerStatus {
     pub lost_records: u64,
     /// Frames and hellos that were refused, by reason.
     pub refused_frames: BTreeMap<String, u64>,
-    /// What became of the peer's records here, by outcome.
+    /// The peer's records by their outcome on this manager.
     pub intake: BTreeMap<String, u64>,
-    /// Packets of unknown connections that were sent on to the peer.
+    /// Packets of unknown connections that were relayed to the peer.
     pub relayed_packets: u64,
-    /// Whether both have equal settings of services and workers; nothing before the first session.
+    /// Whether both managers have equal settings of services and workers; absent before the first session.
     pub configuration_matches: Option<bool>,
     /// The addresses from which the peer connects to workers in mode `nat`.
     pub nat_sources: Vec<IpAddr>,

@@ -19,14 +19,14 @@ use super::{
 };
 use crate::datapath::{FlowEvents, FlowScan, Intake, PeerTables, monotonic_ns};
 
-/// How long the reader waits after it has read, so that one frame carries many records: a frame costs both managers as
-/// much as some fifty records. tokio adds up to a millisecond.
+/// How long the reader waits between two reads, so that one frame carries many records: a frame costs both managers as
+/// much as about fifty records. tokio adds up to a millisecond.
 const COALESCING: Duration = Duration::from_millis(4);
 
-/// The same where nothing has happened for a while.
+/// The same after reads without records.
 const IDLE: Duration = Duration::from_millis(8);
 
-/// How often lost events are looked for.
+/// How often the counter of lost events is read.
 const LOST_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Entries of a table that are read at once, in well under a millisecond.
@@ -73,17 +73,17 @@ impl Scan for FlowScan {
     }
 }
 
-/// Passes on what happens to connections, until the manager ends.
+/// Queues the kernel's events for the peers, until the manager ends.
 pub async fn read_events(mut events: FlowEvents, hub: Arc<Hub>) {
     let mut records = Vec::new();
     let mut short_lived = ShortLived::default();
     let mut lost_before = events.lost().unwrap_or_default();
-    let mut looked = Instant::now();
+    let mut checked = Instant::now();
     let mut read = Instant::now();
     let mut wait = COALESCING;
     loop {
         events.read(&mut records);
-        // Half of the records have waited for longer than since the middle of the interval.
+        // On average, the records have waited for half of the interval.
         let waited = read.elapsed() / 2;
         read = Instant::now();
         wait = match records.is_empty() {
@@ -95,8 +95,8 @@ pub async fn read_events(mut events: FlowEvents, hub: Arc<Hub>) {
             hub.publish(&records, read - waited);
             records.clear();
         }
-        if looked.elapsed() >= LOST_INTERVAL {
-            looked = Instant::now();
+        if checked.elapsed() >= LOST_INTERVAL {
+            checked = Instant::now();
             match events.lost() {
                 Ok(lost) if lost > lost_before => {
                     hub.record_loss(lost - lost_before);

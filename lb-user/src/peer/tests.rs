@@ -416,7 +416,7 @@ async fn packets_go_to_living_peers_only() {
     assert_eq!(links(), [(3, link)]);
     assert!(one.memory.lock().unwrap().incomplete);
     // Nothing answers.
-    one.hub.remote(0).lock().set_silent();
+    one.hub.remote(0).lock().set_unresponsive();
     one.hub.update_tables(Instant::now());
     assert_eq!(links(), []);
 }
@@ -431,7 +431,7 @@ async fn hello_to(address: SocketAddr, name: &str, secret: u8) -> (TcpStream, Ve
         epoch: 1,
         name: name.to_owned(),
         version: "0.1.0".to_owned(),
-        about: topology(20, 6).about(),
+        advertisement: topology(20, 6).advertisement(),
     };
     let sent = hello.sign(Role::Connector, keys(secret).signing());
     stream.write_all(&sent).await.unwrap();

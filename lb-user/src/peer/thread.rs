@@ -35,13 +35,13 @@ use crate::{
     sockets::tcp_holder,
 };
 
-/// How often all carried connections are sent again.
+/// The interval of refreshes, in which all carried connections are sent again.
 const REFRESH: Duration = Duration::from_secs(60);
 
-/// How often it is checked whether machines still live.
+/// How often the peers' machines are checked for being alive.
 const CHECK: Duration = Duration::from_millis(100);
 
-/// How many frames of orders wait.
+/// The most frames of orders in the queue.
 const ORDERS: usize = 64;
 
 /// The socket at which peers connect.
@@ -53,11 +53,11 @@ pub struct PeerListener {
 }
 
 impl PeerListener {
-    /// Reads the keys of the configured peers, and listens; nothing without a peer.
+    /// Reads the keys of the configured peers, and listens; `None` without a peer.
     ///
     /// # Errors
     ///
-    /// Says which key cannot be used, or why the address cannot.
+    /// Names the key that cannot be used, or says why the address cannot.
     pub fn bind(config: &Config) -> Result<Option<Self>> {
         if config.peers.is_empty() {
             return Ok(None);
@@ -101,14 +101,14 @@ impl PeerListener {
 ///
 /// # Errors
 ///
-/// Says which key cannot be used.
+/// Names the key that cannot be used.
 pub fn read_peers(config: &Config) -> Result<Vec<PeerSettings>> {
     let settings = |peer: &Peer| {
         let keys = read_peer_keys(&peer.key);
         Ok(PeerSettings {
             name: peer.name.clone(),
             address: peer.address,
-            keys: keys.with_context(|| format!("the key of peer {}", peer.name))?,
+            keys: keys.with_context(|| format!("read the key of peer {}", peer.name))?,
         })
     };
     config.peers.iter().map(settings).collect()
@@ -123,7 +123,7 @@ fn bind_error(address: SocketAddr, error: &io::Error) -> anyhow::Error {
     anyhow::anyhow!("listen for peers at {address} (manager.peer_listen): {error}{hint}")
 }
 
-/// What the replication works with.
+/// The resources of the replication.
 #[derive(Debug)]
 pub struct Replication {
     events: FlowEvents,
@@ -196,7 +196,7 @@ async fn run(listener: PeerListener, replication: Replication) {
         tokio::spawn(sender::run(hub.clone(), peer, exchange.outbox(peer)));
     }
     tokio::spawn(receiver::serve(hub.clone(), listener, sender));
-    tokio::spawn(check_lives(hub.clone()));
+    tokio::spawn(check_alive(hub.clone()));
     let orders = orders::run(
         exchange,
         replication.in_force,
@@ -208,7 +208,7 @@ async fn run(listener: PeerListener, replication: Replication) {
     tokio::join!(orders, read_events(replication.events, hub));
 }
 
-async fn check_lives(hub: Arc<Hub>) {
+async fn check_alive(hub: Arc<Hub>) {
     let mut ticks = interval(CHECK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {

@@ -1,10 +1,10 @@
-//! What the replication needs to know of its own manager.
+//! The replication's view of its own manager.
 
 use std::net::IpAddr;
 
 use lb_common::maps::Mac;
 
-use super::wire::About;
+use super::wire::Advertisement;
 use crate::config::Identity;
 
 /// Backends, interfaces and addresses of this manager. Changes with its configuration and its interfaces.
@@ -15,9 +15,9 @@ pub struct Topology {
     /// In the order of the configuration.
     pub interfaces: Vec<OwnInterface>,
     pub nat_sources: Vec<IpAddr>,
-    /// See [`About::digest`].
+    /// See [`Advertisement::digest`].
     pub digest: [u8; 32],
-    /// See [`About::serving`].
+    /// See [`Advertisement::serving`].
     pub serving: u16,
 }
 
@@ -29,9 +29,9 @@ pub struct OwnInterface {
 }
 
 impl Topology {
-    /// What peers must know of it.
-    pub fn about(&self) -> About {
-        About {
+    /// What this manager advertises to its peers.
+    pub fn advertisement(&self) -> Advertisement {
+        Advertisement {
             digest: self.digest,
             nat_sources: self.nat_sources.clone(),
             interfaces: self.interfaces.iter().map(|it| it.mac.bytes()).collect(),

@@ -1,25 +1,25 @@
-//! What is read of the answers of Docker's API.
+//! The parts of Docker's API responses that are used.
 
 use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
-/// Everything of one poll.
+/// The result of one poll.
 #[derive(Debug, Clone, Default)]
-pub struct State {
-    pub services: Vec<Service>,
+pub struct SwarmState {
+    pub services: Vec<SwarmService>,
     pub nodes: Vec<Node>,
-    pub tasks: Vec<Task>,
+    pub tasks: Vec<SwarmTask>,
 }
 
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "PascalCase")]
-pub struct Service {
+pub struct SwarmService {
     #[serde(rename = "ID")]
     pub id: String,
     pub spec: ServiceSpec,
     #[serde(default)]
-    pub endpoint: Endpoint,
+    pub endpoint: PortList,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -31,18 +31,18 @@ pub struct ServiceSpec {
 
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(rename_all = "PascalCase")]
-pub struct Endpoint {
-    pub ports: Option<Vec<Port>>,
+pub struct PortList {
+    pub ports: Option<Vec<PublishedPort>>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
 #[serde(rename_all = "PascalCase")]
-pub struct Port {
+pub struct PublishedPort {
     pub protocol: String,
-    /// The container's own.
+    /// The container's port.
     #[serde(default)]
     pub target_port: u16,
-    /// That of the node.
+    /// The node's port.
     #[serde(default)]
     pub published_port: u16,
     /// `host` or `ingress`.
@@ -94,7 +94,7 @@ pub struct ManagerStatus {
 
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "PascalCase")]
-pub struct Task {
+pub struct SwarmTask {
     #[serde(rename = "ID")]
     pub id: String,
     #[serde(rename = "ServiceID", default)]
@@ -116,7 +116,7 @@ pub struct Task {
 pub struct TaskStatus {
     pub state: String,
     pub err: Option<String>,
-    pub port_status: Option<Endpoint>,
+    pub port_status: Option<PortList>,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -138,8 +138,8 @@ pub struct NetworkSpec {
     pub name: String,
 }
 
-impl Task {
-    /// Whether its ports are those of its node.
+impl SwarmTask {
+    /// Whether it uses the node's network, and so the node's ports.
     pub fn is_on_host_network(&self) -> bool {
         let networks = self.networks_attachments.iter().flatten();
         networks

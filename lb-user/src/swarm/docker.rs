@@ -17,13 +17,13 @@ use hyper_util::rt::TokioIo;
 use serde::{Deserialize, de::DeserializeOwned};
 use tokio::{net::UnixStream, task::JoinHandle, time::timeout};
 
-use super::api::State;
+use super::api::SwarmState;
 
 /// How long the API may take for one poll.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The largest answer, in bytes.
-const MOST: usize = 64 * 1024 * 1024;
+/// The largest response, in bytes.
+const MAX_BYTES: usize = 64 * 1024 * 1024;
 
 /// `{"type":["service","node","container"],"event":["create","update","remove","start","kill","die"]}`
 const EVENTS: &str = "/events?filters=%7B%22type%22%3A%5B%22service%22%2C%22node%22%2C%22container%22%5D%2C\
@@ -36,13 +36,13 @@ pub struct Docker {
     socket: PathBuf,
 }
 
-/// A connection whose task ends with it.
-struct Connection {
+/// A connection to the API. Its task ends with it.
+struct ApiConnection {
     sender: SendRequest<String>,
     task: JoinHandle<()>,
 }
 
-impl Drop for Connection {
+impl Drop for ApiConnection {
     fn drop(&mut self) {
         self.task.abort();
     }
@@ -62,13 +62,13 @@ impl Docker {
     ///
     /// # Errors
     ///
-    /// Says that the API does not answer, or what it refuses.
-    pub async fn state(&self) -> Result<State> {
+    /// The API does not answer, or refuses a request.
+    pub async fn state(&self) -> Result<SwarmState> {
         let socket = self.socket.display();
         let read = timeout(TIMEOUT, async {
             let mut connection = self.connect().await?;
-            // Tasks last: a task whose service or node is missing would look like a fault.
-            Ok::<_, anyhow::Error>(State {
+            // Tasks last, so that their services and nodes are known.
+            Ok::<_, anyhow::Error>(SwarmState {
                 services: connection.get("/services").await?,
                 nodes: connection.get("/nodes").await?,
                 tasks: connection.get("/tasks").await?,
@@ -80,21 +80,21 @@ impl Docker {
         }
     }
 
-    /// Calls `woken` at each event of services, nodes and containers, until the API ends the stream.
+    /// Calls `on_event` at each event of services, nodes and containers, until the API ends the stream.
     ///
     /// # Errors
     ///
-    /// Says that the API does not answer.
-    pub async fn follow_events(&self, mut woken: impl FnMut()) -> Result<()> {
+    /// The API does not answer.
+    pub async fn watch_events(&self, mut on_event: impl FnMut()) -> Result<()> {
         let mut connection = timeout(TIMEOUT, self.connect()).await??;
         let mut body = connection.send(EVENTS).await?;
         while frame(&mut body).await?.is_some() {
-            woken();
+            on_event();
         }
         Ok(())
     }
 
-    async fn connect(&self) -> Result<Connection> {
+    async fn connect(&self) -> Result<ApiConnection> {
         let stream = UnixStream::connect(&self.socket)
             .await
             .map_err(|error| unreachable(&self.socket, &error))?;
@@ -103,14 +103,14 @@ impl Docker {
             // The request fails with the same error.
             _ = connection.await;
         });
-        Ok(Connection { sender, task })
+        Ok(ApiConnection { sender, task })
     }
 }
 
 fn unreachable(socket: &Path, error: &std::io::Error) -> anyhow::Error {
     let advice = match error.kind() {
         std::io::ErrorKind::PermissionDenied => "run this as a member of its group, docker",
-        _ => "does dockerd run, and with this --docker-socket?",
+        _ => "check that dockerd runs with this --docker-socket",
     };
     anyhow!(
         "Docker's API at {} does not answer: {error}; {advice}",
@@ -118,16 +118,16 @@ fn unreachable(socket: &Path, error: &std::io::Error) -> anyhow::Error {
     )
 }
 
-impl Connection {
+impl ApiConnection {
     async fn get<T: DeserializeOwned>(&mut self, path: &str) -> Result<T> {
         let mut body = self.send(path).await?;
         let text = collect(&mut body).await?;
         serde_json::from_slice(&text)
-            .with_context(|| format!("understand the answer of Docker's API to {path}"))
+            .with_context(|| format!("parse the response of Docker's API to {path}"))
     }
 
     async fn send(&mut self, path: &str) -> Result<Incoming> {
-        let context = || format!("ask Docker's API for {path}");
+        let context = || format!("request {path} from Docker's API");
         let request = Request::get(path)
             .header("Host", "docker")
             .body(String::new())?;
@@ -155,22 +155,22 @@ async fn collect(body: &mut Incoming) -> Result<Vec<u8>> {
     let mut text = Vec::new();
     while let Some(part) = frame(body).await? {
         anyhow::ensure!(
-            text.len() + part.len() <= MOST,
-            "Docker's API answers with more than {MOST} bytes"
+            text.len() + part.len() <= MAX_BYTES,
+            "the response of Docker's API has more than {MAX_BYTES} bytes"
         );
         text.extend_from_slice(&part);
     }
     Ok(text)
 }
 
-/// Returns the next part of a body; nothing at its end.
+/// Returns the next part of a body; `None` at its end.
 async fn frame(body: &mut Incoming) -> Result<Option<hyper::body::Bytes>> {
     loop {
         let Some(frame) = poll_fn(|context| Pin::new(&mut *body).poll_frame(context)).await else {
             return Ok(None);
         };
         if let Ok(data) = frame
-            .context("read the answer of Docker's API")?
+            .context("read the response of Docker's API")?
             .into_data()
         {
             return Ok(Some(data));

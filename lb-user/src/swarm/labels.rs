@@ -1,4 +1,4 @@
-//! The labels by which a service of Swarm becomes workers.
+//! The labels of a Swarm service whose tasks become workers.
 
 use std::collections::BTreeMap;
 
@@ -12,12 +12,12 @@ const PORT: &str = "memlb.port";
 const WEIGHT: &str = "memlb.weight";
 const KNOWN: [&str; 3] = [SERVICE, PORT, WEIGHT];
 
-/// The label of a node that replaces its host name as its workers' name.
+/// The label of a node with its workers' name, instead of the host name.
 pub const NAME: &str = "memlb.name";
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Labels {
-    /// The service of memlb.
+    /// The name of memlb's service.
     pub service: String,
     /// The container's port.
     pub port: Option<(u16, Protocol)>,
@@ -26,11 +26,11 @@ pub struct Labels {
 }
 
 impl Labels {
-    /// Reads the labels of a service; nothing if none is memlb's.
+    /// Parses the labels of a service; `None` if none is memlb's.
     ///
     /// # Errors
     ///
-    /// Says which label makes no sense, and what would.
+    /// Names the label that is not valid, and what is expected.
     pub fn parse(labels: &BTreeMap<String, String>) -> Option<Result<Self, String>> {
         let own = || labels.keys().filter(|it| it.starts_with(PREFIX));
         own().next()?;

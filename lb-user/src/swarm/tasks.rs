@@ -1,11 +1,11 @@
-//! Which tasks of a Swarm are workers, and why others are not.
+//! Decides which tasks of a Swarm are workers, and why others are not.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use lb_core::Protocol;
 
 use super::{
-    api::{Node, Port, Service, State, Task},
+    api::{Node, PublishedPort, SwarmService, SwarmState, SwarmTask},
     labels::{Labels, NAME},
 };
 use crate::{
@@ -14,12 +14,12 @@ use crate::{
 };
 
 /// Returns the workers of all services with labels of memlb.
-pub fn workers(state: &State) -> WorkerList {
+pub fn workers(state: &SwarmState) -> WorkerList {
     let mut list = WorkerList::default();
     let nodes = Nodes::new(&state.nodes);
-    let mut services: Vec<&Service> = state.services.iter().collect();
+    let mut services: Vec<&SwarmService> = state.services.iter().collect();
     services.sort_by_key(|it| &it.spec.name);
-    // A node has one worker of a service of memlb, whichever services of Swarm run there.
+    // A node has at most one worker in each service of memlb, even if tasks of several Swarm services run there.
     let mut taken = BTreeMap::new();
     for service in services {
         let none = BTreeMap::new();
@@ -32,12 +32,12 @@ pub fn workers(state: &State) -> WorkerList {
                 reason,
             }),
             Some(Ok(labels)) => {
-                let of_service = OfService {
+                let tasks = ServiceTasks {
                     service,
                     labels: &labels,
                     nodes: &nodes,
                 };
-                of_service.add(&state.tasks, &mut taken, &mut list);
+                tasks.add(&state.tasks, &mut taken, &mut list);
             }
         }
     }
@@ -73,12 +73,12 @@ impl Node {
         label.unwrap_or(&self.description.hostname)
     }
 
-    /// Whether Swarm holds it for dead. After a change of Swarm's leader, all nodes are `unknown` for a while.
+    /// Whether Swarm considers it down. After a change of Swarm's leader, all nodes are `unknown` for a while.
     fn is_down(&self) -> bool {
         ["down", "disconnected"].contains(&self.status.state.as_str())
     }
 
-    /// Its address; of a manager, the status may have none.
+    /// Its address. The status of a Swarm manager may have none.
     fn address(&self) -> Option<&str> {
         let is_one = |address: &&str| !["", "0.0.0.0", "::", "127.0.0.1"].contains(address);
         let own = Some(self.status.addr.as_str()).filter(is_one);
@@ -90,24 +90,24 @@ impl Node {
     }
 }
 
-struct OfService<'a> {
-    service: &'a Service,
+struct ServiceTasks<'a> {
+    service: &'a SwarmService,
     labels: &'a Labels,
     nodes: &'a Nodes<'a>,
 }
 
-impl OfService<'_> {
+impl ServiceTasks<'_> {
     fn add(
         &self,
-        tasks: &[Task],
+        tasks: &[SwarmTask],
         taken: &mut BTreeMap<(String, String), String>,
         list: &mut WorkerList,
     ) {
-        let mut tasks: Vec<&Task> = tasks
+        let mut tasks: Vec<&SwarmTask> = tasks
             .iter()
             .filter(|it| it.service_id == self.service.id)
             .collect();
-        // Of two tasks on a node, the one that stays goes before the one that leaves, then the older one.
+        // Of two tasks on a node, one that stays comes before one that leaves, and an older one before a newer one.
         tasks.sort_by_key(|it| (it.is_leaving(), &it.created_at, &it.id));
         for task in tasks {
             let worker = match self.worker(task) {
@@ -118,28 +118,28 @@ impl OfService<'_> {
                     continue;
                 }
             };
-            let place = (worker.service.clone(), worker.name.clone());
-            match taken.get(&place) {
+            let key = (worker.service.clone(), worker.name.clone());
+            match taken.get(&key) {
                 None => {
-                    taken.insert(place, self.name_of(task));
+                    taken.insert(key, self.name_of(task));
                     list.workers.push(worker);
                 }
-                // It is replaced by the other one.
+                // The other task replaces it.
                 Some(_) if task.is_leaving() => {}
                 Some(other) => list.absent.push(self.absent(
                     task,
                     format!(
-                        "{} is the worker of {} there already, and a node has one of a service: start the \
-                         service with --replicas-max-per-node 1",
-                        other, place.0
+                        "{} is already the worker of {} on this node, and a node has one worker of a service: start \
+                         the service with --replicas-max-per-node 1",
+                        other, key.0
                     ),
                 )),
             }
         }
     }
 
-    /// Returns the worker that a task is; nothing while it does not run yet, or not any more.
-    fn worker(&self, task: &Task) -> Result<Option<ExternalWorker>, String> {
+    /// Returns the worker of a task; `None` if the task does not run yet, or has ended.
+    fn worker(&self, task: &SwarmTask) -> Result<Option<ExternalWorker>, String> {
         match (task.status.state.as_str(), &task.status.err) {
             ("running", _) => {}
             ("pending", Some(error)) if !task.is_leaving() && !error.is_empty() => {
@@ -148,11 +148,11 @@ impl OfService<'_> {
             _ => return Ok(None),
         }
         let node = self.nodes.by_id.get(task.node_id.as_str());
-        let node = node.ok_or("its node is not among Swarm's nodes any more")?;
+        let node = node.ok_or("its node is no longer among Swarm's nodes")?;
         let name = node.name();
         if node.is_down() {
             return Err(format!(
-                "its node {name} is {} for Swarm",
+                "Swarm reports its node {name} as {}",
                 node.status.state
             ));
         }
@@ -164,7 +164,7 @@ impl OfService<'_> {
         })?;
         if self.nodes.repeated.contains(name) {
             return Err(format!(
-                "several nodes are called {name}: name them with docker node update --label-add {NAME}=NAME, \
+                "several nodes have the name {name}: name them with docker node update --label-add {NAME}=NAME, \
                  and their agents with --name"
             ));
         }
@@ -190,36 +190,40 @@ impl OfService<'_> {
     }
 
     /// Returns the node's port at which the task serves.
-    fn port(&self, task: &Task) -> Result<u16, String> {
+    fn port(&self, task: &SwarmTask) -> Result<u16, String> {
         if task.is_on_host_network() {
             return self.labels.port.map(|(port, _)| port).ok_or_else(|| {
-                "it has the node's network, which tells no port: set the label memlb.port"
+                "it uses the node's network, so its port is not known: set the label memlb.port"
                     .to_owned()
             });
         }
-        let asked = self.service.endpoint.ports.as_deref().unwrap_or_default();
+        let published = self.service.endpoint.ports.as_deref().unwrap_or_default();
         let opened = task.status.port_status.as_ref();
         let opened = opened.and_then(|it| it.ports.as_deref());
-        let mut opened: Vec<&Port> = opened.unwrap_or_default().iter().collect();
+        let mut opened: Vec<&PublishedPort> = opened.unwrap_or_default().iter().collect();
         opened.retain(|it| it.is_of_host());
-        // Docker names each once for each family of addresses.
+        // Docker lists each port once for each address family.
         opened.sort();
         opened.dedup();
         match opened.is_empty() {
-            false => self.choose(&opened, asked),
-            true => Err(match asked.iter().find(|it| !it.is_of_host()) {
+            false => self.choose(&opened, published),
+            true => Err(match published.iter().find(|it| !it.is_of_host()) {
                 Some(port) => ingress(port),
-                None if asked.is_empty() => {
+                None if published.is_empty() => {
                     "it publishes no port: publish one with mode=host, or use the network host"
                         .to_owned()
                 }
-                None => "Docker has opened no port for it: does its daemon run with --bridge=none?"
+                None => "Docker has opened no port for it: its daemon may run with --bridge=none"
                     .to_owned(),
             }),
         }
     }
 
-    fn choose(&self, opened: &[&Port], asked: &[Port]) -> Result<u16, String> {
+    fn choose(
+        &self,
+        opened: &[&PublishedPort],
+        published: &[PublishedPort],
+    ) -> Result<u16, String> {
         let Some((wanted, protocol)) = self.labels.port else {
             return match opened {
                 [one] => Ok(one.published_port),
@@ -239,19 +243,19 @@ impl OfService<'_> {
         }
         if let Some(port) = of_protocol().find(|it| it.published_port == wanted) {
             return Err(format!(
-                "memlb.port is {wanted}, the port of the node; set it to the container's port, {}",
+                "memlb.port is {wanted}, the port of the node: set it to the container's port, {}",
                 port.target_port
             ));
         }
-        let meshed = asked.iter();
-        let meshed = (meshed.filter(|it| !it.is_of_host())).find(|it| it.target_port == wanted);
+        let mut ports = published.iter();
+        let meshed = ports.find(|it| !it.is_of_host() && it.target_port == wanted);
         Err(meshed.map_or_else(
             || format!("it publishes no port {wanted}/{name} with mode=host"),
             ingress,
         ))
     }
 
-    fn absent(&self, task: &Task, reason: String) -> AbsentWorker {
+    fn absent(&self, task: &SwarmTask, reason: String) -> AbsentWorker {
         AbsentWorker {
             what: self.name_of(task),
             service: Some(self.labels.service.clone()),
@@ -259,8 +263,8 @@ impl OfService<'_> {
         }
     }
 
-    /// As `docker service ps` calls it, with its node instead of an id.
-    fn name_of(&self, task: &Task) -> String {
+    /// The name as in `docker service ps`, with the node instead of an id.
+    fn name_of(&self, task: &SwarmTask) -> String {
         let name = &self.service.spec.name;
         let node = self.nodes.by_id.get(task.node_id.as_str());
         let slot = task
@@ -273,20 +277,20 @@ impl OfService<'_> {
     }
 }
 
-fn ingress(port: &Port) -> String {
+fn ingress(port: &PublishedPort) -> String {
     format!(
-        "its port {} is published by the routing mesh, where other nodes answer, too: publish it with mode=host",
+        "its port {} is published by the routing mesh, in which other nodes also answer: publish it with mode=host",
         port.published_port
     )
 }
 
-impl Port {
+impl PublishedPort {
     fn is_of_host(&self) -> bool {
         self.publish_mode == "host"
     }
 }
 
-impl Task {
+impl SwarmTask {
     /// Whether Swarm wants it to end.
     fn is_leaving(&self) -> bool {
         self.desired_state != "running"

@@ -24,21 +24,20 @@ impl Clients {
         Self { network, port }
     }
 
-    /// Whether this client is one of them.
     pub fn contains(self, client: SocketAddr) -> bool {
         self.network.contains(&client.ip()) && self.port.is_none_or(|port| port == client.port())
     }
 
-    /// Sets the clients of the kernel's filter.
-    pub(super) fn apply_to(self, order: &mut TraceConfig) {
+    /// Sets the clients in the programs' filter.
+    pub(super) fn apply_to(self, config: &mut TraceConfig) {
         let ones = match self.network {
             IpNet::V4(net) => 96 + net.prefix_len(),
             IpNet::V6(net) => net.prefix_len(),
         };
         let zeros = 128 - u32::from(ones);
-        order.client = mapped(self.network.addr());
-        order.client_mask = u128::MAX.checked_shl(zeros).unwrap_or(0).to_be_bytes();
-        order.client_port = self.port.unwrap_or(0).to_be_bytes();
+        config.client = mapped(self.network.addr());
+        config.client_mask = u128::MAX.checked_shl(zeros).unwrap_or(0).to_be_bytes();
+        config.client_port = self.port.unwrap_or(0).to_be_bytes();
     }
 }
 
@@ -51,24 +50,21 @@ impl FromStr for Clients {
             let address = text.parse::<IpAddr>().map(|it| it.to_canonical().into());
             address.or_else(|_| text.parse()).ok()
         };
-        let whole = |network| Self {
-            network,
-            port: None,
-        };
+        let any_port = |network| Self::new(network, None);
         // An IPv6 address without brackets has no port.
         let has_port = text.parse::<SocketAddr>().is_ok() || text.contains('/');
-        let parted = text.rsplit_once(':').filter(|_| has_port);
-        let with_port = parted.and_then(|(address, port)| {
+        let parts = text.rsplit_once(':').filter(|_| has_port);
+        let with_port = parts.and_then(|(address, port)| {
             let port = port.parse().ok().filter(|port| *port != 0);
             let bracketed = address.starts_with('[') || !address.contains(':');
-            Some(Self {
-                network: network(address).filter(|_| bracketed)?,
-                port: Some(port?),
-            })
+            Some(Self::new(
+                network(address).filter(|_| bracketed)?,
+                Some(port?),
+            ))
         });
-        with_port.or_else(|| network(text).map(whole)).ok_or_else(|| {
+        with_port.or_else(|| network(text).map(any_port)).ok_or_else(|| {
             format!(
-                "{text:?} are no clients: expected ADDRESS, ADDRESS/LENGTH, or either with :PORT, with \
+                "{text:?} does not name clients: expected ADDRESS, ADDRESS/LENGTH, or either with :PORT, with \
                  brackets around an IPv6 address before it: [2001:db8::7]:4711, [2001:db8::]/32:4711"
             )
         })
@@ -111,12 +107,12 @@ mod tests {
         let clients: Clients = clients.parse().unwrap();
         assert_eq!(clients.to_string().parse(), Ok(clients), "{clients}");
         let client: SocketAddr = client.parse().unwrap();
-        let mut order = TraceConfig::ALL;
-        clients.apply_to(&mut order);
+        let mut config = TraceConfig::ALL;
+        clients.apply_to(&mut config);
         let mut event = TraceEvent::NONE;
         event.original.source = mapped(client.ip());
         event.original.source_port = client.port().to_be_bytes();
-        order.matches(&event)
+        config.matches(&event)
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! `memlb trace`: its filter, and the lines of its output with the names of services and workers.
+//! `memlb trace`: its filter, and its output with the names of services and workers.
 
 mod clients;
 mod names;
@@ -17,8 +17,9 @@ pub use clients::Clients;
 pub use names::Names;
 pub use packet::Packet;
 
-/// Packets a second: the default and the most.
+/// The default rate, in packets a second.
 pub const DEFAULT_RATE: u32 = 100;
+/// The highest rate, in packets a second.
 pub const MAX_RATE: u32 = 10_000;
 
 /// The verdicts of packets that belong to no service.
@@ -36,15 +37,15 @@ pub struct TraceFilter {
     pub client: Option<Clients>,
     pub service: Option<String>,
     pub worker: Option<String>,
-    /// Empty means all; without any criterion, those of services' packets.
+    /// Empty: all verdicts; without any criterion, only those of packets that belong to a service.
     pub verdicts: Vec<String>,
-    /// Without any criterion: packets that belong to no service, too.
+    /// Without any criterion, also show packets that belong to no service.
     pub all: bool,
     /// The most packets a second.
     pub rate: u32,
     /// One packet in so many, at random.
     pub sample: u32,
-    /// The trace ends after so many packets, or after this time.
+    /// The trace ends after so many packets, or after `duration_ms`.
     pub count: Option<u64>,
     pub duration_ms: Option<u64>,
 }
@@ -68,7 +69,7 @@ impl Default for TraceFilter {
 /// One line of a trace.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
-pub enum Line {
+pub enum TraceLine {
     /// The trace runs.
     Begun,
     Packet(Box<Packet>),
@@ -82,9 +83,9 @@ pub enum Line {
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Dropped {
-    /// More packets in a second than the rate.
+    /// Packets beyond the rate.
     pub over_rate: u64,
-    /// No room in the ring buffer.
+    /// Packets for which the ring buffer was full.
     pub no_room: u64,
 }
 
@@ -110,16 +111,16 @@ impl fmt::Display for Dropped {
 /// Why a [`TraceFilter`] cannot be applied.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TraceFilterError {
-    #[error("there is no verdict {0:?}: there are {names}", names = names_of_verdicts())]
-    NoVerdict(String),
+    #[error("unknown verdict {0:?}: expected one of {names}", names = names_of_verdicts())]
+    UnknownVerdict(String),
     #[error("a rate of {0} packets a second: expected 1 to {MAX_RATE}")]
     Rate(u32),
     #[error("worker {worker:?} does not serve {service:?}")]
-    ServesNot { worker: String, service: String },
+    NotServed { worker: String, service: String },
     #[error(
         "worker {0:?} serves more than {TRACED_BACKENDS} services: name one of them with --service"
     )]
-    ServesTooMany(String),
+    TooManyServices(String),
     #[error("service {0:?} is not open yet")]
     NotOpen(String),
 }
@@ -130,55 +131,55 @@ fn names_of_verdicts() -> String {
 }
 
 impl TraceFilter {
-    /// Returns the filter of the kernel programs. The names of service and worker must be known; `number` returns
-    /// the id of a service.
+    /// Returns the programs' filter. The names of service and worker must exist; `id_of` returns the id of a service.
     ///
     /// # Errors
     ///
-    /// Says what cannot be applied.
-    pub fn order(
+    /// Names the criterion that cannot be applied.
+    pub fn config(
         &self,
         services: &[ServiceSnapshot],
-        number: impl Fn(&ServiceSnapshot) -> Option<ServiceId>,
+        id_of: impl Fn(&ServiceSnapshot) -> Option<ServiceId>,
     ) -> Result<TraceConfig, TraceFilterError> {
         if !(1..=MAX_RATE).contains(&self.rate) {
             return Err(TraceFilterError::Rate(self.rate));
         }
-        let mut order = TraceConfig {
+        let mut config = TraceConfig {
             verdicts: self.verdict_bits()?,
             rate: self.rate,
             sample: self.sample,
             ..TraceConfig::ALL
         };
         if let Some(client) = self.client {
-            client.apply_to(&mut order);
+            client.apply_to(&mut config);
         }
         let named =
             |it: &&ServiceSnapshot| self.service.as_ref().is_none_or(|name| it.name == *name);
         if let Some(name) = &self.service {
-            let service = services.iter().find(named).and_then(number);
+            let service = services.iter().find(named).and_then(id_of);
             let ServiceId(id) = service.ok_or_else(|| TraceFilterError::NotOpen(name.clone()))?;
-            order.service = id;
+            config.service = id;
         }
         if let Some(worker) = &self.worker {
             let backends = services.iter().filter(named).flat_map(|it| &it.backends);
             let ids = backends.filter(|it| it.name == *worker);
             let ids: Vec<u32> = ids.map(|it| it.backend_id.0).collect();
-            let places = order.backends.get_mut(..ids.len());
-            let places = places.ok_or_else(|| TraceFilterError::ServesTooMany(worker.clone()))?;
-            places.copy_from_slice(&ids);
-            order.backend_count = ids.len() as u32;
+            let backends = config.backends.get_mut(..ids.len());
+            let backends =
+                backends.ok_or_else(|| TraceFilterError::TooManyServices(worker.clone()))?;
+            backends.copy_from_slice(&ids);
+            config.backend_count = ids.len() as u32;
             if ids.is_empty() {
-                return Err(TraceFilterError::ServesNot {
+                return Err(TraceFilterError::NotServed {
                     worker: worker.clone(),
                     service: self.service.clone().unwrap_or_default(),
                 });
             }
         }
-        Ok(order)
+        Ok(config)
     }
 
-    /// Whether only packets that belong to a service are shown.
+    /// Whether the filter shows only packets that belong to a service.
     pub fn is_of_services(&self) -> bool {
         let Self {
             client,
@@ -201,7 +202,7 @@ impl TraceFilter {
         }
         let bit = |name: &String| {
             let verdict = Verdict::from_name(name);
-            let verdict = verdict.ok_or_else(|| TraceFilterError::NoVerdict(name.clone()))?;
+            let verdict = verdict.ok_or_else(|| TraceFilterError::UnknownVerdict(name.clone()))?;
             Ok(1 << verdict as u32)
         };
         let bits: Result<Vec<u64>, _> = self.verdicts.iter().map(bit).collect();

@@ -1,4 +1,4 @@
-//! The names for the ids in a trace.
+//! The names of the services and backends whose ids a trace has.
 
 use std::{
     collections::BTreeMap,
@@ -14,7 +14,7 @@ use crate::datapath::monotonic_ns;
 /// The services and backends as the manager has them now.
 #[derive(Debug, Clone)]
 pub struct Names {
-    backends: BTreeMap<u32, Backend>,
+    backends: BTreeMap<u32, NamedBackend>,
     /// By address and protocol, as texts.
     services: BTreeMap<(String, String), String>,
     /// The time at which CLOCK_MONOTONIC was 0.
@@ -22,16 +22,18 @@ pub struct Names {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Backend {
+pub(super) struct NamedBackend {
     pub service: String,
     pub name: String,
     pub address: String,
 }
 
 impl Names {
+    /// Takes the names from the services' snapshots.
+    ///
     /// # Errors
     ///
-    /// Returns the error of the clock.
+    /// The clock cannot be read.
     pub fn new(services: &[ServiceSnapshot]) -> Result<Self> {
         let mut names = Self {
             backends: BTreeMap::new(),
@@ -42,7 +44,7 @@ impl Names {
             let at = (service.address.clone(), service.protocol.to_string());
             names.services.insert(at, service.name.clone());
             for backend in &service.backends {
-                let known = Backend {
+                let known = NamedBackend {
                     service: service.name.clone(),
                     name: backend.name.clone(),
                     address: backend.address.clone(),
@@ -53,7 +55,7 @@ impl Names {
         Ok(names)
     }
 
-    pub(super) fn backend(&self, id: u32) -> Option<&Backend> {
+    pub(super) fn backend(&self, id: u32) -> Option<&NamedBackend> {
         self.backends.get(&id)
     }
 
@@ -62,7 +64,7 @@ impl Names {
         self.services.get(&at).map(String::as_str)
     }
 
-    /// RFC 3339.
+    /// Formats a time of CLOCK_MONOTONIC as in RFC 3339.
     pub(super) fn time(&self, monotonic_ns: u64) -> String {
         let time = self.epoch + Duration::from_nanos(monotonic_ns);
         humantime::format_rfc3339_micros(time).to_string()

@@ -14,7 +14,7 @@ use lb_core::Protocol;
 use serde::{Deserialize, Serialize};
 
 use super::Names;
-use crate::datapath::{from_mapped, name_of};
+use crate::datapath::{from_mapped, name_of, protocol_of};
 
 const ARP: u16 = 0x0806;
 
@@ -29,17 +29,17 @@ pub struct Packet {
     /// The flags of a segment, as in `SYN ACK`; type and code of an ICMP message.
     pub kind: String,
     pub direction: Direction,
-    /// The client; of other packets, the source as it arrived.
+    /// The client; for packets of no service, the source as it arrived.
     pub client: Option<String>,
-    /// The service's address; of other packets, the destination.
+    /// The service's address; for packets of no service, the destination.
     pub service_address: Option<String>,
     pub service: Option<String>,
     pub worker: Option<String>,
     pub worker_address: Option<String>,
-    /// Its addresses after translation, if it was forwarded.
+    /// The packet's addresses after translation, if it was forwarded.
     pub leaves: Option<AddressPair>,
     pub verdict: String,
-    /// The number of packets on the wire (segments of one offloaded packet), and their bytes.
+    /// The number of packets on the wire (an offloaded packet has several), and their bytes.
     pub packets: u32,
     pub bytes: u32,
 }
@@ -50,7 +50,7 @@ pub struct AddressPair {
     pub destination: String,
 }
 
-/// The program and hook that saw it.
+/// The program and hook that handled the packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Edge {
@@ -82,14 +82,18 @@ impl Packet {
     pub fn new(event: &TraceEvent, names: &Names) -> Self {
         let verdict = Verdict::ALL.get(usize::from(event.verdict)).copied();
         let outward = matches!(verdict, Some(Verdict::ToClient | Verdict::FromManager));
-        let (arrives, leaves) = (Tuple::new(&event.original), Tuple::new(&event.translated));
+        let (arrives, leaves) = (
+            Endpoints::new(&event.original),
+            Endpoints::new(&event.translated),
+        );
         // A reply shows client and service as it leaves, everything else as it arrives.
         let ends = match (&leaves, outward) {
             (Some(leaves), true) => Some((leaves.destination, leaves.source)),
             _ => arrives.as_ref().map(|it| (it.source, it.destination)),
         };
         let known = names.backend(event.backend);
-        let backend = |of: fn(&super::names::Backend) -> &String| known.map(|it| of(it).clone());
+        let backend =
+            |of: fn(&super::names::NamedBackend) -> &String| known.map(|it| of(it).clone());
         let addressed = ends.and_then(|(_, service)| {
             let protocol = protocol(event.original.protocol)?;
             names.service_at(service, protocol).map(str::to_owned)
@@ -165,13 +169,13 @@ impl fmt::Display for Packet {
     }
 }
 
-struct Tuple {
+struct Endpoints {
     source: SocketAddr,
     destination: SocketAddr,
 }
 
-impl Tuple {
-    /// Nothing for the empty key.
+impl Endpoints {
+    /// `None` for the empty key.
     fn new(key: &FlowKey<V6>) -> Option<Self> {
         if *key == FlowKey::NONE {
             return None;
@@ -185,13 +189,7 @@ impl Tuple {
 }
 
 fn protocol(number: u32) -> Option<Protocol> {
-    const TCP: u32 = PROTOCOL_TCP as u32;
-    const UDP: u32 = PROTOCOL_UDP as u32;
-    match number {
-        TCP => Some(Protocol::Tcp),
-        UDP => Some(Protocol::Udp),
-        _ => None,
-    }
+    protocol_of(u8::try_from(number).ok()?)
 }
 
 fn interface(index: u32) -> String {

@@ -1,4 +1,4 @@
-//! The source that is a file: TOML or JSON, read again when it changes.
+//! A file as a source of workers: TOML or JSON, read again when it changes.
 
 use std::{fs, os::unix::fs::MetadataExt, path::Path, time::Duration};
 
@@ -8,14 +8,14 @@ use tokio::time::{MissedTickBehavior, interval};
 use super::SourceClient;
 use crate::membership::WorkerList;
 
-/// How often the file is looked at.
+/// How often the file is checked for changes.
 const INTERVAL: Duration = Duration::from_millis(500);
 
 /// Reads the workers of a file: JSON if its name ends in `.json`, else TOML.
 ///
 /// # Errors
 ///
-/// Says what cannot be read, with line and column.
+/// Says what is wrong, with line and column.
 pub fn read(path: &Path) -> Result<WorkerList> {
     let context = || format!("read the workers of {}", path.display());
     let text = fs::read_to_string(path).with_context(context)?;
@@ -25,8 +25,8 @@ pub fn read(path: &Path) -> Result<WorkerList> {
     }
 }
 
-/// Gives the workers of a file to the manager whenever the file has changed; never returns. A file that cannot be read
-/// leaves the last list in force.
+/// Sends the workers of a file to the manager whenever the file has changed; never returns. If the file cannot be read, the
+/// last list stays in force.
 pub async fn watch(mut source: SourceClient, path: &Path) {
     let mut ticks = interval(INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -41,13 +41,13 @@ pub async fn watch(mut source: SourceClient, path: &Path) {
         }
         match &content {
             Some(Ok(list)) => source.publish(list).await,
-            Some(Err(problem)) => source.fail(shortened(problem)).await,
+            Some(Err(problem)) => source.report_problem(problem).await,
             None => {}
         }
     }
 }
 
-/// What differs when a file was written or replaced.
+/// Changes when the file is written or replaced.
 fn version(path: &Path) -> Option<(u64, u64, i64, i64)> {
     let metadata = fs::metadata(path).ok()?;
     Some((
@@ -56,13 +56,6 @@ fn version(path: &Path) -> Option<(u64, u64, i64, i64)> {
         metadata.mtime(),
         metadata.mtime_nsec(),
     ))
-}
-
-/// The manager takes one line of limited length.
-fn shortened(problem: &str) -> String {
-    const MOST: usize = 500;
-    let line = problem.split_whitespace().collect::<Vec<_>>().join(" ");
-    line.chars().take(MOST).collect()
 }
 
 #[cfg(test)]

@@ -1,5 +1,5 @@
-//! What sources of workers have in common: they give a manager their whole list, again when it has changed, and say
-//! why they have none.
+//! The client of a source of workers: sends the whole list to the manager whenever it has changed, or reports why there is
+//! none.
 
 mod file;
 
@@ -15,26 +15,29 @@ use crate::{
     membership::WorkerList,
 };
 
-/// How often an unchanged list is given again: the manager knows then that its source lives.
+/// How often an unchanged list is sent again, so that the manager knows that the source is alive.
 const REPEAT: Duration = Duration::from_secs(5);
 
-/// How often a list that the manager did not take is given again.
+/// How often a list is sent again if the manager does not have it.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// A source of workers, with what it last gave a manager.
+/// The longest problem, in characters.
+const MAX_PROBLEM: usize = 500;
+
+/// A source of workers, with the list that it last sent to the manager.
 #[derive(Debug)]
 pub struct SourceClient {
     client: ControlClient,
     name: String,
-    /// Whether workers that are not valid are left out; otherwise each of them refuses the list.
+    /// Whether the manager leaves out invalid workers; otherwise it refuses the list because of them.
     partial: bool,
-    /// In force at the manager.
-    given: Option<WorkerList>,
-    /// The list that the manager refused, which would be refused again.
+    /// The list in force at the manager.
+    sent: Option<WorkerList>,
+    /// The list that the manager refused. It would refuse it again.
     refused: Option<WorkerList>,
     tried: Option<Instant>,
-    /// As last logged.
-    trouble: Option<String>,
+    /// The problem that was last logged.
+    problem: Option<String>,
 }
 
 impl SourceClient {
@@ -43,22 +46,22 @@ impl SourceClient {
             client,
             name,
             partial,
-            given: None,
+            sent: None,
             refused: None,
             tried: None,
-            trouble: None,
+            problem: None,
         }
     }
 
-    /// Gives the list to the manager, if it is another one or was not given for some time.
+    /// Sends the list to the manager, if it has changed or was not sent for some time.
     ///
-    /// What fails is logged and tried again at a later call; a list that was refused is not tried again.
+    /// A failure is logged, and a later call sends the list again, unless the manager refused it.
     pub async fn publish(&mut self, list: &WorkerList) {
         if self.refused.as_ref() == Some(list) {
             return;
         }
-        let is_new = self.given.as_ref() != Some(list);
-        let pause = match (is_new, &self.trouble) {
+        let is_new = self.sent.as_ref() != Some(list);
+        let pause = match (is_new, &self.problem) {
             (_, Some(_)) => RETRY,
             (true, None) => Duration::ZERO,
             (false, None) => REPEAT,
@@ -70,27 +73,27 @@ impl SourceClient {
         self.refused = None;
         match self.send(list.clone()).await {
             Ok(reply) => {
-                if self.trouble.take().is_some() {
+                if self.problem.take().is_some() {
                     info!("the manager has the list of workers again");
                 }
                 log(&reply);
-                self.given = Some(list.clone());
+                self.sent = Some(list.clone());
             }
             Err(error) => {
                 if matches!(&error, ClientError::Refused(refused) if refused.is_usage) {
                     self.refused = Some(list.clone());
                 }
-                self.given = None;
-                self.log_trouble(error.to_string());
+                self.sent = None;
+                self.log_problem(error.to_string());
             }
         }
     }
 
-    /// Gives the list once.
+    /// Sends the list once.
     ///
     /// # Errors
     ///
-    /// Says that no manager answers, or why it refused the list.
+    /// No manager answers, or it refused the list.
     pub async fn send(&self, list: WorkerList) -> Result<WorkersReply, ClientError> {
         let request = Request::SetWorkers {
             source: self.name.clone(),
@@ -100,31 +103,34 @@ impl SourceClient {
         self.client.request(&request).await
     }
 
-    /// Tells the manager why there is no list. Its last one stays in force.
-    pub async fn fail(&mut self, problem: String) {
-        let is_known = self.trouble.as_ref() == Some(&problem);
+    /// Reports to the manager why there is no list. The last list stays in force.
+    pub async fn report_problem(&mut self, problem: &str) {
+        // The manager accepts one line of limited length.
+        let line = problem.split_whitespace().collect::<Vec<_>>().join(" ");
+        let problem: String = line.chars().take(MAX_PROBLEM).collect();
+        let is_known = self.problem.as_ref() == Some(&problem);
         let is_recent = self.tried.is_some_and(|it| it.elapsed() < REPEAT);
         if is_known && is_recent {
             return;
         }
         self.tried = Some(Instant::now());
-        // The next list is given again, which ends the problem.
-        (self.given, self.refused) = (None, None);
+        // Send the next list even if it is unchanged, which ends the problem.
+        (self.sent, self.refused) = (None, None);
         let request = Request::SourceProblem {
             source: self.name.clone(),
             problem: problem.clone(),
         };
         let outcome: Result<(), ClientError> = self.client.request(&request).await;
-        self.log_trouble(problem);
+        self.log_problem(problem);
         if let Err(error) = outcome {
             warn!("{error}");
         }
     }
 
-    fn log_trouble(&mut self, trouble: String) {
-        if self.trouble.as_ref() != Some(&trouble) {
-            warn!("{trouble}");
-            self.trouble = Some(trouble);
+    fn log_problem(&mut self, problem: String) {
+        if self.problem.as_ref() != Some(&problem) {
+            warn!("{problem}");
+            self.problem = Some(problem);
         }
     }
 }

@@ -1,4 +1,4 @@
-//! A configured translation: service and socket of the worker's own server.
+//! A configured translation: the service and the address of the worker's own server.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -11,7 +11,7 @@ use thiserror::Error;
 
 use crate::datapath::{name_of, netlink::Routes};
 
-/// A service, and the socket of this worker's own server.
+/// A service, and the address of this worker's own server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DsrMapping {
     pub service: Endpoint,
@@ -21,7 +21,7 @@ pub struct DsrMapping {
 }
 
 impl DsrMapping {
-    /// Returns the interface of the service's packets, and the socket of the server.
+    /// Returns the interface at which the service's packets arrive, and the server's address.
     ///
     /// # Errors
     ///

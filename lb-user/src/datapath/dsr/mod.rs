@@ -17,28 +17,23 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use aya::{Ebpf, EbpfLoader, include_bytes_aligned, programs::TcAttachType};
+use aya::{Ebpf, EbpfLoader, include_bytes_aligned};
 use lb_common::maps::{DSR_MAPS, MapLayout, dsr_name};
 use lb_core::Endpoint;
 use tracing::{debug, info, warn};
 
 use super::{
-    attach::{self, DSR_IN, DSR_OUT, LINKS, Program},
-    bpffs,
+    attach::{self, DSR_IN, DSR_OUT, DSR_PROGRAMS},
+    bpffs::{self, LINKS},
     interface::Interface,
     kernel, layout,
     netlink::{Netlink, Routes},
     pins::Pins,
 };
-use tables::Tables;
+use tables::DsrTables;
 
 /// The ELF object with the DSR translator's programs and maps.
 pub static OBJECT: &[u8] = include_bytes_aligned!(env!("MEMLB_DSR_OBJECT"));
-
-const PROGRAMS: [Program; 2] = [
-    (DSR_IN, Some(TcAttachType::Ingress)),
-    (DSR_OUT, Some(TcAttachType::Egress)),
-];
 
 /// Default pin directory.
 pub const DEFAULT_PIN_PATH: &str = "/sys/fs/bpf/memlb-agent";
@@ -56,14 +51,14 @@ pub struct DsrSettings {
 #[derive(Debug)]
 pub struct DsrTranslator {
     ebpf: Ebpf,
-    tables: Tables,
+    tables: DsrTables,
     netlink: Netlink,
     settings: DsrSettings,
     /// Attached interfaces by index, with their last known names.
     attached: BTreeMap<u32, String>,
     pins: Pins,
     /// The services that are translated now.
-    translates: BTreeSet<Endpoint>,
+    translated: BTreeSet<Endpoint>,
     /// Known problems, so that each is logged once.
     problems: BTreeSet<String>,
     _lock: bpffs::Lock,
@@ -75,13 +70,14 @@ impl DsrTranslator {
     ///
     /// # Errors
     ///
-    /// Says what is missing (privileges, kernel, BPF file system), or that another agent holds the pins.
+    /// Names what is missing (privileges, kernel, BPF file system), or says that another agent holds the pins.
     pub async fn start(settings: DsrSettings) -> Result<Self> {
         kernel::check().context("--dsr loads kernel programs")?;
         let pin_path = &settings.pin_path;
         let acquire = || {
             bpffs::ensure(pin_path)?;
-            bpffs::Lock::acquire(pin_path).context("does another agent run with --dsr?")
+            bpffs::Lock::acquire(pin_path)
+                .context("another agent may run with --dsr: stop it first")
         };
         let mut lock = acquire()?;
         if let Err(difference) = layout::check_dsr(pin_path) {
@@ -97,21 +93,17 @@ impl DsrTranslator {
         let mut ebpf = loader
             .load(OBJECT)
             .context("load the DSR translator and its maps")?;
-        for program in [DSR_IN, DSR_OUT] {
-            attach::classifier(&mut ebpf, program)?
-                .load()
-                .with_context(|| format!("load {program}"))?;
-        }
+        attach::load_classifiers(&mut ebpf, &[DSR_IN, DSR_OUT])?;
         let links = pin_path.join(LINKS);
         fs::create_dir_all(&links).with_context(|| format!("create {}", links.display()))?;
         let mut translator = Self {
-            tables: Tables::from_ebpf(&mut ebpf)?,
+            tables: DsrTables::from_ebpf(&mut ebpf)?,
             ebpf,
-            pins: Pins::hold(pin_path)?,
+            pins: Pins::open(pin_path)?,
             netlink: Netlink::connect_without_events()?,
             settings,
             attached: BTreeMap::new(),
-            translates: BTreeSet::new(),
+            translated: BTreeSet::new(),
             problems: BTreeSet::new(),
             _lock: lock,
         };
@@ -120,8 +112,8 @@ impl DsrTranslator {
     }
 
     /// The services that are translated now.
-    pub fn translates(&self) -> Vec<Endpoint> {
-        self.translates.iter().copied().collect()
+    pub fn translated_services(&self) -> Vec<Endpoint> {
+        self.translated.iter().copied().collect()
     }
 
     /// Checks routes, attachments and pins, and restores them. May change which services are translated.
@@ -129,21 +121,19 @@ impl DsrTranslator {
         match self.pins.restore() {
             Ok(pins) if pins.is_empty() => {}
             Ok(pins) => warn!(
-                "somebody removed the pins of {}: they are back",
+                "another program removed the pins of {}: they are restored",
                 pins.join(", ")
             ),
             Err(error) => debug!("{error:#}"),
         }
         let mappings = self.settings.mappings.iter();
-        let services = mappings
-            .map(|mapping| mapping.service.address.ip())
-            .collect();
+        let services = mappings.map(|it| it.service.address.ip()).collect();
         match self.netlink.routes(&services).await {
             Ok(routes) => self.apply_routes(&routes).await,
             // Keep the present state.
             Err(error) => {
-                let translates = self.translates.clone();
-                self.report(translates, [format!("{error:#}")].into());
+                let translated = self.translated.clone();
+                self.report(translated, [format!("{error:#}")].into());
                 if let Ok(netlink) = Netlink::connect_without_events() {
                     self.netlink = netlink;
                 }
@@ -179,8 +169,8 @@ impl DsrTranslator {
             attached = false;
             problems.insert(format!("{error:#}"));
         }
-        let translates = targets.into_keys().filter(|_| attached).collect();
-        self.report(translates, problems);
+        let translated = targets.into_keys().filter(|_| attached).collect();
+        self.report(translated, problems);
     }
 
     /// Writes the translations. Services without a route keep theirs.
@@ -208,7 +198,7 @@ impl DsrTranslator {
             }
         }
         if attach::rename_pins(&self.settings.pin_path.join(LINKS))? {
-            self.pins.hold_links()?;
+            self.pins.open_links()?;
         }
         for Interface { index, name, .. } in &interfaces {
             if let Some(known) = self.attached.get_mut(index) {
@@ -218,8 +208,8 @@ impl DsrTranslator {
         for interface in &interfaces {
             outcome = outcome.and(self.attach_to(interface));
         }
-        let is_wanted = |index: &u32| interfaces.iter().any(|it| it.index == *index);
-        self.attached.retain(|index, _| is_wanted(index));
+        self.attached
+            .retain(|index, _| interfaces.iter().any(|it| it.index == *index));
         outcome
     }
 
@@ -227,7 +217,7 @@ impl DsrTranslator {
         let links = self.settings.pin_path.join(LINKS);
         fs::create_dir_all(&links).with_context(|| format!("create {}", links.display()))?;
         let mut restored = Vec::new();
-        for program in PROGRAMS {
+        for program in DSR_PROGRAMS {
             let is_known = self.attached.contains_key(&interface.index);
             if is_known && attach::is_attached(&links, program, interface.target())? {
                 continue;
@@ -238,13 +228,13 @@ impl DsrTranslator {
         if restored.is_empty() {
             return Ok(());
         }
-        self.pins.hold_links()?;
+        self.pins.open_links()?;
         let Interface { index, name, .. } = interface;
         match self.attached.insert(*index, name.clone()) {
             None => info!("the DSR translator is attached to {name}"),
             Some(_) => warn!(
-                "somebody took {} off interface {name}: attached again; find out which program does \
-                 that (tc, bpftool, another agent)",
+                "another program detached {} from interface {name}: attached again; find out which program \
+                 does that (tc, bpftool, another agent)",
                 restored.join(", ")
             ),
         }
@@ -259,33 +249,33 @@ impl DsrTranslator {
         }
         let names = self.attached.values();
         let kept: Vec<PathBuf> = names
-            .flat_map(|name| PROGRAMS.map(|(program, _)| attach::pin(&links, program, name)))
+            .flat_map(|name| DSR_PROGRAMS.map(|(program, _)| attach::pin(&links, program, name)))
             .collect();
         if attach::remove_unlisted_pins(&links, &kept)? {
-            self.pins.hold_links()?;
+            self.pins.open_links()?;
         }
         Ok(())
     }
 
-    fn report(&mut self, translates: BTreeSet<Endpoint>, problems: BTreeSet<String>) {
+    fn report(&mut self, translated: BTreeSet<Endpoint>, problems: BTreeSet<String>) {
         for problem in problems.difference(&self.problems) {
-            warn!("{problem}; trying on");
+            warn!("{problem}; trying again");
         }
-        for service in translates.difference(&self.translates) {
+        for service in translated.difference(&self.translated) {
             info!("clients of {service} are answered directly");
         }
-        for service in self.translates.difference(&translates) {
+        for service in self.translated.difference(&translated) {
             warn!("clients of {service} are no longer answered directly");
         }
         self.problems = problems;
-        self.translates = translates;
+        self.translated = translated;
     }
 
     /// Removes the DSR translator, or leaves it in place while connections are open.
     ///
     /// # Errors
     ///
-    /// Says what could not be read or removed.
+    /// Names what could not be read or removed.
     pub fn shut_down(self) -> Result<()> {
         let open = self.tables.open_connections()?;
         let pin_path = &self.settings.pin_path;
@@ -310,7 +300,7 @@ impl DsrTranslator {
 pub fn unload(pin_path: &Path) -> Result<bool> {
     kernel::check_privileges()?;
     if !pin_path.exists() {
-        return attach::detach_dsr_clsact();
+        return attach::detach_clsact(&DSR_PROGRAMS);
     }
     bpffs::check(pin_path)?;
     if !pin_path.join(dsr_name::TRANSLATIONS).exists() {
@@ -325,6 +315,6 @@ pub fn unload(pin_path: &Path) -> Result<bool> {
 }
 
 fn remove(pin_path: &Path) -> Result<()> {
-    attach::detach_dsr_clsact()?;
+    attach::detach_clsact(&DSR_PROGRAMS)?;
     bpffs::remove(pin_path).with_context(|| format!("remove the pins at {}", pin_path.display()))
 }

@@ -1,4 +1,4 @@
-//! Which connections this worker has, for a manager that lost its table of connections.
+//! Answers which connections this worker has, for a manager that lost its connection table.
 
 use std::net::SocketAddr;
 
@@ -11,39 +11,37 @@ use crate::sock_diag::{SockDiag, TcpSocket};
 impl DsrTranslator {
     /// Returns which of these clients have a connection of this service with the worker: bit `n` for client `n`.
     ///
-    /// The translator's entries may be evicted, and the server's socket may be in another network namespace, so
-    /// either of them counts. A wrong yes does no harm: the worker answers the client's packet with a RST.
+    /// Checks the translator's entries and the server's sockets: the entries may be evicted, and the sockets may be in
+    /// another network namespace. A false positive does no harm: the worker answers the client's packet with a RST.
     pub fn own_connections(&self, service: Endpoint, clients: &[SocketAddr]) -> u64 {
         let Some(target) = self.tables.target(service) else {
             return 0;
         };
-        let sockets = (service.protocol == Protocol::Tcp).then(SockDiag::open);
-        let sockets = sockets.and_then(|opened| {
-            opened
-                .inspect_err(|error| debug!("open sock_diag: {error}"))
-                .ok()
-        });
+        let opened = (service.protocol == Protocol::Tcp).then(SockDiag::open);
+        let opened = opened.transpose();
+        let sockets = opened.inspect_err(|error| debug!("open sock_diag: {error}"));
+        let sockets = sockets.ok().flatten();
         let socket_of = |client| {
-            let found = sockets.as_ref().map(|it| it.tcp(target, client))?;
+            let found = sockets.as_ref()?.tcp(target, client);
             found
-                .inspect_err(|error| debug!("look for the socket of {client}: {error}"))
+                .inspect_err(|error| debug!("look up the socket of {client}: {error}"))
                 .ok()
         };
         let mut own = 0;
-        for (place, client) in clients.iter().enumerate().take(u64::BITS as usize) {
+        for (bit, client) in clients.iter().enumerate().take(u64::BITS as usize) {
             let known = match client.is_ipv4() == target.is_ipv4() {
                 true => self.tables.client(service, target, *client),
                 false => KnownClient::Elsewhere,
             };
             if is_own(known, || socket_of(*client)) {
-                own |= 1 << place;
+                own |= 1 << bit;
             }
         }
         own
     }
 }
 
-/// Decides by what the translator and the kernel know; `socket` is `None` if the kernel gives no answer.
+/// Decides by the translator's entry and the kernel's socket; `socket` returns `None` if the kernel does not answer.
 fn is_own(known: KnownClient, socket: impl FnOnce() -> Option<TcpSocket>) -> bool {
     if known == KnownClient::Elsewhere {
         return false;

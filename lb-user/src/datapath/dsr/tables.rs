@@ -22,7 +22,7 @@ use crate::datapath::{
 };
 
 #[derive(Debug)]
-pub struct Tables {
+pub struct DsrTables {
     translations: HashTable<ServiceKey, Translation>,
     ports: ArrayMap<u64>,
     clients: HashTable<FlowKey, DsrClient>,
@@ -31,7 +31,7 @@ pub struct Tables {
     new_clients6: HashTable<FlowKey<V6>, DsrClient<V6>>,
 }
 
-/// What the DSR translator knows of a client's connection with a service.
+/// The DSR translator's entry for a client's connection with a service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum KnownClient {
     Open,
@@ -41,7 +41,7 @@ pub enum KnownClient {
     Elsewhere,
 }
 
-impl Tables {
+impl DsrTables {
     pub fn from_ebpf(ebpf: &mut Ebpf) -> Result<Self> {
         ArrayMap::from_ebpf(ebpf, name::VERSION)?.set(0, DSR_LAYOUT_VERSION)?;
         Ok(Self {
@@ -70,8 +70,8 @@ impl Tables {
         self.translations.insert(key, translation)
     }
 
-    /// Tracks the packets of a service's server, also while there is no route to the service. Otherwise a connection that
-    /// moves here with the address would send from its own.
+    /// Tracks the packets of a service's server, also while there is no route to the service. Otherwise the server would
+    /// answer connections that move here with the service's address from its own address.
     pub fn track_server(&mut self, service: Endpoint, port: u16) -> Result<()> {
         self.track_port(service_key(service).protocol, port.to_be_bytes(), true)
     }
@@ -82,7 +82,7 @@ impl Tables {
         self.translations.retain(|key| wanted.contains(key))
     }
 
-    /// Tracks a port. Never undone: an unused tracked port costs a look-up.
+    /// Tracks a port. It stays tracked, which costs a look-up for its packets.
     fn track_port(&mut self, protocol: u8, port: [u8; 2], is_source: bool) -> Result<()> {
         let index = port_word(protocol, port, is_source);
         let known = self.ports.get(index)?;
@@ -93,14 +93,14 @@ impl Tables {
         self.ports.set(index, word)
     }
 
-    /// Returns where the packets of a service go; nothing if it is not translated.
+    /// Returns the server's address to which a service is translated; `None` if it is not translated.
     pub fn target(&self, service: Endpoint) -> Option<SocketAddr> {
         let translation = self.translations.get(&service_key(service))?;
         let port = u16::from_be_bytes(translation.port);
         Some((from_mapped(translation.address), port).into())
     }
 
-    /// Looks for a client's connection with a service whose packets go to `target`.
+    /// Looks up a client's connection with a service that is translated to `target`.
     pub fn client(&self, service: Endpoint, target: SocketAddr, client: SocketAddr) -> KnownClient {
         match target.is_ipv4() {
             true => known([&self.clients, &self.new_clients], service, target, client),

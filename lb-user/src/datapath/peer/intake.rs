@@ -1,4 +1,4 @@
-//! Runs of program `memlb_intake`.
+//! Runs program `memlb_intake`, which writes peers' connections to the flow tables.
 
 use std::{
     io,
@@ -14,18 +14,21 @@ use aya::{
 };
 use lb_common::maps::{Admission, FlowRecord, INTAKE_RECORDS, IntakeHeader};
 
-use crate::datapath::bpf_call::{BPF_PROG_TEST_RUN, bpf};
+use crate::datapath::{
+    attach::program,
+    bpf_call::{BPF_PROG_TEST_RUN, bpf},
+};
 
 const PROGRAM: &str = "memlb_intake";
 
-/// Takes in connections that peers have reported.
+/// Writes connections that peers have reported.
 #[derive(Debug)]
 pub struct Intake {
     program: ProgramFd,
     frame: Vec<u8>,
 }
 
-/// How many records had each [`Admission`].
+/// The number of records with each [`Admission`].
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct IntakeOutcome([u64; Admission::ALL.len()]);
 
@@ -48,8 +51,9 @@ impl AddAssign for IntakeOutcome {
     }
 }
 
-/// The kernel's `union bpf_attr` for a test run.
+/// The part of `union bpf_attr` for `BPF_PROG_TEST_RUN`.
 #[repr(C)]
+#[derive(Default)]
 struct TestRun {
     program: u32,
     result: u32,
@@ -69,7 +73,7 @@ struct TestRun {
     reserved: u32,
 }
 
-/// Held during a run of the program: two runs on one processor would share its scratch space.
+/// Held during a run of the program, because two runs on one processor would share its scratch space.
 static ONE_RUN: Mutex<()> = Mutex::new(());
 
 impl Intake {
@@ -79,9 +83,7 @@ impl Intake {
     ///
     /// The kernel rejects the program.
     pub fn load(ebpf: &mut Ebpf) -> Result<Self> {
-        let program = ebpf.program_mut(PROGRAM);
-        let program = program.with_context(|| format!("there is no program {PROGRAM}"))?;
-        let program: &mut SchedClassifier = program.try_into()?;
+        let program: &mut SchedClassifier = program(ebpf, PROGRAM)?;
         if program.fd().is_err() {
             let loaded = program.load();
             loaded.with_context(|| format!("load the program {PROGRAM}"))?;
@@ -92,7 +94,7 @@ impl Intake {
         })
     }
 
-    /// Takes in records, whose backends, interfaces, link addresses and times are this manager's.
+    /// Writes records whose backends, interfaces, link addresses and times are this manager's.
     ///
     /// # Errors
     ///
@@ -117,26 +119,17 @@ impl Intake {
         let mut header = IntakeHeader::NEW;
         let mut run = TestRun {
             program: self.program.as_fd().as_raw_fd().cast_unsigned(),
-            result: 0,
             size_in: self.frame.len() as u32,
             size_out: size_of::<IntakeHeader>() as u32,
             data_in: self.frame.as_ptr().expose_provenance() as u64,
             data_out: (&raw mut header).expose_provenance() as u64,
             repeat: records.len() as u32,
-            duration: 0,
-            context_in_size: 0,
-            context_out_size: 0,
-            context_in: 0,
-            context_out: 0,
-            flags: 0,
-            processor: 0,
-            batch_size: 0,
-            reserved: 0,
+            ..TestRun::default()
         };
         loop {
             match bpf(BPF_PROG_TEST_RUN, &mut run) {
                 Ok(_) => break,
-                // A record that is taken in twice changes nothing.
+                // Admitting a record twice changes nothing.
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {
                     run.size_out = size_of::<IntakeHeader>() as u32;
                 }
@@ -153,6 +146,6 @@ impl Intake {
 
 /// The bytes of a value without padding.
 fn bytes_of<T: aya::Pod>(value: &T) -> &[u8] {
-    // SAFETY: a value of that size, and without padding (`Pod`).
+    // SAFETY: the slice has the size of the value, which has no padding (`Pod`).
     unsafe { std::slice::from_raw_parts((&raw const *value).cast(), size_of::<T>()) }
 }

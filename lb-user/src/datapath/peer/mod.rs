@@ -1,7 +1,8 @@
-//! Connections that peers know: records of those here, intake of theirs, and the maps by which packets reach them.
+//! Replication of connections: records of this manager's connections, intake of the peers' connections, and the maps by
+//! which the programs relay packets to peers.
 //!
-//! Everything here works through the pins, and is used outside the manager's main task: an imported connection is
-//! written by a program, as packets write theirs.
+//! All of it works through the pins, outside the manager's main task. A kernel program writes the peers' connections, as
+//! it does for packets.
 
 mod events;
 mod intake;
@@ -17,7 +18,7 @@ use anyhow::Result;
 
 use super::Datapath;
 
-/// What the task of the peers needs of the datapath.
+/// The maps and the program that the replication needs.
 #[derive(Debug)]
 pub struct ReplicationTables {
     pub events: FlowEvents,
@@ -27,7 +28,7 @@ pub struct ReplicationTables {
 }
 
 impl Datapath {
-    /// Opens what the task of the peers needs.
+    /// Opens the maps and the program that the replication needs.
     ///
     /// # Errors
     ///
@@ -41,7 +42,7 @@ impl Datapath {
         })
     }
 
-    /// Returns a way to take in connections.
+    /// Loads the program that writes peers' connections.
     ///
     /// # Errors
     ///

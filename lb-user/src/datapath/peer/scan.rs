@@ -1,6 +1,9 @@
-//! Reading of all connections, many at a time.
+//! Reads all connections in chunks.
 
-use std::{collections::BTreeSet, fmt, path::Path};
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context, Result};
 use aya::maps::MapData;
@@ -21,11 +24,12 @@ use crate::datapath::{
 };
 
 /// Reads all connections of the flow tables as records of kind `PRESENT`, in chunks.
+#[derive(Debug)]
 pub struct FlowScan {
-    pin_path: std::path::PathBuf,
-    v4: Table<V4>,
-    v6: Table<V6>,
-    /// Backends that peers know, too.
+    pin_path: PathBuf,
+    v4: FamilyScan<V4>,
+    v6: FamilyScan<V6>,
+    /// Backends that peers may have, too: workers, not fallbacks.
     workers: BTreeSet<u32>,
     position: Position,
 }
@@ -39,14 +43,6 @@ enum Position {
     End,
 }
 
-impl fmt::Debug for FlowScan {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("FlowScan")
-            .field("position", &self.position)
-            .finish_non_exhaustive()
-    }
-}
-
 impl FlowScan {
     /// Opens the pinned maps.
     ///
@@ -56,20 +52,20 @@ impl FlowScan {
     pub fn open(pin_path: &Path) -> Result<Self> {
         Ok(Self {
             pin_path: pin_path.to_owned(),
-            v4: Table::open(pin_path)?,
-            v6: Table::open(pin_path)?,
+            v4: FamilyScan::open(pin_path)?,
+            v6: FamilyScan::open(pin_path)?,
             workers: BTreeSet::new(),
             position: Position::Start,
         })
     }
 
-    /// Begins again with the next chunk.
+    /// Makes the next chunk the first one.
     pub fn restart(&mut self) {
         self.position = Position::Start;
     }
 
-    /// Reads about `limit` entries, and appends the open connections among them. Returns whether there are more.
-    /// Connections to the manager's own server, from clients on the manager and those that have timed out are left out.
+    /// Reads about `limit` entries, and appends the open connections among them. Returns whether there are more. Omits
+    /// connections to the manager's own server, connections from clients on the manager, and those that have timed out.
     ///
     /// # Errors
     ///
@@ -108,15 +104,16 @@ fn workers(pin_path: &Path) -> Result<BTreeSet<u32>> {
     Ok(workers)
 }
 
-/// The flow table of a family.
-struct Table<A: Family> {
+/// Reads the flow table of a family.
+#[derive(Debug)]
+struct FamilyScan<A: Family> {
     data: MapData,
     flows: FlowTable<A>,
     keys: Vec<FlowKey<A>>,
     values: Vec<Flow<A>>,
 }
 
-impl<A: Family> Table<A> {
+impl<A: Family> FamilyScan<A> {
     fn open(pin_path: &Path) -> Result<Self> {
         Ok(Self {
             data: open_map(pin_path, A::FLOWS)?,
@@ -136,7 +133,7 @@ impl<A: Family> Table<A> {
         into: &mut Vec<FlowRecord>,
     ) -> Result<Option<u32>> {
         let (keys, values) = (&mut self.keys, &mut self.values);
-        // SAFETY: the flow table has such entries, which `open_map` has checked.
+        // SAFETY: `open_map` has checked the sizes of the flow table's keys and values.
         let next = unsafe { lookup_batch(&self.data, from, limit.max(1), 1, keys, values) };
         let next = next.with_context(|| format!("read map {}", A::FLOWS))?;
         for (key, flow) in self.keys.iter().zip(&self.values) {
@@ -154,7 +151,7 @@ impl<A: Family> Table<A> {
     }
 }
 
-/// The record of an open connection.
+/// The record of a connection; `None` if it is not open.
 fn present<A: Family>(
     key: &FlowKey<A>,
     flow: &Flow<A>,
@@ -171,12 +168,8 @@ fn present<A: Family>(
     let mut record = event.record();
     if let Some(reply) = reply {
         record.carried |= u8::from(reply.bytes > 0);
-        if reply
-            .last_seen_ticks
-            .wrapping_sub(flow.last_seen_ticks)
-            .cast_signed()
-            > 0
-        {
+        let later = reply.last_seen_ticks.wrapping_sub(flow.last_seen_ticks);
+        if later.cast_signed() > 0 {
             record.last_seen_ticks = reply.last_seen_ticks;
         }
     }

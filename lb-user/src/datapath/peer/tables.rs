@@ -1,4 +1,4 @@
-//! The maps by which the programs know the peers.
+//! The maps that tell the programs which peers exist.
 
 use std::{collections::BTreeMap, net::IpAddr, path::Path};
 
@@ -38,20 +38,20 @@ impl PeerTables {
         })
     }
 
-    /// Switches the records in `flow_events` on or off.
+    /// Switches the programs' records in `flow_events` on or off.
     ///
     /// # Errors
     ///
     /// The map cannot be written.
-    pub fn report(&mut self, on: bool) -> Result<()> {
+    pub fn set_reporting(&mut self, on: bool) -> Result<()> {
         self.switch(PeerSwitch {
             reports: on.into(),
             ..self.written
         })
     }
 
-    /// Sets the living peers, each with the index of the interface on whose network it is. Packets of unknown
-    /// connections go to them, also for long if one is `incomplete`: it has connections of which it has not told.
+    /// Sets the peers that are alive, each with the index of the interface on whose network it is. The programs relay
+    /// packets of unknown connections to them, also for long if one is `incomplete`: it has not reported all connections.
     ///
     /// # Errors
     ///
@@ -77,7 +77,7 @@ impl PeerTables {
         })
     }
 
-    /// Returns the living peers, each with the index of this manager's interface.
+    /// Returns the peers that are alive, each with the index of this manager's interface.
     pub fn links(&self) -> Vec<(u32, PeerLink)> {
         let entries = self.peers.iter().filter_map(Result::ok);
         let links =

@@ -89,8 +89,8 @@ impl Pair {
         }
     }
 
-    fn examine(&self, change: impl FnOnce(&mut Facts<'_>)) -> Vec<Finding> {
-        let mut facts = Facts {
+    fn examine(&self, change: impl FnOnce(&mut PeerFacts<'_>)) -> Vec<Finding> {
+        let mut facts = PeerFacts {
             config: &self.config,
             addresses: &self.addresses,
             status: self.status.as_ref(),
@@ -132,7 +132,7 @@ fn a_pair_as_it_should_be_has_no_fault_on_either_machine() {
 
 #[test]
 fn each_fault_of_the_pair_has_its_remedy() {
-    type Fault = fn(&mut Facts<'_>);
+    type Fault = fn(&mut PeerFacts<'_>);
     let pair = Pair::active();
     let faults: [(&str, &str, Fault); 8] = [
         ("peer.key: no", "--output /etc/memlb/none/peer.key", |it| {
@@ -142,7 +142,7 @@ fn each_fault_of_the_pair_has_its_remedy() {
             )]
             .into();
         }),
-        ("carries clients or workers", "a link of their own", |it| {
+        ("carries clients or workers", "a separate link", |it| {
             it.links = [([10, 0, 9, 2].into(), "eth1".to_owned())].into();
         }),
         ("no route to manager2", "ip route get", |it| {
@@ -177,11 +177,11 @@ fn each_fault_of_the_pair_has_its_remedy() {
 }
 
 #[test]
-fn addresses_that_are_torn_apart_are_a_problem() {
+fn split_addresses_are_a_problem() {
     let mut pair = Pair::active();
     pair.addresses = own(&["192.168.56.101", "10.0.9.1"]);
     let found = pair.examine(|_| {});
-    fault(&found).assert(Severity::Problem, "192.168.56.21 not", "");
+    fault(&found).assert(Severity::Problem, "but not 192.168.56.21", "");
 }
 
 #[test]

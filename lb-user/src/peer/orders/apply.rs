@@ -1,4 +1,4 @@
-//! Brings in force what another manager's operator has ordered.
+//! Applies the orders of another manager's operator to this manager.
 
 use std::net::IpAddr;
 
@@ -7,7 +7,7 @@ use lb_core::{AdminAction, AdminCommand};
 
 use super::{
     OperatorStateWatch,
-    register::{OrderEntry, Subject, Value},
+    register::{OrderEntry, OrderValue, Subject},
 };
 use crate::{
     deny::{Denied, Prefix},
@@ -15,17 +15,18 @@ use crate::{
     manager::{DenyChange, ManagerHandle},
 };
 
-/// Applies an entry as an order of an operator's.
+/// Applies an entry by the commands that an operator would give.
 pub async fn apply(
     entry: &OrderEntry,
     in_force: &OperatorStateWatch,
     manager: &ManagerHandle,
 ) -> Result<()> {
     let by = &entry.manager;
-    match (&entry.subject, &entry.value) {
-        (Subject::Orders(worker), value) => {
+    let value = entry.value.as_ref();
+    match &entry.subject {
+        Subject::Orders(worker) => {
             let wanted = match value {
-                Some(Value::Orders(commands)) => commands.as_slice(),
+                Some(OrderValue::Orders(commands)) => commands.as_slice(),
                 _ => &[],
             };
             let orders = in_force.overrides.borrow().1.commands();
@@ -36,16 +37,16 @@ pub async fn apply(
             }
             Ok(())
         }
-        (Subject::Joined(worker), value) => {
+        Subject::Joined(worker) => {
             let address = match value {
-                Some(Value::Joined(address)) => Some(*address),
+                Some(OrderValue::Joined(address)) => Some(*address),
                 _ => None,
             };
             join(worker, address, in_force, manager).await
         }
-        (Subject::Denied(prefix), value) => {
+        Subject::Denied(prefix) => {
             let wanted = match value {
-                Some(Value::Denied(denied)) => Some(denied),
+                Some(OrderValue::Denied(denied)) => Some(denied),
                 _ => None,
             };
             deny(*prefix, wanted, by, in_force, manager).await
@@ -53,7 +54,7 @@ pub async fn apply(
     }
 }
 
-/// Returns the commands that lead from what is in force for a worker to what is wanted.
+/// Returns the commands that turn a worker's orders `in_force` into `wanted`.
 pub fn commands(
     worker: &str,
     in_force: &[AdminCommand],
@@ -78,25 +79,24 @@ pub fn commands(
             let same = orders.iter().filter(|it| ends(end, it.action));
             same.cloned().collect()
         };
-        let (now, then) = (of_kind(in_force), of_kind(wanted));
+        let (now, mut then) = (of_kind(in_force), of_kind(wanted));
         if now == then {
             continue;
         }
         let is_replaced = |it: &AdminCommand| then.iter().any(|new| new.service == it.service);
-        let ends_some = !now.iter().all(is_replaced);
-        if ends_some {
+        let is_ended = !now.iter().all(is_replaced);
+        if is_ended {
             commands.push(removal(end));
         }
-        // The general one first: it replaces those of single services.
-        let mut then = then;
+        // The order for all services comes first, because it replaces those of single services.
         then.sort_by(|one, other| one.service.cmp(&other.service));
-        let is_new = |it: &AdminCommand| ends_some || !now.contains(it);
+        let is_new = |it: &AdminCommand| is_ended || !now.contains(it);
         commands.extend(then.into_iter().filter(is_new));
     }
     commands
 }
 
-/// Whether `end` ends what `action` sets.
+/// Whether the action `end` ends the effect of `action`.
 fn ends(end: AdminAction, action: AdminAction) -> bool {
     matches!(
         (end, action),

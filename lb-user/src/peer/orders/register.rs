@@ -14,13 +14,13 @@ use crate::{
     membership::Membership,
 };
 
-/// How long it is remembered that something was removed.
+/// How long the entry of a removed subject is kept.
 const TOMBSTONE: Duration = Duration::from_secs(30 * 24 * 3_600);
 
-/// More entries than all denied prefixes and workers together.
-const MOST: usize = 32_768;
+/// The most entries: more than all denied prefixes and workers together.
+const MAX_ENTRIES: usize = 32_768;
 
-/// What an entry is about.
+/// The subject of an entry.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Subject {
@@ -30,10 +30,10 @@ pub enum Subject {
     Denied(Prefix),
 }
 
-/// What is in force; an entry without a value says that nothing is.
+/// What is in force for a subject; an entry without a value says that nothing is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Value {
+pub enum OrderValue {
     Orders(Vec<AdminCommand>),
     Joined(IpAddr),
     Denied(Denied),
@@ -44,24 +44,24 @@ pub enum Value {
 pub struct OrderEntry {
     pub subject: Subject,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub value: Option<Value>,
-    /// Milliseconds since 1970, at least one more than of the entry that it replaces; of two equal ones the larger
-    /// name counts.
+    pub value: Option<OrderValue>,
+    /// Milliseconds since 1970, greater than that of the entry it replaces. Of two equal stamps, the one with the greater
+    /// `manager` wins.
     pub stamp: u64,
-    /// The manager where it was changed.
+    /// The manager on which the subject was changed.
     pub manager: String,
     /// The peer that sent it.
     #[serde(skip)]
     pub from: Option<usize>,
-    /// Number of the change here.
+    /// Number of the change in these registers.
     #[serde(skip)]
     change: u64,
-    /// Whether it is not in force here.
+    /// Whether the entry is not in force on this manager yet.
     #[serde(skip)]
     is_pending: bool,
 }
 
-/// What is in force.
+/// The operator's state in force on this manager.
 #[derive(Debug, Clone, Default)]
 pub struct OperatorState {
     pub overrides: AdminOverrides,
@@ -70,7 +70,7 @@ pub struct OperatorState {
 }
 
 impl OperatorState {
-    fn values(&self) -> BTreeMap<Subject, Value> {
+    fn values(&self) -> BTreeMap<Subject, OrderValue> {
         let mut orders: BTreeMap<String, Vec<AdminCommand>> = BTreeMap::new();
         for command in self.overrides.commands() {
             orders
@@ -79,20 +79,20 @@ impl OperatorState {
                 .push(command);
         }
         let orders = orders.into_iter().map(|(worker, mut commands)| {
-            // In an order that does not depend on which was given first.
+            // Two managers must list the same commands in the same sequence.
             commands.sort_by_cached_key(|it| (it.service.clone(), format!("{:?}", it.action)));
-            (Subject::Orders(worker), Value::Orders(commands))
+            (Subject::Orders(worker), OrderValue::Orders(commands))
         });
         let joined = self.membership.iter();
         let joined =
-            joined.map(|(worker, at)| (Subject::Joined(worker.to_owned()), Value::Joined(at)));
+            joined.map(|(worker, at)| (Subject::Joined(worker.to_owned()), OrderValue::Joined(at)));
         let denied = self.denied.iter();
-        let denied = denied.map(|it| (Subject::Denied(it.prefix), Value::Denied(it.clone())));
+        let denied = denied.map(|it| (Subject::Denied(it.prefix), OrderValue::Denied(it.clone())));
         orders.chain(joined).chain(denied).collect()
     }
 }
 
-/// All entries. The state file holds them.
+/// The entries of all subjects, as in the state file `peers.json`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(from = "Vec<OrderEntry>", into = "Vec<OrderEntry>")]
 pub struct Registers {
@@ -130,7 +130,7 @@ impl Registers {
         newer
     }
 
-    /// Takes up what was changed here; returns whether anything was.
+    /// Records changes that were made on this manager; returns whether there are any.
     pub fn note(&mut self, in_force: &OperatorState, now_ms: u64, manager: &str) -> bool {
         let values = in_force.values();
         let subjects: BTreeSet<&Subject> = values.keys().chain(self.entries.keys()).collect();
@@ -139,7 +139,7 @@ impl Registers {
             let known = self.entries.get(subject);
             let value = values.get(subject);
             let is_same = known.is_some_and(|known| known.value.as_ref() == value);
-            // What could not be applied yet is no change.
+            // An entry that is not applied yet differs from what is in force, but nothing was changed here.
             if is_same || known.is_some_and(|known| known.is_pending) {
                 continue;
             }
@@ -158,12 +158,12 @@ impl Registers {
         is_changed
     }
 
-    /// Takes up a peer's entry if it is newer; returns whether it is.
+    /// Records a peer's entry if it is newer; returns whether it is.
     pub fn merge(&mut self, entry: OrderEntry, peer: usize) -> bool {
         let known = self.entries.get(&entry.subject);
         let is_newer =
             known.is_none_or(|known| (entry.stamp, &entry.manager) > (known.stamp, &known.manager));
-        if !is_newer || known.is_none() && self.entries.len() >= MOST || !entry.is_sound() {
+        if !is_newer || known.is_none() && self.entries.len() >= MAX_ENTRIES || !entry.is_valid() {
             return false;
         }
         let is_pending = known.map_or(entry.value.is_some(), |known| {
@@ -183,7 +183,7 @@ impl Registers {
         entries.filter(|entry| entry.is_pending).cloned().collect()
     }
 
-    /// Notes that an entry is in force here.
+    /// Marks an entry as in force on this manager.
     pub fn applied(&mut self, entry: &OrderEntry) {
         if let Some(known) = self.entries.get_mut(&entry.subject)
             && known.change == entry.change
@@ -192,7 +192,7 @@ impl Registers {
         }
     }
 
-    /// Forgets what was removed long ago.
+    /// Drops the entries of subjects that were removed long ago.
     pub fn expire(&mut self, now_ms: u64) {
         let oldest = now_ms.saturating_sub(milliseconds(TOMBSTONE));
         self.entries
@@ -201,18 +201,18 @@ impl Registers {
 }
 
 impl OrderEntry {
-    /// Whether the value is of the subject.
-    fn is_sound(&self) -> bool {
+    /// Whether the value is valid and fits the subject.
+    fn is_valid(&self) -> bool {
         match (&self.subject, &self.value) {
             (_, None) => true,
-            (Subject::Orders(worker), Some(Value::Orders(commands))) => {
+            (Subject::Orders(worker), Some(OrderValue::Orders(commands))) => {
                 let is_its = |it: &AdminCommand| it.worker == *worker && it.check().is_ok();
                 !commands.is_empty() && commands.iter().all(is_its)
             }
-            (Subject::Joined(worker), Some(Value::Joined(_))) => {
+            (Subject::Joined(worker), Some(OrderValue::Joined(_))) => {
                 crate::worker_name::check_name(worker).is_ok()
             }
-            (Subject::Denied(prefix), Some(Value::Denied(denied))) => {
+            (Subject::Denied(prefix), Some(OrderValue::Denied(denied))) => {
                 let reason = denied.reason.as_deref();
                 denied.prefix == *prefix
                     && reason.is_none_or(|it| lb_core::check_reason(it).is_ok())

@@ -1,24 +1,24 @@
-//! Reads values from bytes of an unknown sender.
+//! Reads values from untrusted bytes, and writes them.
 
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 
 use crate::datapath::{from_mapped, mapped};
 
-/// What is left to read.
+/// A cursor: the bytes that are left to read.
 #[derive(Debug, Clone, Copy)]
 pub struct ByteReader<'a>(pub &'a [u8]);
 
 impl<'a> ByteReader<'a> {
     pub fn bytes(&mut self, length: usize) -> Option<&'a [u8]> {
-        let (taken, rest) = self.0.split_at_checked(length)?;
+        let (bytes, rest) = self.0.split_at_checked(length)?;
         self.0 = rest;
-        Some(taken)
+        Some(bytes)
     }
 
     pub fn array<const N: usize>(&mut self) -> Option<[u8; N]> {
-        let (taken, rest) = self.0.split_first_chunk()?;
+        let (bytes, rest) = self.0.split_first_chunk()?;
         self.0 = rest;
-        Some(*taken)
+        Some(*bytes)
     }
 
     pub fn u8(&mut self) -> Option<u8> {
@@ -37,15 +37,14 @@ impl<'a> ByteReader<'a> {
         self.array().map(u64::from_be_bytes)
     }
 
-    /// Reads bytes after their number.
+    /// Reads bytes that follow their length.
     pub fn short(&mut self) -> Option<&'a [u8]> {
         let length = self.u8()?;
         self.bytes(length.into())
     }
 
     pub fn ip(&mut self) -> Option<IpAddr> {
-        self.array()
-            .map(|bytes| from_mapped(Ipv6Addr::from_octets(bytes).octets()))
+        self.array().map(from_mapped)
     }
 
     pub fn endpoint(&mut self) -> Option<SocketAddr> {
@@ -66,7 +65,7 @@ pub fn put_endpoint(endpoint: SocketAddr, out: &mut Vec<u8>) {
     out.extend_from_slice(&endpoint.port().to_be_bytes());
 }
 
-/// Writes bytes after their number; at most 255.
+/// Writes the length and the bytes, of which there are at most 255.
 pub fn put_short(bytes: &[u8], out: &mut Vec<u8>) {
     let bytes = &bytes[..bytes.len().min(u8::MAX.into())];
     out.push(bytes.len() as u8);

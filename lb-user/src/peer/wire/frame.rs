@@ -5,9 +5,9 @@
 //! ```
 //!
 //! `length` counts everything after itself. `sequence` counts the frames of one direction of one session from 0 on, so
-//! that a frame cannot be repeated, left out or moved; the session's key is in no other session.
+//! that an attacker cannot repeat, drop or reorder frames. Each session has its own key.
 
-use super::{ByteReader, Refusal};
+use super::{ByteReader, PeerRefusal};
 use crate::keys::SigningKey;
 
 /// The longest frame, its length included.
@@ -20,19 +20,19 @@ const TAG: usize = 16;
 /// Bytes of a frame around its content.
 pub const FRAME_OVERHEAD: usize = HEADER + TAG;
 
-/// A frame whose tag is right.
+/// A frame whose tag is valid.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Frame<'a> {
     pub kind: u8,
-    /// Version of what this type contains.
+    /// Version of the content's format.
     pub version: u8,
-    /// How many things it contains.
+    /// Number of elements in the content.
     pub count: u16,
     pub sequence: u64,
     pub content: &'a [u8],
 }
 
-/// Makes the frames of one direction of a session.
+/// Signs the frames of one direction of a session.
 #[derive(Debug)]
 pub struct FrameSigner {
     key: SigningKey,
@@ -44,7 +44,7 @@ impl FrameSigner {
         Self { key, next: 0 }
     }
 
-    /// Appends a frame to `out`, whose content `write` appends; returns its sequence.
+    /// Appends a frame to `out`; `write` appends its content. Returns the frame's sequence.
     ///
     /// The content is at most [`MAX_FRAME`] less [`FRAME_OVERHEAD`] bytes long.
     pub fn sign(
@@ -72,7 +72,7 @@ impl FrameSigner {
     }
 }
 
-/// Checks the frames of one direction of a session.
+/// Verifies the frames of one direction of a session.
 #[derive(Debug)]
 pub struct FrameVerifier {
     key: SigningKey,
@@ -84,28 +84,31 @@ impl FrameVerifier {
         Self { key, next: 0 }
     }
 
-    /// Returns the first frame of `bytes` with its length in bytes; nothing while it is not whole.
+    /// Returns the first frame of `bytes` and its length in bytes; `None` while it is not complete.
     ///
     /// # Errors
     ///
-    /// Says what is wrong with it. The session ends then.
-    pub fn verify<'a>(&mut self, bytes: &'a [u8]) -> Result<Option<(Frame<'a>, usize)>, Refusal> {
+    /// Says what is wrong with the frame. The session must end.
+    pub fn verify<'a>(
+        &mut self,
+        bytes: &'a [u8],
+    ) -> Result<Option<(Frame<'a>, usize)>, PeerRefusal> {
         let mut input = ByteReader(bytes);
         let Some(length) = input.u32() else {
             return Ok(None);
         };
         let whole = (length as usize).saturating_add(LENGTH);
         if !(FRAME_OVERHEAD..=MAX_FRAME).contains(&whole) {
-            return Err(Refusal::BadLength { bytes: whole });
+            return Err(PeerRefusal::BadLength { bytes: whole });
         }
         let Some(frame) = bytes.get(..whole) else {
             return Ok(None);
         };
         let (signed, tag) = frame.split_at(whole - TAG);
         if !self.key.verify_left(&[signed], tag) {
-            return Err(Refusal::BadSignature);
+            return Err(PeerRefusal::BadSignature);
         }
-        let malformed = || Refusal::Malformed { kind: 0 };
+        let malformed = || PeerRefusal::Malformed { kind: 0 };
         let mut input = ByteReader(&signed[LENGTH..]);
         let frame = Frame {
             kind: input.u8().ok_or_else(malformed)?,
@@ -115,7 +118,7 @@ impl FrameVerifier {
             content: input.0,
         };
         if frame.sequence != self.next {
-            return Err(Refusal::Replayed);
+            return Err(PeerRefusal::Replayed);
         }
         self.next += 1;
         Ok(Some((frame, whole)))

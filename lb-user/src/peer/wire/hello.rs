@@ -1,11 +1,11 @@
-//! Hellos: the first message of either side, signed with the peers' key. Both together give the keys of the session.
+//! Hellos: the first message of each side, signed with the peers' key. Both hellos determine the session's keys.
 
 use std::{net::IpAddr, ops::RangeInclusive};
 
 use zeroize::Zeroizing;
 
 use super::{
-    ByteReader, FrameSigner, FrameVerifier, Refusal,
+    ByteReader, FrameSigner, FrameVerifier, PeerRefusal,
     bytes::{put_ip, put_short},
 };
 use crate::{
@@ -16,29 +16,29 @@ use crate::{
 /// The versions of the protocol that this memlb speaks.
 pub const PROTOCOLS: RangeInclusive<u16> = 1..=1;
 
-/// The longest hello.
+/// The longest hello, in bytes.
 pub const MAX_HELLO: usize = 2_048;
 
 /// The most interfaces and the most NAT addresses in a hello.
 pub const MAX_INTERFACES: usize = 32;
 
-/// A kind of its own: no other message of memlb begins so, and the signature covers it.
-const MARK: &[u8; 8] = b"memlbp1\n";
+/// Begins every hello and no other message of memlb. The signature covers it.
+const MAGIC: &[u8; 8] = b"memlbp1\n";
 const LENGTH: usize = size_of::<u16>();
-const PREFIX: usize = MARK.len() + LENGTH;
+const PREFIX: usize = MAGIC.len() + LENGTH;
 
-/// What the signatures of a session's key begin with.
+/// Begins the signed input from which a session's keys are derived.
 const SESSION: &[u8] = b"memlb1-peer-session";
 
-/// The longest name of a version.
+/// The longest version, in bytes.
 const MAX_VERSION: usize = 32;
 
-/// Who sends a hello.
+/// The side that sends a hello.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
-    /// Has opened the connection: it sends records.
+    /// Opened the connection, and sends records.
     Connector,
-    /// Acknowledges them.
+    /// Acknowledges the records.
     Listener,
 }
 
@@ -51,9 +51,9 @@ impl Role {
     }
 }
 
-/// What a manager says of itself, in its hello and whenever that changes.
+/// What a manager advertises about itself, in its hello and whenever it changes.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct About {
+pub struct Advertisement {
     /// Digest of the settings that are equal on all managers.
     pub digest: [u8; 32],
     /// The addresses from which it connects to workers.
@@ -64,12 +64,12 @@ pub struct About {
     pub serving: u16,
 }
 
-/// The first message of either side.
+/// The first message of each side.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Hello {
     /// First and last version of the protocol that the sender speaks.
     pub protocols: (u16, u16),
-    /// Drawn at random for this connection.
+    /// Random, for this connection only.
     pub nonce: [u8; 16],
     /// The connector's nonce, in the listener's hello; otherwise zeros.
     pub echoed_nonce: [u8; 16],
@@ -78,10 +78,10 @@ pub struct Hello {
     pub name: String,
     /// The sender's version of memlb.
     pub version: String,
-    pub about: About,
+    pub advertisement: Advertisement,
 }
 
-impl About {
+impl Advertisement {
     pub fn encode(&self, out: &mut Vec<u8>) {
         out.extend_from_slice(&self.digest);
         let sources = &self.nat_sources[..self.nat_sources.len().min(MAX_INTERFACES)];
@@ -96,13 +96,11 @@ impl About {
     pub fn decode(input: &mut ByteReader<'_>) -> Option<Self> {
         let digest = input.array()?;
         let sources = input.u8()?;
-        let nat_sources = (0..sources)
-            .map(|_| input.ip())
-            .collect::<Option<Vec<_>>>()?;
+        let nat_sources: Vec<_> = (0..sources).map(|_| input.ip()).collect::<Option<_>>()?;
         let interfaces = input.u8()?;
-        let interfaces = (0..interfaces)
+        let interfaces: Vec<_> = (0..interfaces)
             .map(|_| input.array())
-            .collect::<Option<Vec<_>>>()?;
+            .collect::<Option<_>>()?;
         let serving = input.u16()?;
         let fits = nat_sources.len() <= MAX_INTERFACES && interfaces.len() <= MAX_INTERFACES;
         fits.then_some(Self {
@@ -115,10 +113,10 @@ impl About {
 }
 
 impl Hello {
-    /// Returns the hello as it is sent, signed.
+    /// Encodes and signs the hello.
     pub fn sign(&self, role: Role, key: &SigningKey) -> Vec<u8> {
         let mut out = Vec::with_capacity(256);
-        out.extend_from_slice(MARK);
+        out.extend_from_slice(MAGIC);
         out.extend_from_slice(&[0; LENGTH]);
         out.extend_from_slice(&key.id().0.to_be_bytes());
         out.extend_from_slice(&self.protocols.0.to_be_bytes());
@@ -128,23 +126,23 @@ impl Hello {
         out.extend_from_slice(&self.epoch.to_be_bytes());
         put_short(self.name.as_bytes(), &mut out);
         put_short(self.version.as_bytes(), &mut out);
-        self.about.encode(&mut out);
+        self.advertisement.encode(&mut out);
         let length = (out.len() - PREFIX + TAG_BYTES) as u16;
-        out[MARK.len()..PREFIX].copy_from_slice(&length.to_be_bytes());
+        out[MAGIC.len()..PREFIX].copy_from_slice(&length.to_be_bytes());
         let tag = key.sign(&[role.label(), &out]);
         out.extend_from_slice(&tag);
         out
     }
 
-    /// Returns the length of the hello that begins with these bytes; nothing while that is not known.
+    /// Returns the length of the hello that begins with these bytes; `None` if they do not contain it yet.
     ///
     /// # Errors
     ///
-    /// Says that this is no hello.
-    pub fn length(bytes: &[u8]) -> Result<Option<usize>, Refusal> {
-        let seen = bytes.len().min(MARK.len());
-        if bytes[..seen] != MARK[..seen] {
-            return Err(Refusal::NotHello);
+    /// The bytes are not those of a hello.
+    pub fn length(bytes: &[u8]) -> Result<Option<usize>, PeerRefusal> {
+        let seen = bytes.len().min(MAGIC.len());
+        if bytes[..seen] != MAGIC[..seen] {
+            return Err(PeerRefusal::NotHello);
         }
         let mut input = ByteReader(&bytes[seen..]);
         let Some(length) = input.u16() else {
@@ -152,36 +150,38 @@ impl Hello {
         };
         let bytes = PREFIX + usize::from(length);
         match bytes {
-            _ if bytes > MAX_HELLO => Err(Refusal::OversizedHello { bytes }),
-            _ if usize::from(length) < TAG_BYTES => Err(Refusal::MalformedHello),
+            _ if bytes > MAX_HELLO => Err(PeerRefusal::OversizedHello { bytes }),
+            _ if usize::from(length) < TAG_BYTES => Err(PeerRefusal::MalformedHello),
             _ => Ok(Some(bytes)),
         }
     }
 
-    /// Reads a whole hello, and checks its signature with one of the keys that `keys_of` gives for the sender's
-    /// name; returns it with the key.
+    /// Decodes a complete hello, and verifies its signature with one of the keys that `keys_of` returns for the sender's
+    /// name. Returns the hello and that key.
     ///
     /// # Errors
     ///
-    /// Says why it is refused.
+    /// Says why the hello is refused.
     pub fn verify<'k>(
         bytes: &[u8],
         role: Role,
-        keys_of: impl FnOnce(&str) -> Result<&'k PeerKeys, Refusal>,
-    ) -> Result<(Self, &'k SigningKey), Refusal> {
+        keys_of: impl FnOnce(&str) -> Result<&'k PeerKeys, PeerRefusal>,
+    ) -> Result<(Self, &'k SigningKey), PeerRefusal> {
         if Self::length(bytes)? != Some(bytes.len()) {
-            return Err(Refusal::MalformedHello);
+            return Err(PeerRefusal::MalformedHello);
         }
         let (signed, tag) = bytes.split_at(bytes.len() - TAG_BYTES);
-        let (id, hello) = Self::decode(&signed[PREFIX..]).ok_or(Refusal::MalformedHello)?;
-        let key = keys_of(&hello.name)?.find(id).ok_or(Refusal::OtherKey)?;
+        let (id, hello) = Self::decode(&signed[PREFIX..]).ok_or(PeerRefusal::MalformedHello)?;
+        let key = keys_of(&hello.name)?
+            .find(id)
+            .ok_or(PeerRefusal::OtherKey)?;
         match key.verify_left(&[role.label(), signed], tag) {
             true => Ok((hello, key)),
-            false => Err(Refusal::BadSignature),
+            false => Err(PeerRefusal::BadSignature),
         }
     }
 
-    /// What later versions add at the end is ignored.
+    /// Ignores what later versions add at the end.
     fn decode(bytes: &[u8]) -> Option<(KeyId, Self)> {
         let mut input = ByteReader(bytes);
         let id = KeyId(input.u32()?);
@@ -192,7 +192,7 @@ impl Hello {
             epoch: input.u64()?,
             name: text(input.short()?)?,
             version: text(input.short()?)?,
-            about: About::decode(&mut input)?,
+            advertisement: Advertisement::decode(&mut input)?,
         };
         let is_version = (1..=MAX_VERSION).contains(&hello.version.len())
             && hello.version.bytes().all(|byte| byte.is_ascii_graphic());
@@ -208,14 +208,14 @@ fn text(bytes: &[u8]) -> Option<String> {
 ///
 /// # Errors
 ///
-/// Says that there is none.
-pub fn common_protocol(theirs: (u16, u16)) -> Result<u16, Refusal> {
+/// There is none.
+pub fn common_protocol(theirs: (u16, u16)) -> Result<u16, PeerRefusal> {
     let (first, last) = theirs;
     let newest = last.min(*PROTOCOLS.end());
     let oldest = first.max(*PROTOCOLS.start());
     (oldest <= newest)
         .then_some(newest)
-        .ok_or(Refusal::Protocol { first, last })
+        .ok_or(PeerRefusal::Protocol { first, last })
 }
 
 /// The keys of one session, one for each direction.
@@ -226,7 +226,7 @@ pub struct SessionKeys {
 }
 
 impl SessionKeys {
-    /// Derives them from the peers' key and both hellos, and so from both nonces.
+    /// Derives the keys from the peers' key and both hellos, which contain the nonces.
     pub fn derive(key: &SigningKey, connector: &[u8], listener: &[u8]) -> Self {
         let derive = |role: Role| {
             let secret = Zeroizing::new(key.sign(&[SESSION, role.label(), connector, listener]));
@@ -238,7 +238,7 @@ impl SessionKeys {
         }
     }
 
-    /// Returns what makes this side's frames, and what checks the other side's.
+    /// Returns the signer of this side's frames and the verifier of the other side's.
     pub fn of(self, role: Role) -> (FrameSigner, FrameVerifier) {
         let (own, other) = match role {
             Role::Connector => (self.connector, self.listener),

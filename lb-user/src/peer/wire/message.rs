@@ -2,14 +2,16 @@
 
 use std::net::SocketAddr;
 
-use lb_common::headers::{PROTOCOL_TCP, PROTOCOL_UDP};
-use lb_core::{Endpoint, Mode, Protocol};
+use lb_core::{Endpoint, Mode};
 
 use super::{
-    About, ByteReader, FRAME_OVERHEAD, Frame, FrameSigner, MAX_FRAME, Record, Refusal,
+    Advertisement, ByteReader, FRAME_OVERHEAD, Frame, FrameSigner, MAX_FRAME, PeerRefusal, Record,
     bytes::put_endpoint,
 };
-use crate::config::Identity;
+use crate::{
+    config::Identity,
+    datapath::{protocol_number, protocol_of},
+};
 
 /// Version of all contents. A receiver skips frames of other versions and of unknown types.
 pub(super) const VERSION: u8 = 1;
@@ -25,36 +27,36 @@ mod kind {
     pub const ACKNOWLEDGE: u8 = 4;
     pub const RESYNC: u8 = 5;
     pub const PING: u8 = 6;
-    pub const ABOUT: u8 = 7;
+    pub const ADVERTISEMENT: u8 = 7;
     pub const ORDERS: u8 = 8;
 }
 
-/// What the following records mean by a backend's number.
+/// Defines the number by which the following records refer to a backend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct BackendName {
+pub struct BackendDefinition {
     pub reference: u16,
-    /// The service's endpoint is always there.
+    /// Always has the service's endpoint.
     pub identity: Identity,
 }
 
-/// Which connections a transmission has.
+/// The connections of a transmission.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Scope {
-    /// All that the sender knows.
+    /// All connections that the sender knows.
     Full,
-    /// All that the sender has carried packets of.
+    /// All connections of which the sender has forwarded packets.
     Carried,
 }
 
 /// The steps of a transmission of all connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Resync {
-    /// The listener asks for one.
+    /// The listener requests a transmission.
     Requested,
     Begun(Scope),
-    /// The receiver has all of them now.
+    /// The receiver now has all connections.
     Finished(Scope),
-    /// The transmission ended, and some may be missing.
+    /// The transmission ended, and connections may be missing.
     Partial(Scope),
 }
 
@@ -62,54 +64,54 @@ pub enum Resync {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Message {
     Records(Vec<Record>),
-    Backends(Vec<BackendName>),
-    /// Endpoints of services, and addresses towards workers with port 0, each with its number.
+    Backends(Vec<BackendDefinition>),
+    /// Endpoints of services, and NAT addresses with port 0, each with its number.
     Endpoints(Vec<(u16, SocketAddr)>),
     /// Everything up to the frame with this sequence is applied.
     Acknowledge(u64),
     Resync(Resync),
-    /// Nothing but a sign of life.
+    /// Shows that the sender is alive.
     Ping,
-    /// What has changed since the hello.
-    About(About),
-    /// JSON, see [`crate::peer`].
+    /// Replaces the advertisement of the hello.
+    Advertisement(Advertisement),
+    /// Operators' orders, as JSON.
     Orders(Vec<u8>),
 }
 
 impl Message {
-    /// Reads a frame; nothing if this memlb does not know its type or version.
+    /// Decodes a frame; `None` if this memlb does not know its type or version.
     ///
     /// # Errors
     ///
-    /// Says that it does not hold what its header says.
-    pub fn decode(frame: &Frame<'_>) -> Result<Option<Self>, Refusal> {
+    /// The content does not match the header.
+    pub fn decode(frame: &Frame<'_>) -> Result<Option<Self>, PeerRefusal> {
         let known = kind::RECORDS..=kind::ORDERS;
         if frame.version != VERSION || !known.contains(&frame.kind) {
             return Ok(None);
         }
         let mut input = ByteReader(frame.content);
         let message = Self::read(frame, &mut input).filter(|_| input.is_empty());
-        let malformed = Refusal::Malformed { kind: frame.kind };
+        let malformed = PeerRefusal::Malformed { kind: frame.kind };
         message.ok_or(malformed).map(Some)
     }
 
     fn read(frame: &Frame<'_>, input: &mut ByteReader<'_>) -> Option<Self> {
         Some(match frame.kind {
             kind::RECORDS => Self::Records(many(frame, || Record::decode(input))?),
-            kind::BACKENDS => Self::Backends(many(frame, || BackendName::decode(input))?),
+            kind::BACKENDS => Self::Backends(many(frame, || BackendDefinition::decode(input))?),
             kind::ENDPOINTS => {
                 Self::Endpoints(many(frame, || Some((input.u16()?, input.endpoint()?)))?)
             }
             kind::ACKNOWLEDGE => Self::Acknowledge(input.u64()?),
             kind::RESYNC => Self::Resync(Resync::decode(input)?),
             kind::PING => Self::Ping,
-            kind::ABOUT => Self::About(About::decode(input)?),
+            kind::ADVERTISEMENT => Self::Advertisement(Advertisement::decode(input)?),
             kind::ORDERS => Self::Orders(input.bytes(input.0.len())?.to_vec()),
             _ => return None,
         })
     }
 
-    /// Appends it as a frame; returns the frame's sequence. The caller bounds its size.
+    /// Appends the message as a signed frame; returns the frame's sequence. The caller bounds its size.
     pub fn sign(&self, signer: &mut FrameSigner, out: &mut Vec<u8>) -> u64 {
         let (kind, count) = match self {
             Self::Records(records) => (kind::RECORDS, records.len()),
@@ -118,7 +120,7 @@ impl Message {
             Self::Acknowledge(_) => (kind::ACKNOWLEDGE, 1),
             Self::Resync(_) => (kind::RESYNC, 1),
             Self::Ping => (kind::PING, 0),
-            Self::About(_) => (kind::ABOUT, 1),
+            Self::Advertisement(_) => (kind::ADVERTISEMENT, 1),
             Self::Orders(_) => (kind::ORDERS, 1),
         };
         signer.sign(kind, count as u16, out, |out| self.encode(out))
@@ -137,7 +139,7 @@ impl Message {
             Self::Acknowledge(sequence) => out.extend_from_slice(&sequence.to_be_bytes()),
             Self::Resync(step) => out.extend_from_slice(&step.encode()),
             Self::Ping => {}
-            Self::About(about) => about.encode(out),
+            Self::Advertisement(advertisement) => advertisement.encode(out),
             Self::Orders(json) => out.extend_from_slice(json),
         }
     }
@@ -147,17 +149,14 @@ fn many<T>(frame: &Frame<'_>, mut one: impl FnMut() -> Option<T>) -> Option<Vec<
     (0..frame.count).map(|_| one()).collect()
 }
 
-impl BackendName {
+impl BackendDefinition {
     fn encode(&self, out: &mut Vec<u8>) {
         let Identity {
             endpoint,
             mode,
             service,
         } = self.identity;
-        let protocol = match endpoint.protocol {
-            Protocol::Tcp => PROTOCOL_TCP,
-            Protocol::Udp => PROTOCOL_UDP,
-        };
+        let protocol = protocol_number(endpoint.protocol);
         let mode = match mode {
             Mode::Nat => 0,
             Mode::Dsr => 1,
@@ -171,11 +170,7 @@ impl BackendName {
 
     fn decode(input: &mut ByteReader<'_>) -> Option<Self> {
         let reference = input.u16()?;
-        let protocol = match input.u8()? {
-            PROTOCOL_TCP => Protocol::Tcp,
-            PROTOCOL_UDP => Protocol::Udp,
-            _ => return None,
-        };
+        let protocol = protocol_of(input.u8()?)?;
         let mode = match input.u8()? {
             0 => Mode::Nat,
             1 => Mode::Dsr,

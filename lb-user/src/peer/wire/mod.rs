@@ -1,6 +1,6 @@
-//! What managers send each other: hellos, frames and what is in them. Pure: bytes in, values out, and the reverse.
+//! The protocol between managers: encodes and decodes hellos, frames and their contents, without I/O.
 //!
-//! All numbers are big endian. Everyone can connect to the port: decoding never panics, and bounds everything.
+//! All numbers are big endian. Any host can connect to the port, so decoding never panics and bounds every length.
 //! docs/peer-protocol.md describes every field.
 
 mod bytes;
@@ -13,11 +13,11 @@ mod refusal;
 pub use bytes::ByteReader;
 pub use frame::{FRAME_OVERHEAD, Frame, FrameSigner, FrameVerifier, MAX_FRAME};
 pub use hello::{
-    About, Hello, MAX_HELLO, MAX_INTERFACES, PROTOCOLS, Role, SessionKeys, common_protocol,
+    Advertisement, Hello, MAX_HELLO, MAX_INTERFACES, PROTOCOLS, Role, SessionKeys, common_protocol,
 };
-pub use message::{BackendName, MAX_ORDERS_BYTES, Message, Resync, Scope};
-pub use record::{Live, OWN_ADDRESS, Record, RecordKind};
-pub use refusal::Refusal;
+pub use message::{BackendDefinition, MAX_ORDERS_BYTES, Message, Resync, Scope};
+pub use record::{CLIENT_ADDRESS, LiveFields, Record, RecordKind};
+pub use refusal::PeerRefusal;
 
 #[cfg(test)]
 mod tests;

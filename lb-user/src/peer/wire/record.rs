@@ -1,21 +1,21 @@
-//! Records: a connection that was established, that ended, or that is there.
+//! Records: a connection was established, has ended, or is present.
 //!
-//! Only references, ages and what is on the wire travel: ids, interface indices and clocks differ on each manager.
+//! A record has references and ages instead of ids, interface indices and times, which differ between managers.
 
 use std::net::IpAddr;
 
 use super::{ByteReader, bytes::put_ip};
 
-/// The reference to a source address that means the client's own.
-pub const OWN_ADDRESS: u16 = 0;
+/// The reference to a source address that stands for the client's own address.
+pub const CLIENT_ADDRESS: u16 = 0;
 
 /// Bit of a record's first byte: the client has an IPv6 address.
 const IS_V6: u8 = 0x80;
 
-/// Bits of one direction in the second byte.
+/// Mask of one direction's end in the second byte.
 const ENDED_BITS: u8 = 0x07;
 
-/// Bit of the second byte: the sender has carried packets of the connection.
+/// Bit of the second byte: the sender has forwarded packets of the connection.
 const CARRIED: u8 = 0x08;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,7 +26,7 @@ pub enum RecordKind {
     Present = 3,
 }
 
-/// What happened to a connection, or that it is there.
+/// An event of a connection, or its presence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Record {
     pub kind: RecordKind,
@@ -34,7 +34,7 @@ pub struct Record {
     pub ended: [u8; 2],
     /// Whether packets of the connection have passed the sender.
     pub carried: bool,
-    /// References of the sender, see [`super::Message`].
+    /// References that the sender has defined, see [`super::Message`].
     pub backend: u16,
     pub service: u16,
     pub source: u16,
@@ -43,15 +43,15 @@ pub struct Record {
     pub source_port: u16,
     /// Age in ticks of the connection, see [`lb_common::maps::TICK_NS`].
     pub created_age: u32,
-    /// What only a connection that goes on needs; the default in [`RecordKind::Ended`].
-    pub live: Live,
+    /// Only for connections that continue; the default in [`RecordKind::Ended`].
+    pub live: LiveFields,
 }
 
-/// What the receiver needs to carry a connection on.
+/// The fields that the receiver needs to continue a connection.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Live {
-    /// Place of the client's interface in the sender's configuration.
-    pub place: u8,
+pub struct LiveFields {
+    /// Position of the client's interface in the sender's `manager.interfaces`.
+    pub interface: u8,
     /// The client's or its router's link address.
     pub mac: [u8; 6],
     /// The VLAN tag of its frames; 0: none.
@@ -108,16 +108,16 @@ impl Record {
             source_port: input.u16()?,
             created_age: input.u32()?,
             live: match kind {
-                RecordKind::Ended => Live::default(),
-                RecordKind::Opened | RecordKind::Present => Live::decode(input)?,
+                RecordKind::Ended => LiveFields::default(),
+                RecordKind::Opened | RecordKind::Present => LiveFields::decode(input)?,
             },
         })
     }
 }
 
-impl Live {
+impl LiveFields {
     fn encode(&self, out: &mut Vec<u8>) {
-        out.push(self.place);
+        out.push(self.interface);
         out.extend_from_slice(&self.mac);
         out.extend_from_slice(&self.tag.to_be_bytes());
         out.extend_from_slice(&self.seen_age.to_be_bytes());
@@ -128,7 +128,7 @@ impl Live {
 
     fn decode(input: &mut ByteReader<'_>) -> Option<Self> {
         Some(Self {
-            place: input.u8()?,
+            interface: input.u8()?,
             mac: input.array()?,
             tag: input.u16()?,
             seen_age: input.u32()?,

@@ -4,16 +4,16 @@ use thiserror::Error;
 
 use super::{MAX_FRAME, MAX_HELLO};
 
-/// Each reason has a stable name for counters.
+/// The reason of a refusal. Each has a stable name for counters.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
-pub enum Refusal {
+pub enum PeerRefusal {
     #[error("the first bytes are not those of a peer's hello")]
     NotHello,
     #[error("the hello has {bytes} bytes, more than {MAX_HELLO}")]
     OversizedHello { bytes: usize },
     #[error("the hello is malformed")]
     MalformedHello,
-    #[error("no [[peer]] of this manager has the name {name:?}")]
+    #[error("this manager has no [[peer]] with the name {name:?}")]
     UnknownPeer { name: String },
     #[error("it has this manager's own name, {name:?}: set manager.name on one of the two")]
     OwnName { name: String },
@@ -21,10 +21,12 @@ pub enum Refusal {
     OtherName { name: String, expected: String },
     #[error("it has another key: install the same peer key on both managers")]
     OtherKey,
-    #[error("the signature is wrong: changed on its way, or made without the key")]
+    #[error(
+        "the signature is wrong: the message was changed on its way, or signed with another key"
+    )]
     BadSignature,
-    /// A recorded hello, or a frame that is repeated, left out or of another session.
-    #[error("it is a repetition: a recorded hello, or a frame out of order")]
+    /// A recorded hello, or a frame that is repeated, missing or of another session.
+    #[error("it is replayed: a recorded hello, or a frame out of sequence")]
     Replayed,
     #[error(
         "it speaks versions {first} to {last} of the peers' protocol, and this manager {} to {}: upgrade the \
@@ -36,16 +38,16 @@ pub enum Refusal {
     BadLength { bytes: usize },
     #[error("the connection ended within a frame")]
     Cut,
-    #[error("a frame of type {kind} does not hold what its header says")]
+    #[error("the content of a frame of type {kind} does not match its header")]
     Malformed { kind: u8 },
     #[error("too many connections wait for their hello")]
     TooMany,
-    #[error("the hello did not come in time")]
+    #[error("the hello did not arrive in time")]
     Late,
 }
 
-impl Refusal {
-    /// Returns the name of the counter; it never changes.
+impl PeerRefusal {
+    /// Returns the name of the counter. Names never change.
     pub fn name(&self) -> &'static str {
         match self {
             Self::NotHello => "not_hello",

@@ -4,7 +4,7 @@ use lb_core::{Endpoint, Mode, Protocol};
 use proptest::prelude::*;
 use zeroize::Zeroizing;
 
-use super::{message::BackendName, *};
+use super::{message::BackendDefinition, *};
 use crate::{
     config::Identity,
     keys::{Key, KeyId, PeerKeys, SigningKey},
@@ -26,7 +26,7 @@ fn hello() -> Hello {
         epoch: 1_700_000_000_000,
         name: "manager1".to_owned(),
         version: "0.1.0".to_owned(),
-        about: About {
+        advertisement: Advertisement {
             digest: [7; 32],
             nat_sources: vec![[10, 0, 1, 1].into(), "2001:db8::1".parse().unwrap()],
             interfaces: vec![[2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2]],
@@ -65,13 +65,13 @@ prop_compose! {
         client in address(),
         ports: [u16; 2],
         ages: [u32; 2],
-        place: u8,
+        interface: u8,
         mac: [u8; 6],
         tag: u16,
         sequences: [u32; 2],
     ) -> Record {
         let [backend, service, source] = references;
-        let live = Live { place, mac, tag, seen_age: ages[1], sequences };
+        let live = LiveFields { interface, mac, tag, seen_age: ages[1], sequences };
         Record {
             kind,
             ended,
@@ -83,7 +83,7 @@ prop_compose! {
             client_port: ports[0],
             source_port: ports[1],
             created_age: ages[0],
-            live: if kind == RecordKind::Ended { Live::default() } else { live },
+            live: if kind == RecordKind::Ended { LiveFields::default() } else { live },
         }
     }
 }
@@ -95,7 +95,7 @@ fn message() -> impl Strategy<Value = Message> {
                 address: (ip, port).into(),
                 protocol: Protocol::Udp,
             };
-            BackendName {
+            BackendDefinition {
                 reference,
                 identity: Identity {
                     endpoint: endpoint(ports[0]),
@@ -121,7 +121,7 @@ fn message() -> impl Strategy<Value = Message> {
         scope.prop_map(|it| Message::Resync(Resync::Partial(it))),
         Just(Message::Resync(Resync::Requested)),
         Just(Message::Ping),
-        Just(Message::About(hello().about)),
+        Just(Message::Advertisement(hello().advertisement)),
         prop::collection::vec(any::<u8>(), 0..99).prop_map(Message::Orders),
     ]
 }
@@ -201,7 +201,7 @@ fn records_have_the_documented_sizes() {
                 client_port: 40_000,
                 source_port: 2_000,
                 created_age: 5,
-                live: Live::default(),
+                live: LiveFields::default(),
             };
             record.encode(&mut bytes);
             bytes.len()
@@ -219,26 +219,29 @@ fn a_hello_names_its_sender_and_its_role() {
     assert_eq!(Hello::length(&bytes[..9]), Ok(None));
     let open = |role, keys: &PeerKeys| Hello::verify(&bytes, role, |_| Ok(keys)).map(|it| it.0);
     assert_eq!(open(Role::Connector, &own), Ok(hello()));
-    assert_eq!(open(Role::Listener, &own), Err(Refusal::BadSignature));
-    assert_eq!(open(Role::Connector, &keys(2, 9)), Err(Refusal::OtherKey));
+    assert_eq!(open(Role::Listener, &own), Err(PeerRefusal::BadSignature));
+    assert_eq!(
+        open(Role::Connector, &keys(2, 9)),
+        Err(PeerRefusal::OtherKey)
+    );
     assert_eq!(
         open(Role::Connector, &keys(1, 8)),
-        Err(Refusal::BadSignature)
+        Err(PeerRefusal::BadSignature)
     );
-    let unknown = Refusal::UnknownPeer {
+    let unknown = PeerRefusal::UnknownPeer {
         name: "manager1".to_owned(),
     };
     let opened = Hello::verify(&bytes, Role::Connector, |name| {
-        Err(Refusal::UnknownPeer {
+        Err(PeerRefusal::UnknownPeer {
             name: name.to_owned(),
         })
     });
     assert_eq!(opened.map(|it| it.0), Err(unknown));
-    assert_eq!(Hello::length(b"GET / HTTP/1.1"), Err(Refusal::NotHello));
+    assert_eq!(Hello::length(b"GET / HTTP/1.1"), Err(PeerRefusal::NotHello));
     let long = [b"memlbp1\n".as_slice(), &[0xff; 2]].concat();
     assert_eq!(
         Hello::length(&long),
-        Err(Refusal::OversizedHello { bytes: 65_545 })
+        Err(PeerRefusal::OversizedHello { bytes: 65_545 })
     );
 }
 
@@ -253,7 +256,7 @@ fn a_signature_is_of_one_kind() {
     let tag = worker.sign(&[b"memlb1 ", b"00000001", b"\n", &bytes[..body]]);
     bytes[body..].copy_from_slice(&tag);
     let opened = Hello::verify(&bytes, Role::Connector, |_| Ok(&own));
-    assert_eq!(opened.map(|it| it.0), Err(Refusal::BadSignature));
+    assert_eq!(opened.map(|it| it.0), Err(PeerRefusal::BadSignature));
 }
 
 #[test]
@@ -263,18 +266,18 @@ fn a_frame_is_accepted_once_in_its_place_and_its_session() {
     Message::Ping.sign(&mut signer, &mut first);
     Message::Ping.sign(&mut signer, &mut second);
     // One is left out.
-    assert_eq!(session().1.verify(&second), Err(Refusal::Replayed));
+    assert_eq!(session().1.verify(&second), Err(PeerRefusal::Replayed));
     assert!(verifier.verify(&first).unwrap().is_some());
     // It comes again.
-    assert_eq!(verifier.verify(&first), Err(Refusal::Replayed));
+    assert_eq!(verifier.verify(&first), Err(PeerRefusal::Replayed));
     let other = SessionKeys::derive(&key(1, 9), b"another", b"other");
     let mut other = other.of(Role::Listener).1;
-    assert_eq!(other.verify(&first), Err(Refusal::BadSignature));
+    assert_eq!(other.verify(&first), Err(PeerRefusal::BadSignature));
     // It comes back to its sender.
     let mut sender = SessionKeys::derive(&key(1, 9), b"one", b"other")
         .of(Role::Connector)
         .1;
-    assert_eq!(sender.verify(&first), Err(Refusal::BadSignature));
+    assert_eq!(sender.verify(&first), Err(PeerRefusal::BadSignature));
 }
 
 #[test]
@@ -288,10 +291,10 @@ fn frames_of_later_versions_are_skipped() {
     };
     assert_eq!(Message::decode(&frame(99, 1)), Ok(None));
     assert_eq!(Message::decode(&frame(1, 2)), Ok(None));
-    let malformed = Err(Refusal::Malformed { kind: 1 });
+    let malformed = Err(PeerRefusal::Malformed { kind: 1 });
     assert_eq!(Message::decode(&frame(1, 1)), malformed);
     let refused = common_protocol((2, 3)).unwrap_err();
-    assert_eq!(refused, Refusal::Protocol { first: 2, last: 3 });
+    assert_eq!(refused, PeerRefusal::Protocol { first: 2, last: 3 });
     assert_eq!(
         refused.to_string(),
         "it speaks versions 2 to 3 of the peers' protocol, and this manager 1 to 1: upgrade the older one"
@@ -306,7 +309,7 @@ fn lengths_are_bounded() {
         let bytes = length.to_be_bytes();
         let refused = verifier.verify(&bytes);
         assert!(
-            matches!(refused, Err(Refusal::BadLength { .. })),
+            matches!(refused, Err(PeerRefusal::BadLength { .. })),
             "{length}"
         );
     }

@@ -48,7 +48,7 @@ fn list(services: &[Value], tasks: &[Value], nodes: &[Value]) -> WorkerList {
     fn parse<T: serde::de::DeserializeOwned>(values: &[Value]) -> Vec<T> {
         serde_json::from_value(values.into()).unwrap()
     }
-    workers(&State {
+    workers(&SwarmState {
         services: parse(services),
         nodes: parse(nodes),
         tasks: parse(tasks),
@@ -144,7 +144,7 @@ fn nodes_exist_until_swarm_reports_them_down() {
     assert_eq!(shown(&now)[1..], ["web/node1 10.99.0.1:8081 50"]);
     assert_eq!(
         reasons(&now),
-        ["task shop.2 on node2: its node node2 is down for Swarm"]
+        ["task shop.2 on node2: Swarm reports its node node2 as down"]
     );
 }
 
@@ -165,15 +165,12 @@ fn a_node_has_a_name_and_an_address() {
     assert!(found.contains("\"a b\" cannot name a worker"), "{found}");
     let found = reason(&|nodes| nodes[1]["Description"]["Hostname"] = "node1".into());
     assert_eq!(
-        found.matches("several nodes are called node1").count(),
+        found.matches("several nodes have the name node1").count(),
         2,
         "{found}"
     );
     let found = reason(&|nodes| drop(nodes.remove(1)));
-    assert!(
-        found.contains("its node is not among Swarm's nodes"),
-        "{found}"
-    );
+    assert!(found.contains("its node is no longer among"), "{found}");
     let found = reason(&|nodes| {
         nodes[1]["Description"]["Hostname"] = "node1".into();
         nodes[1]["Spec"]["Labels"] = json!({"memlb.name": "other"});
@@ -248,7 +245,7 @@ fn what_makes_no_sense_is_said() {
     let found = reasons(&now);
     assert!(
         found[0]
-            .starts_with("task search.3 on node3: task blue.1 on node3 is the worker of search")
+            .starts_with("task search.3 on node3: task blue.1 on node3 is already the worker of")
     );
     assert_eq!(
         found[1],
