@@ -296,6 +296,18 @@ fn an_agent_announces_that_its_worker_will_be_silent() {
         let said = String::from_utf8_lossy(&refused.stderr);
         assert!(!refused.status.success() && said.contains(says), "{said}");
     }
+    // A hook without rights gets the reason, each time.
+    for _ in 0..10 {
+        let mut hook = cluster.topology.workers[0].command("setpriv");
+        hook.args(["--reuid=65534", "--regid=65534", "--clear-groups"])
+            .arg(cluster::binary().unwrap())
+            .args(["agent", "pause", "--name", "worker1", "--for", "1m"]);
+        let refused = hook.output().unwrap();
+        let said = String::from_utf8_lossy(&refused.stderr);
+        let says = "only root and the agent's own user may announce a pause";
+        assert_eq!(refused.status.code(), Some(1), "{said}");
+        assert!(said.contains(says), "{said}");
+    }
 }
 
 #[root_test]

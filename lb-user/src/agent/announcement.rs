@@ -99,8 +99,9 @@ async fn serve(listener: UnixListener, requests: mpsc::Sender<PauseRequest>) {
 
 async fn serve_client(mut socket: UnixStream, requests: &mpsc::Sender<PauseRequest>) -> Result<()> {
     let user = socket.peer_cred().context("read the peer's user")?.uid();
+    // Also from a user who may not announce it: a peer that still writes when the socket closes gets EPIPE, not the answer.
+    let for_ms = socket.read_u64().await.context("read")?;
     let answer = if user == 0 || user == geteuid().as_raw() {
-        let for_ms = socket.read_u64().await.context("read")?;
         let (reply, outcome) = oneshot::channel();
         requests.send(PauseRequest { for_ms, reply }).await?;
         outcome.await?
