@@ -118,7 +118,7 @@ fn a_list_applies_entirely_or_not_at_all_and_survives_a_restart() {
     assert_eq!(kept.get("/").unwrap().first_line(), "Worker2");
     let shown = output(&mut sources(&cluster, &[])).unwrap();
     assert!(
-        shown.contains("source file: 1 workers (web/worker2), last heard before"),
+        shown.contains("source file: 1 worker (web/worker2), not heard since this manager started"),
         "{shown}"
     );
 
@@ -136,7 +136,8 @@ fn a_list_applies_entirely_or_not_at_all_and_survives_a_restart() {
     assert_eq!(names(&cluster), ["worker1"]);
     assert_eq!(kept.get("/").unwrap().first_line(), "Worker2");
     let refused = output(&mut sources(&cluster, &["remove", "file"])).unwrap_err();
-    assert!(format!("{refused:#}").contains("source"), "{refused:#}");
+    let says = "there is no source \"file\", and no other source";
+    assert!(format!("{refused:#}").contains(says), "{refused:#}");
 }
 
 #[root_test]

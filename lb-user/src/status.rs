@@ -110,8 +110,8 @@ impl fmt::Display for WorkerSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let heard = self
             .heard_ms
-            .map_or("before this manager started".to_owned(), |age| {
-                format!("{} ago", format_seconds(age))
+            .map_or("not heard since this manager started".to_owned(), |age| {
+                format!("last heard {} ago", format_seconds(age))
             });
         let names = self.workers.iter().take(MAX_NAMED).map(String::as_str);
         let mut names: Vec<&str> = names.collect();
@@ -120,9 +120,10 @@ impl fmt::Display for WorkerSource {
         }
         let workers = match names.as_slice() {
             [] => "no worker".to_owned(),
+            [name] => format!("1 worker ({name})"),
             names => format!("{} workers ({})", self.workers.len(), names.join(", ")),
         };
-        writeln!(f, "source {}: {workers}, last heard {heard}", self.name)?;
+        writeln!(f, "source {}: {workers}, {heard}", self.name)?;
         if let Some(problem) = &self.problem {
             writeln!(f, "  {problem}; its last workers stay")?;
         }

@@ -63,6 +63,9 @@ pub fn unknown_name(kind: &str, name: &str, known: &[impl AsRef<str>]) -> String
         return format!("there is no {kind} {name:?}; did you mean {nearest}?");
     }
     let count = known.len();
+    if count == 0 {
+        return format!("there is no {kind} {name:?}, and no other {kind}");
+    }
     if count <= SHOWN {
         return format!("there is no {kind} {name:?}, only {}", known.join(", "));
     }
@@ -82,6 +85,8 @@ mod tests {
     fn of_many_names_only_the_nearest_are_listed() {
         let said = unknown_name("worker", "nosuch", &["a", "b"]);
         assert_eq!(said, "there is no worker \"nosuch\", only a, b");
+        let said = unknown_name("source", "file", &[""; 0]);
+        assert_eq!(said, "there is no source \"file\", and no other source");
         let many: Vec<String> = (0..300).map(|it| format!("worker{it}")).collect();
         assert_eq!(
             unknown_name("worker", "other7", &many),
