@@ -3,7 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
 
 use std::{
-    fs,
+    env, fs,
     os::unix::fs::symlink,
     path::{Path, PathBuf},
     process::Command,
@@ -22,6 +22,8 @@ const LATE: Duration = Duration::from_secs(60);
 /// `failover.down_after`, with time for the machine that runs all of this.
 const DOWN_AFTER: Duration = Duration::from_millis(2_500);
 const PORT: u16 = 8085;
+/// Names the agent's image.
+const AGENT_IMAGE: &str = "MEMLB_AGENT_IMAGE";
 
 /// A Docker daemon as a machine of its own has it. Its process and all that it starts end with it.
 struct Daemon {
@@ -88,6 +90,30 @@ fn image(directory: &Path) -> PathBuf {
     archive
 }
 
+/// The agent's image: that of `cargo xtask image` if it is named; else the same with this machine's memlb, and the
+/// libraries of one that is not static.
+fn agent_image(directory: &Path, memlb: &Path) -> PathBuf {
+    if let Some(made) = env::var_os(AGENT_IMAGE) {
+        return made.into();
+    }
+    let (root, archive) = (directory.join("agent"), directory.join("agent.tar"));
+    fs::create_dir(&root).unwrap();
+    fs::copy(memlb, root.join("memlb")).unwrap();
+    let libraries = output(Command::new("ldd").arg(memlb)).unwrap();
+    for library in libraries
+        .split_whitespace()
+        .filter(|it| it.starts_with('/'))
+    {
+        let copy = root.join(library.trim_start_matches('/'));
+        fs::create_dir_all(copy.parent().unwrap()).unwrap();
+        fs::copy(library, copy).unwrap();
+    }
+    let mut tar = Command::new("tar");
+    tar.arg("-C").arg(&root).arg("-cf").arg(&archive).arg(".");
+    output(&mut tar).unwrap();
+    archive
+}
+
 struct Swarm {
     cluster: Cluster,
     daemons: Vec<Daemon>,
@@ -95,8 +121,16 @@ struct Swarm {
     directory: tempfile::TempDir,
 }
 
+/// How the workers' agents run.
+#[derive(Clone, Copy, PartialEq)]
+enum Agents {
+    Processes,
+    /// As a service of Swarm, each with the key of its node.
+    Service,
+}
+
 impl Swarm {
-    fn start() -> Self {
+    fn start(agents: Agents) -> Self {
         let settings = [
             "service.web.workers=[]",
             r#"service.web.worker_sources=["swarm"]"#,
@@ -107,9 +141,12 @@ impl Swarm {
             it.agents = false;
             it.available_kb = vec![400 * 1024; 3];
             it.settings = settings.map(str::to_owned).into();
+            it.authentication = (agents == Agents::Service).then_some("enforce");
         });
-        for index in 0..3 {
-            cluster.start_agent(index).unwrap();
+        if agents == Agents::Processes {
+            for index in 0..3 {
+                cluster.start_agent(index).unwrap();
+            }
         }
         let directory = tempfile::tempdir().unwrap();
         let archive = image(directory.path());
@@ -168,6 +205,56 @@ impl Swarm {
         self.manage(&[&create[..], options, &image].concat());
     }
 
+    /// Starts the servers of `web`, one on each node.
+    fn create_shop(&self) {
+        let shop = "--replicas 3 --replicas-max-per-node 1 --network host --stop-grace-period 2s --update-delay 1s \
+                    --restart-delay 500ms --health-interval 500ms --label memlb.service=web --label memlb.port=8085";
+        let health = [
+            "--health-cmd",
+            "busybox wget -q -O /dev/null 127.0.0.1:8085",
+        ];
+        let shop: Vec<&str> = shop.split_whitespace().chain(health).collect();
+        self.create("shop", &shop, PORT);
+    }
+
+    /// Starts an agent on each node as docs/swarm.md says, with the key of the node.
+    fn create_agents(&self) {
+        let image = agent_image(self.directory.path(), &self.cluster.binary);
+        let image = image.to_str().unwrap();
+        for daemon in &self.daemons {
+            let entry = "ENTRYPOINT [\"/memlb\"]";
+            daemon.docker(&["import", "--change", entry, image, "memlb-agent"]);
+        }
+        let keys = self.cluster.paths.keys();
+        let mount = format!(
+            "--mount=type=bind,source={}/{{{{.Node.Hostname}}}}.key,target=/agent.key,readonly",
+            keys.display()
+        );
+        let manager = self.cluster.heartbeat_address().ip().to_string();
+        let create = "service create --detach --name memlb-agent --mode global --network host --no-resolve-image";
+        let agent = ["memlb-agent", "agent", "--quiet", "--key", "/agent.key"];
+        let create: Vec<&str> = create.split(' ').chain([&*mount]).chain(agent).collect();
+        self.manage(&[&create[..], &["--manager", &manager]].concat());
+    }
+
+    /// The tasks of a service that are not being stopped.
+    fn tasks(&self, service: &str) -> String {
+        let filter = ["--filter", "desired-state=running"];
+        self.manage(&[&["service", "ps", "--quiet"][..], &filter, &[service]].concat())
+    }
+
+    /// Has Swarm replace all tasks of a service, and waits until it has.
+    fn replace_tasks(&self, service: &str) -> Duration {
+        let before = self.tasks(service);
+        self.update(&["--force", service]);
+        let took = wait_until(LATE, "the update to end", || {
+            let now = self.tasks(service);
+            let is_new = !before.lines().any(|task| now.contains(task));
+            is_new && self.workers("up") == ALL
+        });
+        took.unwrap()
+    }
+
     fn update(&self, arguments: &[&str]) {
         let update = ["service", "update", "--detach", "--no-resolve-image"];
         self.manage(&[&update[..], arguments].concat());
@@ -222,30 +309,8 @@ const ALL: [&str; 3] = ["worker1", "worker2", "worker3"];
 
 #[root_test]
 fn swarm_tasks_are_added_and_removed_without_a_failed_connection() {
-    let mut swarm = Swarm::start();
-    let shop = [
-        "--replicas",
-        "3",
-        "--replicas-max-per-node",
-        "1",
-        "--network",
-        "host",
-        "--stop-grace-period",
-        "2s",
-        "--update-delay",
-        "1s",
-        "--restart-delay",
-        "500ms",
-        "--health-cmd",
-        "busybox wget -q -O /dev/null 127.0.0.1:8085",
-        "--health-interval",
-        "500ms",
-        "--label",
-        "memlb.service=web",
-        "--label",
-        "memlb.port=8085",
-    ];
-    swarm.create("shop", &shop, PORT);
+    let mut swarm = Swarm::start(Agents::Processes);
+    swarm.create_shop();
     println!("created: up after {:?}", swarm.wait_for_up(&ALL, LATE));
     let backend = swarm.cluster.backend("worker2").unwrap();
     assert_eq!(backend["source"], "swarm");
@@ -270,16 +335,7 @@ fn swarm_tasks_are_added_and_removed_without_a_failed_connection() {
     assert!(stopped("scaled down and up", probe).is_empty());
 
     let probe = swarm.probe();
-    let wanted = "service ps --quiet --filter desired-state=running shop";
-    let wanted: Vec<_> = wanted.split(' ').collect();
-    let before = swarm.manage(&wanted);
-    swarm.update(&["--force", "shop"]);
-    let took = wait_until(LATE, "the update to end", || {
-        let now = swarm.manage(&wanted);
-        let is_new = !before.lines().any(|task| now.contains(task));
-        is_new && swarm.workers("up") == ALL
-    });
-    println!("updated after {:?}", took.unwrap());
+    println!("updated after {:?}", swarm.replace_tasks("shop"));
     assert!(stopped("updated", probe).is_empty());
 
     // Swarm sends no event of it.
@@ -323,6 +379,47 @@ fn swarm_tasks_are_added_and_removed_without_a_failed_connection() {
     swarm.manage(&["service", "rm", "shop"]);
     let gone = || swarm.workers("up").is_empty() && swarm.workers("draining").is_empty();
     eventually(SOON, "all workers to leave", gone);
+}
+
+#[root_test]
+fn the_agent_runs_from_its_image_on_every_node() {
+    let swarm = Swarm::start(Agents::Service);
+    swarm.create_shop();
+    let known = |status: &Value| status["services"][0]["backends"].as_array().unwrap().len() == 3;
+    let cluster = &swarm.cluster;
+    cluster.assert_status(LATE, "the tasks to be workers", known);
+    assert!(swarm.workers("up").is_empty(), "no agent runs yet");
+    swarm.create_agents();
+    println!(
+        "agents created: up after {:?}",
+        swarm.wait_for_up(&ALL, LATE)
+    );
+    eventually(SOON, "every task to answer", || cluster.page().is_ok());
+
+    let probe = swarm.probe();
+    println!(
+        "agents replaced after {:?}",
+        swarm.replace_tasks("memlb-agent")
+    );
+    assert!(stopped("agents replaced", probe).is_empty());
+
+    let probe = swarm.probe();
+    let agent = swarm.daemons[2].docker(&["ps", "--quiet", "--filter", "ancestor=memlb-agent"]);
+    swarm.daemons[2].docker(&["kill", &agent]);
+    swarm.wait_for_up(&["worker1", "worker2"], SOON);
+    println!(
+        "agent killed: up again after {:?}",
+        swarm.wait_for_up(&ALL, LATE)
+    );
+    assert!(stopped("agent killed", probe).is_empty());
+
+    // Its agent leaves with the node's other tasks.
+    let probe = swarm.probe();
+    swarm.manage(&["node", "update", "--availability", "drain", "worker2"]);
+    swarm.wait_for_up(&["worker1", "worker3"], SOON);
+    swarm.manage(&["node", "update", "--availability", "active", "worker2"]);
+    println!("node active: up after {:?}", swarm.wait_for_up(&ALL, LATE));
+    assert!(stopped("node drained and active", probe).is_empty());
 }
 
 /// The last list stays while the API does not answer, and that is said.
