@@ -171,7 +171,12 @@ impl ServiceTasks<'_> {
         let address = node.address().ok_or_else(|| {
             format!("its node {name} has no address in Swarm: join it with --advertise-addr")
         })?;
-        let port = self.port(task)?;
+        let port = match self.port(task) {
+            Ok(port) => port,
+            // Docker has closed its ports already.
+            Err(_) if task.is_leaving() => return Ok(None),
+            Err(reason) => return Err(reason),
+        };
         let address = match address.contains(':') {
             true => format!("[{address}]:{port}"),
             false => format!("{address}:{port}"),

@@ -130,6 +130,12 @@ fn drained_nodes_and_leaving_tasks_drain() {
     let now = list(&services, &tasks, &nodes);
     assert_eq!(shown(&now)[1..], ["web/node1 10.99.0.1:8081 50"]);
     assert_eq!(reasons(&now), [""; 0]);
+    // Docker closes the ports of a task before Swarm reports its end.
+    tasks[2]["DesiredState"] = "shutdown".into();
+    tasks[2]["Status"]["PortStatus"] = json!({});
+    let now = list(&services, &tasks, &nodes);
+    assert_eq!(shown(&now), ["web/node1 10.99.0.1:8081 50"]);
+    assert_eq!(reasons(&now), [""; 0]);
 }
 
 #[test]
