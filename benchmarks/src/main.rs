@@ -52,7 +52,7 @@ use xtask::{
     build,
     interrupt::Interrupt,
     packages::{Tool, provide_tools},
-    privilege::{is_root, restart_as_root},
+    privilege::{become_root, is_root, restart_as_root},
     setup, tools,
     workspace::say,
 };
@@ -61,6 +61,10 @@ const TOOLS: &[Tool] = tools! {
     "wrk" "wrk" "generates load and measures";
     "haproxy" "haproxy" "is one of the contenders";
     "nft" "nftables" "is one of the contenders";
+};
+
+const WRK: &[Tool] = tools! {
+    "wrk" "wrk" "generates load and measures";
 };
 
 const IPVS_TOOLS: &[Tool] = tools! {
@@ -112,6 +116,9 @@ enum Other {
         /// Duration of the measurement for each number of clients
         #[arg(long, default_value_t = 12, value_parser = clap::value_parser!(u64).range(1..))]
         seconds: u64,
+        /// Measures memlb on the machines of `cargo xtask machines up`, and the load of the whole machines
+        #[arg(long)]
+        machines: bool,
     },
     /// Measures the manager: its share of a core with 1,000 workers, how late it notices the death of one,
     /// and the effect of 1,000 decisions a second on clients
@@ -199,6 +206,13 @@ fn bench(options: &Options) -> Result<()> {
     {
         return started::of_packets(rounds.unwrap_or(51), json);
     }
+    if let Some(Other::Thesis {
+        seconds,
+        machines: true,
+    }) = options.other
+    {
+        return measure_the_machines(Duration::from_secs(seconds), json);
+    }
     if let Some(measured) = options.other.as_ref().and_then(measure_emulated) {
         let (tables, report) = measured?;
         println!("\n{tables}");
@@ -248,7 +262,7 @@ fn bench(options: &Options) -> Result<()> {
             ensure!(missed == 0, "{missed} figures are missed");
             Ok(())
         }
-        Some(Other::Thesis { seconds }) => {
+        Some(Other::Thesis { seconds, .. }) => {
             let duration = Duration::from_secs(*seconds);
             let measured = thesis::measure(directory.path(), duration, &interrupt)?;
             println!("\n{}{}", thesis::table(&measured), thesis::NOTE);
@@ -256,6 +270,17 @@ fn bench(options: &Options) -> Result<()> {
         }
         _ => compare(options, &memlb, directory.path(), &interrupt),
     }
+}
+
+/// Repeats the experiment of 2018 on the machines that are up.
+fn measure_the_machines(duration: Duration, json: Option<&Path>) -> Result<()> {
+    provide_tools(WRK)?;
+    become_root()?;
+    let interrupt = Interrupt::catch()?;
+    let directory = tempfile::tempdir().context("make a directory for wrk")?;
+    let measured = thesis::measure_machines(directory.path(), duration, &interrupt)?;
+    println!("\n{}{}", thesis::table(&measured), thesis::NOTE_OF_MACHINES);
+    write_json(json, &measured)
 }
 
 /// Runs a benchmark of the emulated machine; `None` for others. Returns the tables and the report.

@@ -1,5 +1,9 @@
 //! Repeats the experiment of 2018 and prints it beside its published figures.
 
+mod machines;
+
+pub use machines::measure as measure_machines;
+
 use std::{
     path::Path,
     thread,
@@ -55,6 +59,10 @@ const PUBLISHED: [Published; 3] = [
 /// How the published and the new figures differ.
 pub const NOTE: &str = "  published: of whole virtual machines with 700 MB each; here: of the workers' nginx \
 processes alone, CPU in % of one processor\n";
+
+/// The same of the machines of `cargo xtask machines`.
+pub const NOTE_OF_MACHINES: &str = "  published and here: of whole virtual machines with 700 MB each. \
+Emulated ones (QEMU without KVM) are much slower\n";
 
 /// The figures that were measured here.
 #[derive(Debug, Serialize)]

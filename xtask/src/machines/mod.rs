@@ -13,6 +13,7 @@ mod provision;
 use std::{
     env, fs,
     path::{Path, PathBuf},
+    process::Command,
     sync::Mutex,
     time::Instant,
 };
@@ -24,7 +25,7 @@ use memlb_tests::{Namespace, Process, command::run};
 use self::{
     image::Image,
     network::NAMESPACE,
-    node::{MANAGER2, Node, machines},
+    node::{LAB, MANAGER2, Node, machines},
     provision::on_all,
 };
 use crate::{
@@ -94,6 +95,50 @@ pub fn test(package: &Path) -> Result<()> {
     Ok(())
 }
 
+/// The machines that are up, for measurements.
+#[derive(Debug)]
+pub struct Lab {
+    image: Image,
+    /// This machine on their networks.
+    pub client: Namespace,
+}
+
+impl Lab {
+    /// Returns the address of the manager, which serves unless the managers are a pair.
+    pub fn manager(&self) -> &'static str {
+        LAB[0].address
+    }
+
+    pub fn has_pair(&self) -> bool {
+        network::has(&self.client, MANAGER2.name)
+    }
+
+    /// Returns a command that runs a line of shell on the machine `name`.
+    ///
+    /// # Errors
+    /// When there is no machine of that name.
+    pub fn command(&self, name: &str, script: &str) -> Result<Command> {
+        let mut ssh = node::find(name)?.ssh(&self.image);
+        ssh.arg(script);
+        Ok(ssh)
+    }
+}
+
+/// Runs `work` with the machines, which stay up. Needs root.
+///
+/// # Errors
+/// When no machines are up, or `work` fails.
+pub fn with_lab<T>(work: impl FnOnce(&Lab) -> Result<T>) -> Result<T> {
+    ensure_up()?;
+    let lab = Lab {
+        image: Image::of(&directory()),
+        client: Namespace::adopt(NAMESPACE).context("the machines' namespace is there")?,
+    };
+    let outcome = work(&lab);
+    lab.client.keep();
+    outcome
+}
+
 fn up(pair: bool) -> Result<()> {
     ensure!(
         !Namespace::exists(NAMESPACE),
@@ -157,16 +202,11 @@ fn wait_until_booted(
 
 fn demo() -> Result<()> {
     become_root()?;
-    ensure_up()?;
-    let (image, interrupt) = (Image::of(&directory()), Interrupt::catch()?);
-    let namespace = Namespace::adopt(NAMESPACE).context("the machines' namespace is there")?;
-    let outcome = if network::has(&namespace, MANAGER2.name) {
-        pair::run(&image, &namespace, &interrupt)
-    } else {
-        demo::run(&image, &interrupt)
-    };
-    namespace.keep();
-    outcome
+    let interrupt = Interrupt::catch()?;
+    with_lab(|lab| match lab.has_pair() {
+        true => pair::run(&lab.image, &lab.client, &interrupt),
+        false => demo::run(&lab.image, &interrupt),
+    })
 }
 
 fn ssh(name: &str, command: &[String]) -> Result<()> {
