@@ -39,7 +39,7 @@ fn the_layout_of_version_6_is_as_pinned() {
         layout_version 0, nat_port_first 4, nat_port_count 6, established_idle_ns 8,
         datagram_idle_ns 16, closing_idle_ns 24, half_open_idle_ns 32, accept_local_before 40,
         half_open_buckets 44, secret 48, pool_words 64, source_words 68, nat_sources 72, per_client 76,
-        direct_flows 80, reserved 84
+        direct_flows 80, reverse_sync_shift 84
     );
     assert_layout!(PortPool, 8, next_free 0, next_waiting 4);
     assert_layout!(PortWord, 16, used 0, waiting 8);

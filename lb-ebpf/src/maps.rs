@@ -424,6 +424,19 @@ impl<A: Family> Tables for Maps<A> {
     }
 
     #[inline(always)]
+    fn clear_owner_tag(&self, bucket: u32, index: u32, bits: u32) {
+        if let Some(owner_tags) = A::owner_tags().get_ptr_mut(bucket) {
+            // Two tags to a word, the one of the even index in its low half.
+            let (word, half) = (index as usize % 16 / 2, index % 2 * 32);
+            // SAFETY: an aligned word of a map's value.
+            unsafe {
+                let word = owner_tags.cast::<u64>().add(word);
+                atomic_and(word.cast(), !(u64::from(bits) << half));
+            }
+        }
+    }
+
+    #[inline(always)]
     fn keeps_syn(&self, slot: u32, client: &FlowKey<A>, sequence: u32) -> bool {
         A::syns()
             .get(slot)

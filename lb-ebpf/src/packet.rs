@@ -5,7 +5,7 @@ use lb_common::{
     headers::{ETHERNET_LEN, EthernetHeader, TcpFlags},
     maps::{FlowKey, Mac},
     packet::{Extent, FrameBytes, IcmpError, IpHeader, Located, PortsFrame, Segment},
-    steer::{Hook, PacketMeta, steer_error, steer_established, steer_unestablished},
+    steer::{Decision, Hook, PacketMeta, steer_error, steer_established, steer_unestablished},
     verdict::Verdict,
 };
 use lb_ebpf::packet_bytes::{PacketBytes, segment};
@@ -126,12 +126,12 @@ pub fn is_unrelated<A: Address>(bytes: PacketBytes, hook: Hook) -> bool {
     !is_tracked_port(hook, protocol, ports.source_port, ports.destination_port)
 }
 
-/// Decides on the packet in the scratch map.
+/// Decides on the packet in the scratch map. `is_unestablished`: the fast path has found no established flow.
 #[inline(always)]
-pub fn decide<A: Family>(scratch: &mut PacketScratch<A>, parsed: Parsed) {
+pub fn decide<A: Family>(scratch: &mut PacketScratch<A>, parsed: Parsed, is_unestablished: bool) {
     if parsed == Parsed::IcmpError {
         icmp_error(scratch);
-    } else if established(scratch) == 0 {
+    } else if is_unestablished || established(scratch) == 0 {
         unestablished(scratch);
     }
 }
@@ -145,6 +145,7 @@ fn established<A: Family>(scratch: &mut PacketScratch<A>) -> u32 {
 #[inline(never)]
 fn unestablished<A: Family>(scratch: &mut PacketScratch<A>) -> u32 {
     let (packet, key, decision) = (&scratch.packet, &scratch.key, &mut scratch.decision);
+    *decision = Decision::NONE;
     steer_unestablished(&Maps::NEW, packet, key, decision);
     0
 }

@@ -44,11 +44,13 @@ pub fn run(ctx: &TcContext, hook: Hook) -> i32 {
         Ipv6Header::ETHERTYPE if is_unrelated::<V6>(packet_bytes(skb), hook) => Verdict::NotOurs,
         Ipv4Header::ETHERTYPE => {
             return match fast_path(skb, hook) {
-                USE_SLOW_PATH => slow_path::<V4>(skb, hook),
+                action @ (USE_SLOW_PATH | UNESTABLISHED) => {
+                    slow_path::<V4>(skb, hook, action == UNESTABLISHED)
+                }
                 action => action,
             };
         }
-        Ipv6Header::ETHERTYPE => return slow_path::<V6>(skb, hook),
+        Ipv6Header::ETHERTYPE => return slow_path::<V6>(skb, hook, false),
         _ => Verdict::NotIp,
     };
     match SkbContext::parse(skb, hook) {
@@ -64,8 +66,10 @@ fn is_steered(skb: *mut __sk_buff) -> bool {
     unsafe { (*skb).tc_index == STEERED && (*skb).ingress_ifindex != 0 }
 }
 
-/// Result of [`fast_path`] other than an action.
+/// Results of [`fast_path`] other than an action.
 const USE_SLOW_PATH: i32 = i32::MIN;
+/// The slow path need not look up the flow.
+const UNESTABLISHED: i32 = USE_SLOW_PATH + 1;
 
 /// Steers packets of established TCP flows over IPv4. The steps are the same as in [`slow_path`], but without the
 /// scratch map between them. Traced and malformed packets take the slow path.
@@ -92,7 +96,7 @@ fn fast_path(skb: *mut __sk_buff, hook: Hook) -> i32 {
     let packet = context.hook_context.packet_meta(&segment);
     let mut decision = Decision::NONE;
     if !steer_established(&maps, &packet, &key, &mut decision) {
-        return USE_SLOW_PATH;
+        return UNESTABLISHED;
     }
     if exceeded(skb, &packet, &decision) != 0 {
         // The slow path decides again and sends the error.
@@ -115,14 +119,14 @@ fn fast_path(skb: *mut __sk_buff, hook: Hook) -> i32 {
 }
 
 #[inline(always)]
-fn slow_path<A: Family>(skb: *mut __sk_buff, hook: Hook) -> i32 {
+fn slow_path<A: Family>(skb: *mut __sk_buff, hook: Hook, is_unestablished: bool) -> i32 {
     let Some(scratch) = A::packet_scratch() else {
         return TC_ACT_UNSPEC;
     };
     match parse(skb, hook, scratch) {
         Parsed::Passed | Parsed::Skipped => TC_ACT_UNSPEC,
         parsed => {
-            decide(scratch, parsed);
+            decide(scratch, parsed, is_unestablished);
             if scratch.decision.new_connection != 0 {
                 retry::keep_syn::<A>(Skb(skb));
             }

@@ -48,11 +48,13 @@ pub fn run(ctx: &XdpContext) -> u32 {
             }
             Ipv4Header::ETHERTYPE => {
                 return match fast_path(ctx.ctx) {
-                    USE_SLOW_PATH => slow_path::<V4>(ctx.ctx),
+                    action @ (USE_SLOW_PATH | UNESTABLISHED) => {
+                        slow_path::<V4>(ctx.ctx, action == UNESTABLISHED)
+                    }
                     action => action,
                 };
             }
-            Ipv6Header::ETHERTYPE => return slow_path::<V6>(ctx.ctx),
+            Ipv6Header::ETHERTYPE => return slow_path::<V6>(ctx.ctx, false),
             ETHERTYPE_VLAN | ETHERTYPE_SERVICE_VLAN => Verdict::HandedOver,
             _ => Verdict::NotIp,
         },
@@ -62,8 +64,10 @@ pub fn run(ctx: &XdpContext) -> u32 {
     XDP_PASS
 }
 
-/// Result of [`fast_path`] other than an action.
+/// Results of [`fast_path`] other than an action.
 const USE_SLOW_PATH: u32 = u32::MAX;
+/// The slow path need not look up the flow.
+const UNESTABLISHED: u32 = USE_SLOW_PATH - 1;
 
 /// Steers packets of established TCP flows over IPv4. The steps are the same as in [`slow_path`], but without the
 /// scratch map between them. Traced and malformed packets take the slow path.
@@ -88,7 +92,7 @@ fn fast_path(ctx: *mut xdp_md) -> u32 {
     let packet = hook_context.packet_meta(&segment);
     let mut decision = Decision::NONE;
     if !steer_established(&maps, &packet, &key, &mut decision) {
-        return USE_SLOW_PATH;
+        return UNESTABLISHED;
     }
     learn(&maps, &packet, &decision);
     if let Err(action) = prepare(ctx, segment.ethernet, &packet, &decision, || {}) {
@@ -101,14 +105,14 @@ fn fast_path(ctx: *mut xdp_md) -> u32 {
 }
 
 #[inline(always)]
-fn slow_path<A: Family>(ctx: *mut xdp_md) -> u32 {
+fn slow_path<A: Family>(ctx: *mut xdp_md, is_unestablished: bool) -> u32 {
     let Some(scratch) = A::packet_scratch() else {
         return XDP_PASS;
     };
     match parse(ctx, scratch) {
         Parsed::Passed | Parsed::Skipped => XDP_PASS,
         parsed => {
-            decide(scratch, parsed);
+            decide(scratch, parsed, is_unestablished);
             if scratch.decision.new_connection != 0 {
                 retry::keep_syn::<A>(Xdp(ctx));
             }

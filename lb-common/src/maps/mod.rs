@@ -149,7 +149,15 @@ pub struct Settings {
     pub per_client: u32,
     /// Most open connections of mode `dsr`. A sender can forge these, so they leave room for other modes.
     pub direct_flows: u32,
-    pub reserved: u32,
+    /// See [`reverse_sync_shift`].
+    pub reverse_sync_shift: u32,
+}
+
+/// The power of two by which a client's packets check a flow's other entry less often than once a second, in a flow table
+/// with so many entries. The kernel evicts what has been idle for longest; in a larger table that takes longer.
+pub fn reverse_sync_shift(flow_entries: u32) -> u32 {
+    let times = flow_entries / DEFAULT_FLOW_ENTRIES;
+    times.max(1).ilog2().min(4)
 }
 
 /// Index of the loopback interface in every network namespace (`LOOPBACK_IFINDEX`, Linux 2.6.24).

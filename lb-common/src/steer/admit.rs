@@ -4,7 +4,7 @@
 //! peer's record.
 
 use super::{
-    FlowScratch, Tables,
+    FlowScratch, Tables, client,
     flow::{count_open, is_live, is_over, is_reverse_of, uncount},
     port::TimeWait,
 };
@@ -134,7 +134,7 @@ fn fill<A: Address>(record: &FlowRecord, scratch: &mut FlowScratch<A>) {
 fn count<T: Tables>(tables: &T, record: &FlowRecord, scratch: &FlowScratch<T::Address>) {
     let pending = &scratch.pending;
     count_open(tables, record.backend, true);
-    tables.count_connection(true, &pending.client.source);
+    client::count(tables, true, &pending.client.source);
     if is_own_source(tables, record, &pending.translated) {
         tables.reclaim(record.backend, &pending.translated);
     }

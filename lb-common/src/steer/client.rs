@@ -16,12 +16,18 @@ pub(super) fn is_at_limit<T: Tables>(tables: &T, client: &T::Address) -> bool {
     connections >= settings.per_client.into()
 }
 
-/// Adds a connection to the client's count, or removes one. Returns 0.
+/// Adds a connection to the client's count, or removes one, if connections are limited by client.
+#[inline(always)]
+pub(super) fn count<T: Tables>(tables: &T, begins: bool, client: &T::Address) {
+    if tables.settings().is_some_and(|it| is_limited(&it)) {
+        tables.count_connection(begins, client);
+    }
+}
+
+/// The same if they are limited. Returns 0.
 #[inline(always)]
 pub fn count_connection<T: Tables>(tables: &T, begins: bool, client: &T::Address) -> u32 {
-    if tables.settings().is_some_and(|it| is_limited(&it)) {
-        tables.count_client(&client.prefix(), begins);
-    }
+    tables.count_client(&client.prefix(), begins);
     0
 }
 

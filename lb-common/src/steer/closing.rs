@@ -1,7 +1,7 @@
 //! The end of established flows, and their revival after a spoofed end.
 
 use super::{
-    Tables,
+    Tables, client,
     flow::{WINDOW, count_open, end_bits, is_reverse_of, uncount},
     port::TimeWait,
     report::{other_side, report_end},
@@ -140,7 +140,7 @@ fn revive<T: Tables>(
     if flow.direction == direction::REQUEST {
         if tables.set_counted(flow) {
             count_open(tables, flow.backend, true);
-            tables.count_connection(true, &key.source);
+            client::count(tables, true, &key.source);
             tables.reclaim(flow.backend, &flow.translated);
             tables.report_flow(record_kind::OPENED, other, key, flow);
         }
@@ -148,7 +148,7 @@ fn revive<T: Tables>(
         && tables.set_counted(request)
     {
         count_open(tables, flow.backend, true);
-        tables.count_connection(true, &flow.translated.destination);
+        client::count(tables, true, &flow.translated.destination);
         tables.reclaim(request.backend, &request.translated);
         tables.report_flow(record_kind::OPENED, other, key, flow);
     }

@@ -1,7 +1,7 @@
 //! Packets of established flows: one look-up of the flow, one of its backend.
 
 use super::{
-    Decision, Forwarding, Hook, PacketMeta, Tables, decide_exit,
+    Decision, Forwarding, Hook, PacketMeta, Tables, client, decide_exit,
     flow::{
         account, count_open, end_bits, has_moved, is_in_window, is_live, is_over, is_plausible,
         is_reverse_of, is_wrong_interface, keeps_flows, reverse_entry, sequence_end, uncount,
@@ -99,7 +99,14 @@ pub(super) fn established<T: Tables>(
         flow.client_mac = packet.source_mac;
         flow.manager_mac = packet.destination_mac;
     }
-    let is_due = now / REVERSE_SYNC_PERIOD != flow.last_seen_ticks / REVERSE_SYNC_PERIOD;
+    let is_due = is_due(&flow, now, 0)
+        && (!is_request
+            || is_due(
+                &flow,
+                now,
+                tables.settings().map_or(0, |it| it.reverse_sync_shift),
+            )
+            || is_from_peer(tables, &copy()));
     if (moved || is_due) && !sync_reverse_entry(tables, &copy(), key, &mut flow, now) {
         abandon(tables, key, &mut flow);
         drop(flow);
@@ -108,6 +115,14 @@ pub(super) fn established<T: Tables>(
     }
     account(&mut flow, packet, now);
     Some(decide_exit(&forwarding(&flow), backend, decision))
+}
+
+/// Whether a flow's other entry is checked at a packet: once in each period of [`REVERSE_SYNC_PERIOD`] times a power of
+/// two.
+#[inline(always)]
+fn is_due<A>(flow: &Flow<A>, now: u32, shift: u32) -> bool {
+    let period = |ticks: u32| (ticks / REVERSE_SYNC_PERIOD).wrapping_shr(shift);
+    period(now) != period(flow.last_seen_ticks)
 }
 
 /// Ends a connection whose other entry another connection has replaced. Returns 0.
@@ -265,7 +280,7 @@ fn sync_reverse_entry<T: Tables>(
         // Verdict `table_full` counts refused connections only, and this one continues.
         if tables.add_established(&reverse_key, &scratch.reply).is_ok() && counts {
             count_open(tables, flow.backend, true);
-            tables.count_connection(true, &reverse_key.source);
+            client::count(tables, true, &reverse_key.source);
         }
     }
     true

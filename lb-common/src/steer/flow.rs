@@ -1,6 +1,6 @@
 //! State of established flows.
 
-use super::{Hook, PacketMeta, Tables};
+use super::{Hook, PacketMeta, Tables, client};
 use crate::{
     address::Address,
     headers::TcpFlags,
@@ -193,7 +193,7 @@ pub(super) fn uncount<T: Tables>(
     let was_open = request.counted == 1 && tables.clear_counted(request);
     if was_open {
         count_open(tables, request.backend, false);
-        tables.count_connection(false, client);
+        client::count(tables, false, client);
     }
     was_open
 }

@@ -3,7 +3,7 @@
 use core::hint::black_box;
 
 use super::{
-    Decision, Forwarding, PacketMeta, Tables, decide_exit,
+    Decision, Forwarding, PacketMeta, Tables, client, decide_exit,
     established::recheck_established,
     flow::{
         count_open, end_bits, is_in_window, is_live, is_wrong_interface, keeps_flows, sequence_end,
@@ -12,7 +12,7 @@ use super::{
     is_left_to_tc,
     port::TimeWait,
     report::report_opened,
-    slot::UNANSWERED_NS,
+    slot::{UNANSWERED_NS, free},
     unknown::is_from_peer,
 };
 use crate::{
@@ -113,8 +113,8 @@ pub fn end_handshake<T: Tables>(tables: &T, slot: u32, time_wait: TimeWait) -> u
     if handshake.answered == 0 && age_ns >= UNANSWERED_NS {
         tables.count_traffic(backend, |traffic| traffic.expired += 1);
     }
-    handshake.backend = 0;
-    tables.count_connection(false, &handshake.client.source);
+    free(tables, slot, &mut handshake);
+    client::count(tables, false, &handshake.client.source);
     drop(handshake);
     tables.release(backend, time_wait, &translated)
 }
@@ -215,7 +215,7 @@ pub(super) fn handle_client_packet<T: Tables>(
             return Verdict::TableFull;
         }
         // The port now belongs to the flow.
-        handshake.backend = 0;
+        free(tables, slot, &mut handshake);
     }
     decide_exit(&forwarding, backend, decision)
 }
@@ -450,7 +450,7 @@ fn establish<T: Tables>(
         count_open(tables, handshake.backend, true);
         report_opened(tables, key);
     } else {
-        tables.count_connection(false, &key.source);
+        client::count(tables, false, &key.source);
     }
     true
 }

@@ -255,6 +255,8 @@ pub trait Tables: ChoiceTables {
 
     /// The owner tags of a bucket of the handshake table.
     fn owner_tags(&self, bucket: u32) -> Option<Self::OwnerTags<'_>>;
+    /// Clears `bits` of the owner tag of a slot of a bucket atomically.
+    fn clear_owner_tag(&self, bucket: u32, index: u32, bits: u32);
     /// Whether the SYN of the handshake in a slot is kept.
     fn keeps_syn(&self, slot: u32, client: &FlowKey<Self::Address>, sequence: u32) -> bool;
     /// A slot of the handshake table.

@@ -7,7 +7,7 @@ use super::{
     flow::{keeps_flows, supersede_own},
     handshake::{forward_request, forwarding},
     port::{self, NO_PORT, TimeWait},
-    slot::{NO_SLOT, client_hash, is_pending, write_owner_tag},
+    slot::{NO_SLOT, client_hash, find_free_slot, held, hold, is_pending},
 };
 use crate::{
     address::{Address, V4},
@@ -40,7 +40,8 @@ pub struct PendingConnection<A = V4> {
     pub(super) keeps_syn: u32,
     /// Sequence number of the RST that ends an evicted handshake.
     pub reset_sequence: u32,
-    reserved: u32,
+    /// 1: the port inspected last has a handshake or an entry of an earlier connection.
+    pub(super) was_used: u32,
 }
 
 impl<A: Address> PendingConnection<A> {
@@ -229,13 +230,20 @@ const MIN_RESET_AGE_NS: u64 = 50_000_000;
 /// the worker keeps it for a minute, and answers the next SYN from the same port with a bare ACK.
 #[inline(never)]
 fn find_pending_slot<T: Tables>(tables: &T, packet: &PacketMeta, hash: u64) -> bool {
-    let slot = tables.find_slot(hash);
+    let Some(settings) = tables.settings() else {
+        return false;
+    };
+    let mut slot = find_free_slot(tables, settings, hash);
+    let is_free = slot != NO_SLOT;
+    if !is_free {
+        slot = tables.find_slot(hash);
+    }
     let Some(mut scratch) = tables.flow_scratch() else {
         return false;
     };
     scratch.pending.slot = slot;
     drop(scratch);
-    let (Some(settings), Some(handshake)) = (tables.settings(), tables.handshake(slot)) else {
+    let Some(handshake) = tables.handshake(slot).filter(|_| !is_free) else {
         return false;
     };
     let now = tables.now_ns();
@@ -340,8 +348,10 @@ fn restarts<T: Tables>(tables: &T, packet: &PacketMeta, slot: u32, attempt: &mut
 #[inline(never)]
 fn write_handshake<T: Tables>(tables: &T, packet: &PacketMeta, attempt: &Attempt, slot: u32) {
     let now = tables.now_ns();
-    // The former handshake of the slot ends.
-    tables.end_handshake(slot, TimeWait::Possible);
+    if held(tables, slot) != 0 {
+        // The former handshake of the slot ends.
+        tables.end_handshake(slot, TimeWait::Possible);
+    }
     let (Some(mut scratch), Some(mut handshake)) = (tables.flow_scratch(), tables.handshake(slot))
     else {
         return;
@@ -363,7 +373,7 @@ fn write_handshake<T: Tables>(tables: &T, packet: &PacketMeta, attempt: &Attempt
     };
     scratch.pending.slot = slot;
     handshake.integrity_tag = handshake.compute_integrity_tag();
-    tables.count_connection(true, &handshake.client.source);
-    write_owner_tag(tables, slot, scratch.pending.hash);
+    client::count(tables, true, &handshake.client.source);
+    hold(tables, slot, scratch.pending.hash);
     port::record_handshake(tables, attempt.backend, &handshake.translated, slot);
 }

@@ -13,7 +13,7 @@
 //! [`inspect`] looks up whether a port is in use.
 
 use super::{
-    Step, Tables,
+    Step, Tables, client,
     flow::{idle_ns, is_over, is_reverse_of, uncount},
     slot::{NO_SLOT, is_pending},
 };
@@ -168,6 +168,9 @@ pub fn allocate<T: Tables>(tables: &T, pool: u32) -> u32 {
         return NO_PORT;
     };
     let mut position = allocate_free(tables, settings, pool);
+    if position != NO_PORT && !was_used(tables) {
+        return position;
+    }
     if position == NO_PORT {
         position = allocate_waiting(tables, settings, pool);
     }
@@ -179,6 +182,13 @@ pub fn allocate<T: Tables>(tables: &T, pool: u32) -> u32 {
         supersede(tables, settings, pool, position);
     }
     position
+}
+
+/// Whether the port that was inspected last has a handshake or an entry of an earlier connection.
+#[inline(always)]
+fn was_used<T: Tables>(tables: &T) -> bool {
+    let scratch = tables.flow_scratch();
+    scratch.is_none_or(|scratch| scratch.pending.was_used == 1)
 }
 
 #[inline(never)]
@@ -402,14 +412,19 @@ pub fn inspect<T: Tables>(tables: &T, pool: u32, position: u32) -> u64 {
     };
     let pending = &mut scratch.pending;
     let now = tables.now_ns();
+    pending.was_used = 1;
+    let mut is_handshake = false;
     if let Some(handshake) = handshake_from(tables, settings, pool, position)
         && handshake.translated.is(&pending.translated)
-        && is_pending(&handshake, settings, now)
     {
-        return HALF_OPEN | now.saturating_sub(handshake.syn_ns) & IDLE_MASK;
+        if is_pending(&handshake, settings, now) {
+            return HALF_OPEN | now.saturating_sub(handshake.syn_ns) & IDLE_MASK;
+        }
+        is_handshake = true;
     }
     pending.reply_key = pending.translated.reversed();
     let Some(holder) = tables.established(&pending.reply_key) else {
+        pending.was_used = is_handshake.into();
         return NOT_IN_USE | IDLE_MASK;
     };
     pending.request_key = holder.translated.reversed();
@@ -435,7 +450,7 @@ fn supersede<T: Tables>(tables: &T, settings: &Settings, pool: u32, position: u3
         && handshake.translated.is(&pending.translated)
     {
         if handshake.is_valid() {
-            tables.count_connection(false, &handshake.client.source);
+            client::count(tables, false, &handshake.client.source);
         }
         handshake.backend = 0;
     }

@@ -2,7 +2,8 @@
 //!
 //! A keyed hash of the client's address and port selects a bucket of slots. Each bucket has owner tags, one word for
 //! each slot with hash bits of its client, so that a client's packet finds its handshake with one look-up of the
-//! tags. The table never refuses: a new handshake replaces the oldest of its bucket.
+//! tags. A tag also says whether its slot is held, so that a new handshake finds a free slot without reading one. The
+//! table never refuses: a new handshake replaces the oldest of its bucket.
 
 use super::{Step, Tables};
 use crate::{
@@ -36,7 +37,8 @@ pub(super) fn find_in_bucket<T: Tables>(
         return NO_SLOT;
     };
     for index in 0..SLOTS_PER_BUCKET {
-        if owner_tags[index as usize] != owner_tag(hash) {
+        let tag = owner_tags[index as usize];
+        if tag & HELD == 0 || tag & !STATE != hash_bits(hash) {
             continue;
         }
         let slot = bucket * SLOTS_PER_BUCKET + index;
@@ -74,15 +76,58 @@ pub fn holds<T: Tables>(tables: &T, slot: u32, tuple: Tuple, key: &FlowKey<T::Ad
     is_it && is_pending(&handshake, settings, tables.now_ns())
 }
 
-/// Writes the owner tag of `slot`.
+/// Bits of an owner tag. One of the two is set while the slot is held, in turn at each handshake: the end of a former
+/// handshake clears the other one, and never frees the slot of the present one.
+/// A handshake that expires, or loses its port, leaves its slot held until another one replaces it.
+const HELD: u32 = 0b011;
+/// Bit of an owner tag: the second bit of [`HELD`] was set last.
+const SECOND: u32 = 0b100;
+/// The bits of an owner tag that are no hash bits.
+const STATE: u32 = HELD | SECOND;
+
+/// Writes the owner tag of `slot`, which is then held.
 #[inline(always)]
-pub(super) fn write_owner_tag<T: Tables>(tables: &T, slot: u32, hash: u64) {
+pub(super) fn hold<T: Tables>(tables: &T, slot: u32, hash: u64) {
     if let Some(mut owner_tags) = tables.owner_tags(slot / SLOTS_PER_BUCKET) {
-        owner_tags[(slot % SLOTS_PER_BUCKET) as usize] = owner_tag(hash);
+        let tag = &mut owner_tags[(slot % SLOTS_PER_BUCKET) as usize];
+        let state = if *tag & SECOND == 0 { SECOND | 2 } else { 1 };
+        *tag = hash_bits(hash) | state;
     }
 }
 
-/// Returns a slot for a new handshake of the client with this hash: a free slot of its bucket, or the one to replace.
+/// The bit by which `slot` is held; 0: it is free.
+#[inline(always)]
+pub(super) fn held<T: Tables>(tables: &T, slot: u32) -> u32 {
+    let owner_tags = tables.owner_tags(slot / SLOTS_PER_BUCKET);
+    owner_tags.map_or(0, |tags| tags[(slot % SLOTS_PER_BUCKET) as usize] & HELD)
+}
+
+/// Frees the slot of a handshake.
+#[inline(always)]
+pub(super) fn free<T: Tables>(tables: &T, slot: u32, handshake: &mut Handshake<T::Address>) {
+    // Before the slot is free for other processors.
+    let held = held(tables, slot);
+    handshake.backend = 0;
+    tables.clear_owner_tag(slot / SLOTS_PER_BUCKET, slot % SLOTS_PER_BUCKET, held);
+}
+
+/// Returns a free slot of the bucket of the client with this hash, or `NO_SLOT`.
+#[inline(always)]
+pub(super) fn find_free_slot<T: Tables>(tables: &T, settings: &Settings, hash: u64) -> u32 {
+    let bucket = bucket(settings, hash);
+    let Some(owner_tags) = tables.owner_tags(bucket) else {
+        return NO_SLOT;
+    };
+    for index in 0..SLOTS_PER_BUCKET {
+        if owner_tags[index as usize] & HELD == 0 {
+            return bucket * SLOTS_PER_BUCKET + index;
+        }
+    }
+    NO_SLOT
+}
+
+/// Returns a slot for a new handshake of the client with this hash, all slots of whose bucket are held: one of an
+/// expired handshake, or the one to replace.
 #[inline(always)]
 pub fn find_slot<T: Tables>(tables: &T, hash: u64) -> u32 {
     let Some(settings) = tables.settings() else {
@@ -154,10 +199,10 @@ fn bucket(settings: &Settings, hash: u64) -> u32 {
         .unwrap_or(0)
 }
 
-/// The owner tag of a hash, never 0.
+/// The bits of a hash in an owner tag.
 #[inline(always)]
-fn owner_tag(hash: u64) -> u32 {
-    (hash >> 32) as u32 | 1
+fn hash_bits(hash: u64) -> u32 {
+    (hash >> 32) as u32 & !STATE
 }
 
 /// Hashes a client's address and port with the maps' secret (SipHash-1-3; Aumasson and Bernstein, 2012), so that an

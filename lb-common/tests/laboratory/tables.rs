@@ -128,7 +128,7 @@ impl Memory {
                 nat_sources: [0; 2],
                 per_client: 0,
                 direct_flows: u32::MAX,
-                reserved: 0,
+                reverse_sync_shift: 0,
             },
             services: BTreeMap::new(),
             selection: vec![0; 4],
@@ -359,6 +359,12 @@ impl Tables for Memory {
         self.owner_tags
             .get(bucket as usize)
             .map(RefCell::borrow_mut)
+    }
+
+    fn clear_owner_tag(&self, bucket: u32, index: u32, bits: u32) {
+        if let Some(mut owner_tags) = self.owner_tags(bucket) {
+            owner_tags[index as usize] &= !bits;
+        }
     }
 
     fn keeps_syn(&self, _slot: u32, _client: &FlowKey, _sequence: u32) -> bool {

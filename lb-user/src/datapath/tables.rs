@@ -112,7 +112,7 @@ impl Tables {
             nat_sources: self.layout.sources,
             per_client: limits.per_client,
             direct_flows: limits.flows / 4 * 3,
-            reserved: 0,
+            reverse_sync_shift: maps::reverse_sync_shift(limits.flows.saturating_mul(2)),
         };
         self.settings.set(0, settings)
     }
