@@ -15,7 +15,8 @@ use lb_common::{
         Backend, Counter, DEFAULT_FLOW_ENTRIES, DEFAULT_HANDSHAKES, DEFAULT_SERVICES,
         DEFAULT_SOURCE_WORDS, FLOW_EVENT_BYTES, Flow, FlowKey, Handshake, LAYOUT_VERSION, Mac,
         Neighbour, OwnerTags, PeerSwitch, PortWord, SLOTS_PER_BUCKET, Service, ServiceKey,
-        Settings, Traffic, direction, mode, name, port_bit, port_word, service_flag, state,
+        Settings, Traffic, direction, mode, name, port_bit, port_word, reverse_sync_shift,
+        service_flag, state,
     },
 };
 use memlb_tests::command::output;
@@ -42,6 +43,8 @@ pub const BASELINE: &str = concat!(
 const HERE: u32 = 1;
 /// Where the client of the replies is: anywhere else.
 const ELSEWHERE: u32 = 7;
+/// The baseline's backend that stands for the interface to the clients.
+const BASELINE_CLIENTS: u32 = 0;
 
 const TC_ACT_REDIRECT: u32 = 7;
 const TC_ACT_UNSPEC: u32 = u32::MAX;
@@ -215,11 +218,23 @@ impl Rig {
     /// Runs every program in each round and returns the medians of the differences.
     pub fn measure(&mut self, case: &Case, rounds: usize) -> Result<Costs> {
         self.prepare(case)?;
+        if case.begins_flows() {
+            let ((flow, _), _) = pair(case, 0);
+            let translated = flow.translated;
+            shuffle_free_entries(&mut self.flows, flow)?;
+            shuffle_free_entries(
+                &mut self.tracked,
+                BaselineFlow {
+                    translated,
+                    backend: 1,
+                },
+            )?;
+        }
         let mut translation = Vec::new();
         let mut memlb = Vec::new();
         // The first round warms up.
         for round in 0..=rounds {
-            if matches!(case.outcome, Outcome::Begins | Outcome::Establishes { .. }) {
+            if case.begins_flows() {
                 self.prepare(case)?;
             }
             let baseline = self.run(Program::ReturnAtOnce, case)?;
@@ -250,21 +265,23 @@ impl Rig {
             .set(0, fd, 0)
             .context("choose the program")?;
         self.template.set(0, template(&case.packet, case.size), 0)?;
-        let repetitions = match case.outcome {
-            Outcome::Begins | Outcome::Establishes { .. } => case.size.flows,
-            _ => REPETITIONS.max(case.size.flows),
+        let repetitions = if case.begins_flows() {
+            case.size.flows
+        } else {
+            REPETITIONS.max(case.size.flows)
         };
+        let switch = PeerSwitch {
+            reports: case.peers.into(),
+            interfaces: case.peers.into(),
+            ..PeerSwitch::default()
+        };
+        self.switch.set(0, switch, 0)?;
         let mut reported = 0;
-        if let Outcome::Establishes { peers } = case.outcome {
-            let switch = PeerSwitch {
-                reports: peers.into(),
-                ..PeerSwitch::default()
-            };
-            self.switch.set(0, switch, 0)?;
+        if case.outcome == Outcome::Establishes {
             if program != Program::ReturnAtOnce {
                 self.begin_handshakes(case)?;
             }
-            if peers && program == Program::Memlb {
+            if case.peers && program == Program::Memlb {
                 reported = repetitions;
             }
         }
@@ -339,7 +356,10 @@ impl Rig {
                 self.flows.insert(key, flow, 0)?;
                 let tracked = BaselineFlow {
                     translated: flow.translated,
-                    backend: flow.backend.into(),
+                    backend: match flow.direction {
+                        direction::REPLY => BASELINE_CLIENTS.into(),
+                        _ => flow.backend.into(),
+                    },
                 };
                 self.tracked.insert(key, tracked, 0)?;
             }
@@ -353,7 +373,7 @@ impl Rig {
             return Ok(counters.iter().map(|counter| counter.packets).sum());
         }
         let count = |one: &Traffic| match outcome {
-            Outcome::ToBackend | Outcome::Establishes { .. } => one.packets_in,
+            Outcome::ToBackend | Outcome::Establishes => one.packets_in,
             Outcome::ToClient => one.packets_out,
             Outcome::Begins | Outcome::Passes(_) => one.connections,
         };
@@ -384,7 +404,7 @@ impl Program {
             Edge::Tc if passes => TC_ACT_UNSPEC,
             Edge::Tc => TC_ACT_REDIRECT,
             Edge::Xdp if passes => XDP_PASS,
-            Edge::Xdp if self == Self::Memlb && outcome == Outcome::ToClient => XDP_REDIRECT,
+            Edge::Xdp if outcome == Outcome::ToClient => XDP_REDIRECT,
             Edge::Xdp => XDP_TX,
         }
     }
@@ -534,6 +554,7 @@ fn fill_maps(memlb: &mut Ebpf, baseline: &mut Ebpf, size: Size) -> Result<()> {
         pool_words: DEFAULT_SOURCE_WORDS,
         source_words: DEFAULT_SOURCE_WORDS,
         direct_flows: u32::MAX,
+        reverse_sync_shift: reverse_sync_shift(size.flow_entries()),
         ..Settings::default()
     };
     let neighbour = Neighbour {
@@ -575,6 +596,11 @@ fn fill_maps(memlb: &mut Ebpf, baseline: &mut Ebpf, size: Size) -> Result<()> {
     let mut baseline = Array::try_from(baseline)?;
     let mut backends = Array::try_from(map(name::BACKENDS)?)?;
     let mut neighbours = Array::try_from(map(name::NEIGHBOURS)?)?;
+    let clients = Backend {
+        interface: ELSEWHERE,
+        ..backend
+    };
+    baseline.set(BASELINE_CLIENTS, clients, 0)?;
     for id in 1..=size.backends {
         backends.set(id, backend, 0)?;
         neighbours.set(id, neighbour, 0)?;
@@ -585,6 +611,28 @@ fn fill_maps(memlb: &mut Ebpf, baseline: &mut Ebpf, size: Size) -> Result<()> {
         let (word, bit) = (port_word(PROTOCOL_TCP, port, false), port_bit(port));
         let before = ports.get(&word, 0)?;
         ports.set(word, before | bit, 0)?;
+    }
+    Ok(())
+}
+
+/// How many free entries of a flow table are put out of order.
+const SHUFFLED: u32 = 1 << 16;
+
+/// Leaves the free entries of an empty table in random order, as connections leave them that end. The kernel hands out
+/// the entries of a new table in the order of memory, which the processor fetches in advance.
+fn shuffle_free_entries<V: Pod>(table: &mut HashMap<MapData, FlowKey, V>, value: V) -> Result<()> {
+    let mut keys: Vec<_> = (0..SHUFFLED)
+        .map(|number| FlowKey {
+            source: number.to_be_bytes(),
+            ..FlowKey::default()
+        })
+        .collect();
+    for key in &keys {
+        table.insert(key, value, 0)?;
+    }
+    fastrand::Rng::with_seed(1).shuffle(&mut keys);
+    for key in &keys {
+        table.remove(key)?;
     }
     Ok(())
 }

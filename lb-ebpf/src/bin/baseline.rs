@@ -110,11 +110,18 @@ pub fn translate_xdp(ctx: XdpContext) -> u32 {
     let Some(frame) = frame(ctx.data(), ctx.data_end()) else {
         return xdp_action::XDP_PASS;
     };
-    let Some((rewritten, _)) = translate(frame) else {
+    let Some((rewritten, interface)) = translate(frame) else {
         return xdp_action::XDP_PASS;
     };
     frame.tcp.checksum = rewritten.apply(frame.tcp.checksum);
-    xdp_action::XDP_TX
+    // SAFETY: a valid context, of which the field may be read; the helper takes integers only.
+    unsafe {
+        if interface == (*ctx.ctx).ingress_ifindex {
+            xdp_action::XDP_TX
+        } else {
+            bpf_redirect(interface, 0) as u32
+        }
+    }
 }
 
 /// Returns only if the tail call fails.
