@@ -34,7 +34,7 @@ pub fn check(datagram: &[u8]) {
     check_query(datagram, &key);
     let mut authenticator = authenticator(&key);
     let from = SocketAddr::from(([192, 0, 2, 1], 9));
-    let answer = authenticator.verify_mine(datagram, from, Instant::now());
+    let answer = authenticator.verify_connection_reply(datagram, from, Instant::now());
     check_refusal(&answer.expect_err("an answer was forged"));
     let refused = authenticator
         .verify(datagram, from, Instant::now())
@@ -96,7 +96,10 @@ fn authenticator(key: &Key) -> Authenticator {
 fn check_decoded(decoded: &Decoded, datagram: &[u8], legacy: bool) {
     assert!(datagram.len() < SIZE_LIMIT);
     let Some(report) = decoded.report() else {
-        return assert!(legacy, "only the 2018 form has datagrams without a report");
+        return assert!(
+            legacy,
+            "only the 2018 format has datagrams without a report"
+        );
     };
     assert_eq!(check_name(&report.worker), Ok(()));
     assert!(report.worker.len() <= MAX_NAME_BYTES);

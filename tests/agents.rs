@@ -198,7 +198,7 @@ fn an_unreachable_manager_delays_no_other() {
     eventually(SOON, "the unknown name to be told", || {
         agent
             .log()
-            .contains("no-such-manager.invalid:9999 is not found, trying on")
+            .contains("no-such-manager.invalid:9999 cannot be resolved, trying again")
     });
 
     // The only real one goes, too, and comes back.
@@ -295,7 +295,10 @@ fn each_manager_has_its_own_nonce() {
                 };
                 let now = Instant::now();
                 let (count, answer) = match authenticator.verify(&buffer[..length], from, now) {
-                    Ok(verified) => (&accepted, authenticator.accepted(&verified, from, now)),
+                    Ok(verified) => (
+                        &accepted,
+                        authenticator.record_accepted(&verified, from, now),
+                    ),
                     Err(no) => (&refused, no.reply),
                 };
                 count.fetch_add(1, Ordering::Relaxed);

@@ -254,7 +254,7 @@ fn the_agent_of_a_restored_machine_continues_with_a_new_boot() {
     wait_for_refusals(&cluster, "reordered", 5);
     wait_for_refusals(&cluster, "sequence_reset", 1);
     cluster.wait_for_state("worker1", "up", SOON).unwrap();
-    agent.wait_for_log(SOON, "going on with boot").unwrap();
+    agent.wait_for_log(SOON, "continuing with boot").unwrap();
     cluster.expect_events("agent_restarted", 1).unwrap();
 
     // Recordings bring no worker back after its end.

@@ -139,7 +139,7 @@ fn check_reads_the_keys_of_this_machine() {
         "{absent}"
     );
     assert!(
-        absent.contains("No such file or directory (os error 2); make the directory"),
+        absent.contains("No such file or directory (os error 2); create the directory"),
         "{absent}"
     );
 
@@ -243,7 +243,7 @@ fn a_weight_is_given_with_or_without_a_percent_sign() {
 fn an_invalid_reason_is_refused_and_not_printed() {
     let long = "r".repeat(5000);
     for (reason, says) in [
-        (long.as_str(), "5000 bytes: at most 1000"),
+        (long.as_str(), "5000 bytes: expected at most 1000"),
         ("a\x1b[31mred\nb", "control characters"),
     ] {
         let refused = memlb(&["drain", "worker1", "--reason", reason]);

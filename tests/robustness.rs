@@ -342,7 +342,7 @@ fn entries_for_a_full_map_are_written_when_it_has_room() {
     bpftool("delete", &keys[0], &[]);
     let manager = cluster.manager.as_mut().unwrap();
     manager
-        .wait_for_log(SOON, "the maps can be written again")
+        .wait_for_log(SOON, "all maps are written again")
         .unwrap();
     let mut address = cluster.service();
     address.set_port(81);

@@ -10,7 +10,7 @@ use crate::settings::BackendSettings;
 /// The manager's route to a worker.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum WorkerRoute {
-    /// Without a router, as far as is known.
+    /// Without a router; also before the first look-up.
     Direct,
     ViaRouter,
     Missing,
@@ -42,7 +42,7 @@ impl Ineligibility {
         }
     }
 
-    /// Explains it, with what to do.
+    /// Returns the reason in a sentence, with the remedy.
     pub fn explain(
         self,
         backend: &BackendSettings,
@@ -79,7 +79,7 @@ impl Ineligibility {
             Self::NoReturnPath => format!(
                 "no answer of {worker} passes the manager: its route to the clients does not lead through \
                  here, or it drops their connections (on {worker}: ip route get CLIENT); correct that, or \
-                 serve {service} by mode \"nat\". It is tried again in a while"
+                 serve {service} by mode \"nat\". memlb tries it again later"
             ),
         }
     }

@@ -24,7 +24,7 @@ impl fmt::Display for Protocol {
     }
 }
 
-/// What clients connect to. No two services have the same.
+/// The address, port and protocol to which clients connect. No two services have the same.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Endpoint {
     pub address: SocketAddr,

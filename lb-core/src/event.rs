@@ -1,4 +1,4 @@
-//! Events: what the manager decided or observed. Kind, fields, severity and text of each stand in one place.
+//! Events: what the manager decided or observed. One macro declares kind, fields, severity and text of each.
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -14,7 +14,7 @@ use crate::health::Health;
 use crate::memory::{Bytes, Memory, Pressure};
 use crate::names::ALL_WORKERS;
 use crate::policy::Policy;
-use crate::reason::{Reason, Rule, fallback_outcome};
+use crate::reason::{Rule, SelectionReason, fallback_outcome};
 use crate::settings::BackendId;
 
 /// Whether an operator should look at an event.
@@ -45,9 +45,9 @@ impl fmt::Display for Cause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Joined => "a worker came up",
-            Self::Lost => "a worker was lost",
-            Self::Weights => "weights have moved",
-            Self::Operator => "the operator said so",
+            Self::Lost => "a worker is no longer up",
+            Self::Weights => "weights changed",
+            Self::Operator => "an operator's command",
         })
     }
 }
@@ -68,7 +68,7 @@ pub enum Audience {
     EventLog,
 }
 
-/// What is the same for all events of a kind, for the test of docs/events.md.
+/// The properties of a kind of event. A test compares them with docs/events.md.
 #[derive(Debug)]
 pub struct EventKind {
     /// The name of the variant. In JSON it is written in snake case.
@@ -87,7 +87,7 @@ macro_rules! events {
         $kind:ident { $( $(#[$attribute:meta])* $field:ident: $type:ty ),* $(,)? }
         $level:ident $(unless $expected:ident)?, $text:literal $(, $argument:expr)*;
     )*) => {
-        /// Something that the manager decided or observed. The JSON form is one object with its kind in `event`.
+        /// Something that the manager decided or observed. Its JSON is one object with the kind in `event`.
         #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
         #[serde(tag = "event", rename_all = "snake_case")]
         pub enum Event {
@@ -172,14 +172,14 @@ events! {
     WorkerFailing {
         worker: String,
         service: String,
-        /// Handshakes in a row without an answer between them.
+        /// Failed handshakes in a row.
         evidence: Evidence,
         /// Until the manager opens a connection to it.
         trial_in_ms: u64,
     }
     WARN, "{service}: {worker} is failing: it {evidence}; no new connection, tried in {trial_in_ms} ms";
 
-    /// The same of a worker that keeps its connections, because too many others are failing.
+    /// Handshakes of a worker fail, but it still gets connections, because too many others are failing.
     FailingWorkerKept {
         worker: String,
         service: String,
@@ -194,25 +194,27 @@ events! {
         worker: String,
         service: String,
         failing_ms: u64,
-        /// Until one was answered.
+        /// The number of trials, with the answered one.
         trials: u32,
     }
     INFO, "{service}: {worker} answers again after {failing_ms} ms (trial {trials})";
 
     /// Most workers fell silent together, and the programs hear some of them answer clients.
     HeartbeatsMissing {
-        /// Workers without heartbeats, of how many, and those whose packets arrive, which stay up.
+        /// Workers without heartbeats.
         silent: usize,
+        /// All workers of the group.
         workers: usize,
+        /// Silent workers whose packets arrive. They stay up.
         heard: usize,
         silent_ms: u64,
     }
-    WARN, "the heartbeats of {silent} of {workers} workers stopped {silent_ms} ms ago, all at once, while packets of \
-           {heard} of them still arrive: those stay up. Look for a firewall rule or a broken link on the way of \
+    WARN, "the heartbeats of {silent} of {workers} workers stopped {silent_ms} ms ago, at the same time, while packets \
+           of {heard} of them still arrive: those stay up. Look for a firewall rule or a broken link on the path of \
            the heartbeats (memlb doctor)";
 
     HeartbeatsBack {
-        /// The last of the workers that sends heartbeats again.
+        /// The last worker that sends heartbeats again.
         worker: String,
         missing_ms: u64,
     }
@@ -253,8 +255,7 @@ events! {
     WorkersChanged { source: String, added: Vec<String>, changed: Vec<String>, removed: Vec<String> }
     INFO, "workers of {source}: {}", changes_text(added, changed, removed);
 
-    /// A source says why something that might be expected to be a worker is none, or the manager has no place for
-    /// it.
+    /// A source explains why something is not a worker, or the manager cannot add a worker.
     WorkerNotAdmitted { source: String, what: String, reason: String }
     WARN, "workers of {source}: {what} is not a worker: {reason}";
 
@@ -270,11 +271,11 @@ events! {
 
     SelectionChanged {
         service: String,
-        /// Nothing at the manager's start.
+        /// `None` at the manager's start.
         from: Option<String>,
         /// A worker, `manager`, `none`, or `*` where connections are spread.
         to: String,
-        /// Nothing where connections are spread.
+        /// `None` where connections are spread.
         backend: Option<BackendId>,
         rule: Rule,
         reason: String,
@@ -378,18 +379,17 @@ events! {
     }
     WARN, "refused {datagrams} datagrams ({reason}), the last from {from}: {detail}";
 
-    /// Agents were asked whose connections unknown clients of services of mode `dsr` have.
+    /// The manager asked the agents about clients of services of mode `dsr` whose connections it does not know.
     AgentsAsked {
         /// A worker has the connection, and it continues.
         found: u64,
         /// No agent claimed the connection within a second.
         not_found: u64,
-        /// Not asked about, because there were too many.
+        /// Not asked about, because of the rate limit.
         limited: u64,
     }
-    INFO, "asked the agents whose connections these are: {found} continue at their workers, {not_found} are of no \
-           worker{}",
-        if *limited > 0 { format!(", and {limited} were too many to ask about") } else { String::new() };
+    INFO, "asked the agents about unknown connections: {found} continue at their workers, no worker has {not_found}{}",
+        if *limited > 0 { format!(", {limited} were over the limit") } else { String::new() };
 
     ManagerStarted { version: &'static str, interfaces: Vec<AttachedInterface> }
     INFO, "the manager has started";
@@ -412,7 +412,7 @@ events! {
     WARN, "{error}; everything is written again every few seconds until it works";
 
     MapsWritten {}
-    INFO, "the maps can be written again, and hold what they should";
+    INFO, "all maps are written again, and are complete";
 
     InterfaceRemoved { interface: String }
     WARN, "interface {interface} is gone: its clients and workers cannot be reached until it is back";
@@ -437,11 +437,11 @@ events! {
     WARN, "at {interface}, programs of another memlb receive packets before this manager's: {} ({manager}); memlb \
            doctor says which manager serves what", programs.join(", ");
 
-    /// They are gone.
+    /// This manager's programs receive the packets first again.
     OtherManagerGone { interface: String }
     INFO, "at {interface}, this manager's programs receive packets first again";
 
-    /// Another program had detached them.
+    /// The manager attached programs again that another program had detached.
     ProgramsRestored { interface: String, programs: Vec<&'static str> }
     WARN, "another program detached {} from interface {interface}; attached again. Find out which one it \
            was (tc, bpftool, another agent)", programs.join(", ");
@@ -463,7 +463,7 @@ events! {
         address.map(|it| format!(" at {it}")).unwrap_or_default();
 
     PeerLost { peer: String, reason: String }
-    WARN, "peer {peer} is lost: {reason}; it learns of no new connection until it is back";
+    WARN, "peer {peer} is lost: {reason}; it gets no records of new connections until it is back";
 
     /// One of the two refuses the other.
     PeerRefused { peer: String, reason: String }
@@ -481,16 +481,16 @@ events! {
     PeerComplete { peer: String }
     INFO, "peer {peer} knows all connections of this manager";
 
-    /// The other direction.
+    /// This manager knows all connections of the peer.
     PeerConnectionsReceived { peer: String }
-    INFO, "all connections of peer {peer} are known here";
+    INFO, "this manager knows all connections of peer {peer}";
 
     PeerConfigurationDiffers { peer: String }
-    WARN, "the configuration of peer {peer} differs in what both must have in common: compare what `memlb check --shared` \
-           prints on both";
+    WARN, "the shared settings of peer {peer} differ from this manager's: compare what `memlb check --shared` prints \
+           on both";
 
     PeerConfigurationMatches { peer: String }
-    INFO, "the configuration of peer {peer} is equal in what both must have in common";
+    INFO, "the shared settings of peer {peer} are equal to this manager's";
 
     PeerFramesRefused {
         peer: String,
@@ -513,7 +513,7 @@ events! {
     HandoverUndone { by: String }
     INFO, "the handover is undone by {by}: this manager has its usual priority again";
 
-    /// Stands in the event log in place of events that found no room in its queue.
+    /// Replaces events in the event log that had no room in its queue.
     EventsLost { count: u64 }
     LOG_ONLY, "{} missing in the event log", if *count == 1 { "1 event is".to_owned() } else { format!("{count} events are") };
 }
@@ -570,7 +570,7 @@ impl Event {
     ) -> Option<Self> {
         let memory_available_bytes = memory.map(|memory| memory.available_bytes);
         Some(match health {
-            // The other states are never those of a worker itself.
+            // The other states are states of a backend only.
             Health::Unknown
             | Health::Draining
             | Health::Terminated
@@ -604,7 +604,7 @@ impl Event {
     pub(super) fn of_selection(
         service: String,
         backend: Option<BackendId>,
-        reason: &Reason,
+        reason: &SelectionReason,
     ) -> Self {
         let to = reason.to.name.clone();
         if reason.rule == Rule::Adopted {

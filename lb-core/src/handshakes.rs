@@ -1,5 +1,5 @@
-//! Passive ejection: what a backend's answers to its clients' handshakes say of its server, and when a
-//! failing one is tried again. Pure: counters and time come from the caller.
+//! Passive ejection: the handshakes with a backend show whether its server answers. A backend that fails is ejected,
+//! and tried again later. Pure: counters and time come from the caller.
 
 use std::fmt;
 use std::time::{Duration, Instant};
@@ -8,18 +8,19 @@ use serde::{Serialize, Serializer};
 
 use crate::milliseconds;
 
-/// How many handshakes without an answer make a backend failing, and when it is tried again.
+/// When a backend fails, and when it is tried again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FailingSettings {
-    /// So many handshakes in a row that were refused or not answered; 0 disables passive ejection.
+    /// The number of refused or unanswered handshakes in a row after which it fails; 0 disables passive ejection.
     pub after: u32,
-    /// The first of them is not older than this.
+    /// The first of these handshakes is not older than this.
     pub window: Duration,
-    /// The time until the first trial; it doubles with each trial that fails, and with each ejection soon
+    /// The time until the first trial. It doubles with each failed trial, and with each ejection within `max_pause`
     /// after a return.
     pub pause: Duration,
     pub max_pause: Duration,
-    /// The largest part of a service's workers that fails at a time; one always may, if another is left.
+    /// The largest part of a service's workers that is ejected at a time. One worker always may be, if another is
+    /// left.
     pub max_percent: u32,
 }
 
@@ -35,25 +36,25 @@ impl Default for FailingSettings {
     }
 }
 
-/// The programs' counters of a backend.
+/// The packet programs' counters of a backend.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct TrafficCounters {
     /// Handshakes that it answered.
     pub answered: u64,
-    /// Handshakes that it answered by RST.
+    /// Handshakes that it answered with RST.
     pub refused: u64,
-    /// SYNs that were repeated, or expired, without an answer.
+    /// SYNs that the client repeated, or that expired, without an answer.
     pub unanswered: u64,
     /// When its last packet passed.
     pub heard: Option<Instant>,
 }
 
-/// What the handshakes of a failing backend had in common.
+/// The handshakes that made a backend fail.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct Evidence {
     pub refused: u64,
     pub unanswered: u64,
-    /// At most so long passed from the first of them to the last.
+    /// The time from the first to the last of them, at most.
     #[serde(rename = "within_ms", serialize_with = "serialize_milliseconds")]
     pub within: Duration,
 }
@@ -81,7 +82,7 @@ impl fmt::Display for Evidence {
     }
 }
 
-/// What came of a trial: a connection that the manager itself opens to the backend.
+/// The outcome of a trial: a connection that the manager itself opens to the backend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TrialOutcome {
     Answered,
@@ -93,19 +94,20 @@ pub enum TrialOutcome {
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Handshakes {
     last: Option<TrafficCounters>,
-    /// When they were read.
+    /// When `last` was read.
     read: Option<Instant>,
-    /// Without an answer since the last answer.
+    /// Refused handshakes since the last answer.
     refused: u64,
+    /// Unanswered handshakes since the last answer.
     unanswered: u64,
-    /// Before the first of them.
+    /// A time before the first of these handshakes.
     first: Option<Instant>,
     ejection: Option<Ejection>,
-    /// How often it was ejected or its trial failed, without a lasting return.
+    /// Ejections and failed trials since the last return that lasted.
     failures: u32,
     returned: Option<Instant>,
-    /// Whether an event says that it fails and still takes connections.
-    pub kept: bool,
+    /// Whether an event says that it fails and still gets connections.
+    pub is_kept: bool,
 }
 
 /// A backend that gets no new connection.
@@ -126,7 +128,7 @@ pub struct AdoptedEjection {
     pub age: Duration,
     /// Trials that failed.
     pub trials: u32,
-    /// How often the backend was ejected or its trial failed, without a lasting return.
+    /// Ejections and failed trials since the last return that lasted.
     pub failures: u32,
 }
 
@@ -142,7 +144,7 @@ impl Handshakes {
         });
     }
 
-    /// Returns what a restarted manager has to know.
+    /// Returns the ejection for a restarted manager.
     pub fn adoptable(&self, now: Instant) -> Option<AdoptedEjection> {
         let ejection = self.ejection?;
         Some(AdoptedEjection {
@@ -161,15 +163,15 @@ impl Handshakes {
         self.last?.heard
     }
 
-    /// When it came back, for the ramp.
+    /// Returns when its last ejection ended by an answered trial, for the ramp.
     pub fn returned(&self) -> Option<Instant> {
         self.returned
     }
 
-    /// Counts what has happened since the last call. Returns the evidence if the backend should be ejected.
+    /// Counts the handshakes since the last call. Returns the evidence if the backend should be ejected.
     ///
-    /// An answer resets the count, wherever it stands among the handshakes of one interval: a server that
-    /// answers some is overloaded rather than dead.
+    /// One answer resets the count, wherever it comes among the handshakes since the last call: a server that
+    /// answers some clients is overloaded rather than dead.
     pub fn observe(
         &mut self,
         counters: TrafficCounters,
@@ -261,8 +263,8 @@ impl Handshakes {
         }
     }
 
-    /// Ends an ejection without a trial: the worker itself came back, or passive ejection is off. Returns
-    /// the ejection.
+    /// Ends an ejection without a trial: the worker's own health changed, or passive ejection is off. Returns the
+    /// ejection.
     pub fn reset(&mut self) -> Option<Ejection> {
         self.forget();
         self.ejection.take()
@@ -270,7 +272,7 @@ impl Handshakes {
 
     /// Forgets the handshakes without an answer.
     fn forget(&mut self) {
-        (self.refused, self.unanswered, self.first, self.kept) = (0, 0, None, false);
+        (self.refused, self.unanswered, self.first, self.is_kept) = (0, 0, None, false);
     }
 
     fn next_pause(&mut self, settings: &FailingSettings) -> Duration {

@@ -9,10 +9,11 @@ use crate::report::{Report, WorkerState};
 
 lb_common::named_enum! {
     /// The state of a worker, or of a backend.
-    #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+    #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
     #[serde(rename_all = "snake_case")]
     pub enum Health {
         /// No heartbeat since the manager started.
+        #[default]
         Unknown = "unknown",
         /// Ready, and its last heartbeat is not older than `down_after`. Only such a worker is selected.
         Up = "up",
@@ -24,11 +25,11 @@ lb_common::named_enum! {
         Leaving = "leaving",
         /// Its agent announced maintenance.
         Maintenance = "maintenance",
-        /// Drained by the operator. This one and those below are states of a backend, not of a worker.
+        /// Drained by the operator. This state and those below are states of a backend, not of a worker.
         Draining = "draining",
         /// Drained, and its open connections are reset.
         Terminated = "terminated",
-        /// Expected to be silent for a while: it keeps its connections, whatever its heartbeats say.
+        /// Its silence is expected for a while: it keeps its connections, also while heartbeats are missing.
         Paused = "paused",
         /// Up, but cannot serve in the service's mode, see [`super::Ineligibility`].
         Ineligible = "ineligible",
@@ -91,8 +92,9 @@ impl HealthEvent {
 
 /// Returns the state after an event.
 ///
-/// The first heartbeat needs no proof, so that a service starts at once. Every return does, so that a
-/// flapping worker does not flap the service. A worker that is leaving or in maintenance may be silent.
+/// One good heartbeat is enough for the first time, so that a service starts at once. A worker that returns needs
+/// `up_after` of them, so that a flapping worker does not flap the service. A worker that is leaving or in maintenance
+/// may be silent.
 pub fn transition(health: Health, event: HealthEvent) -> Health {
     match (health, event) {
         (_, HealthEvent::Unhealthy) => Health::Unhealthy,
@@ -102,7 +104,7 @@ pub fn transition(health: Health, event: HealthEvent) -> Health {
         (_, HealthEvent::Good { proven: true }) => Health::Up,
         (unproven, HealthEvent::Good { proven: false }) => unproven,
         (Health::Up | Health::Unhealthy, HealthEvent::Timeout) => Health::Down,
-        (quiet, HealthEvent::Timeout) => quiet,
+        (other, HealthEvent::Timeout) => other,
     }
 }
 

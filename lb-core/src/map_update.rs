@@ -1,15 +1,15 @@
-//! What the core writes into the maps.
+//! The writes to the maps that the core requests.
 
 use crate::health::Health;
 use crate::memory::Memory;
 use crate::policy::SlotKind;
 use crate::settings::{BackendId, ServiceId};
 
-/// One write. The caller carries updates out one by one in their order.
+/// One write. The caller applies the updates one by one, in order.
 ///
-/// In that order neither a selection nor a slot in force ever names a backend that was not written
-/// before, or that is not up: a backend that comes up is written before it is selected, and one that
-/// goes down is written after every selection has left it.
+/// So no selection and no slot in force ever names a backend that was not written before, or that is not up: a backend
+/// that comes up is written before it is selected, and a backend that goes down is written after every selection has
+/// left it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum MapUpdate {
     /// Writes a backend; emitted when anything in it changed.
@@ -32,6 +32,6 @@ pub enum MapUpdate {
         kind: SlotKind,
         slots: Vec<BackendId>,
     },
-    /// Lets the kernel draw from a service's slots, which were set before.
+    /// Makes the kernel pick from a service's slots, which an earlier update has set.
     Spread { service: ServiceId },
 }

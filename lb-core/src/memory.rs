@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 /// A worker's memory by its last report.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Memory {
-    /// `MemAvailable`, or less below a cgroup limit.
+    /// `MemAvailable`, or less under a cgroup limit.
     pub available_bytes: u64,
     /// `None` in the 2018 format.
     pub total_bytes: Option<u64>,
@@ -26,7 +26,7 @@ impl Pressure {
     /// All of the time.
     pub const MOST: Self = Self(10_000);
 
-    /// Of a percentage, at most 100.
+    /// Converts a percentage; more than 100 counts as 100.
     pub fn percent(percent: u32) -> Self {
         let percent = u16::try_from(percent.min(100)).unwrap_or(100);
         Self(percent * 100)

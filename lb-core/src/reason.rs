@@ -1,4 +1,4 @@
-//! Why a service has its selection.
+//! Why a service has its selection, in figures and in a sentence.
 
 use std::fmt;
 
@@ -17,17 +17,17 @@ pub enum Rule {
     NothingHeard,
     /// Found in the pinned maps.
     Adopted,
-    /// The first worker up when none was.
+    /// The first worker that came up while none was up.
     FirstUp,
-    /// More memory than the worker that reported first; `auto` takes its value from the two.
+    /// More memory than the worker that reported first. Threshold `auto` gets its value from the two.
     FirstComparison,
     /// More memory than the selected worker, by more than the threshold.
     MoreMemory,
-    /// The same, before the end of the hold, because the selected worker has no memory to spare.
+    /// More memory by more than the threshold, and the selected worker has no headroom. The hold is ignored.
     SelectedHot,
-    /// The selected worker is not up any more; the best of the rest.
+    /// The selected worker is no longer up; the best of the others.
     Failover,
-    /// The selected worker is not up any more, and no other is.
+    /// The selected worker is no longer up, and no other worker is.
     NoWorkerUp,
     /// A backup was selected, and a primary worker is up again.
     PrimaryUp,
@@ -37,9 +37,10 @@ pub enum Rule {
     PolicyChanged,
 }
 
-/// The figures of a decision, displayed as a sentence; with `{:#}` in the past tense, for a display long after it.
+/// The figures of a decision. Displays as a sentence: in the present tense, or with `{:#}` in the past tense for a display
+/// long after the decision.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Reason {
+pub struct SelectionReason {
     pub rule: Rule,
     pub to: BackendSummary,
     /// The former selection; `None` at the start.
@@ -48,7 +49,7 @@ pub struct Reason {
     pub threshold_bytes: Option<u64>,
 }
 
-/// A worker, or a name of [`crate::names`], at the time of a decision.
+/// A worker, or one of [`crate::names`], at the time of a decision.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BackendSummary {
     pub name: String,
@@ -56,7 +57,7 @@ pub struct BackendSummary {
     pub available_bytes: Option<u64>,
 }
 
-impl fmt::Display for Reason {
+impl fmt::Display for SelectionReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let to = &self.to.name;
         let (is, has) = match f.alternate() {
@@ -83,7 +84,7 @@ impl fmt::Display for Reason {
                 self.to.available()
             ),
             (Rule::Adopted, _) => {
-                write!(f, "{to} was selected before the restart and is kept")
+                write!(f, "{to} was selected before the restart, and still is")
             }
             (Rule::MoreMemory | Rule::SelectedHot, Some(from)) => {
                 self.more_memory(from, has, f)?;
@@ -134,7 +135,7 @@ impl fmt::Display for Reason {
     }
 }
 
-/// Says what happens to new connections while no worker is up.
+/// Returns what happens to new connections while no worker is up, as a clause.
 pub fn fallback_outcome(fallback: &str) -> String {
     match fallback {
         NO_BACKEND => "new connections are refused".to_owned(),
@@ -142,7 +143,7 @@ pub fn fallback_outcome(fallback: &str) -> String {
     }
 }
 
-impl Reason {
+impl SelectionReason {
     fn more_memory(
         &self,
         from: &BackendSummary,

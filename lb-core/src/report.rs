@@ -14,7 +14,7 @@ pub struct Report {
     pub worker: String,
     /// `None` in the 2018 format.
     pub sequence: Option<Sequence>,
-    /// Whether a valid and fresh signature was checked.
+    /// Whether the heartbeat has a valid and fresh signature.
     pub signed: bool,
     pub memory: Memory,
     /// Age of the memory figures, if the agent cannot read new ones.
@@ -24,7 +24,7 @@ pub struct Report {
     pub state: WorkerState,
     /// Whether the worker's server answers its agent.
     pub healthy: bool,
-    /// Whether its agent checks that; without a check, `healthy` is always true.
+    /// Whether the agent checks the server; without a check, `healthy` is always true.
     pub checked: bool,
     /// The services of mode `dsr` that the worker's DSR translator translates.
     pub translates: Vec<Endpoint>,

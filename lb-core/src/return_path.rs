@@ -3,15 +3,15 @@
 
 use std::time::{Duration, Instant};
 
-/// So many handshakes without a reply, and no reply between them, mean that the return path is missing.
-/// One reply means that it exists: forged handshakes cannot harm a worker that serves others meanwhile.
-const UNANSWERED_LIMIT: u64 = 3;
+/// The number of handshakes in a row without a reply after which the return path counts as missing. One reply proves
+/// that it exists: forged handshakes do not harm a worker that serves other clients meanwhile.
+const MAX_UNANSWERED: u64 = 3;
 
-/// The worker is tried again after this pause, which doubles each time up to the maximum.
+/// The pause before the worker is tried again. It doubles each time, up to the maximum.
 const MIN_RETRY_PAUSE: Duration = Duration::from_secs(10);
 const MAX_RETRY_PAUSE: Duration = Duration::from_secs(320);
 
-/// The programs' counters of a backend.
+/// The packet programs' counters of a backend in mode `routed`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct ReplyCounters {
     /// Packets from the backend to clients.
@@ -25,9 +25,9 @@ pub struct ReturnPath {
     last: Option<ReplyCounters>,
     /// Unanswered handshakes since the last reply.
     unanswered: u64,
-    /// How long the worker is left out the next time.
+    /// The next pause; `None` before the first one.
     pause: Option<Duration>,
-    /// When it is tried again; `None` while it may serve.
+    /// When the worker is tried again; `None` while it may serve.
     retry: Option<Instant>,
 }
 
@@ -51,7 +51,7 @@ impl ReturnPath {
         if self.retry.is_some_and(|retry| retry <= now) {
             (self.retry, self.unanswered) = (None, 0);
         }
-        if self.unanswered >= UNANSWERED_LIMIT && self.retry.is_none() {
+        if self.unanswered >= MAX_UNANSWERED && self.retry.is_none() {
             let pause = self.pause.unwrap_or(MIN_RETRY_PAUSE);
             self.retry = now.checked_add(pause);
             self.pause = Some((pause * 2).min(MAX_RETRY_PAUSE));

@@ -1,25 +1,27 @@
 //! Refuses duplicated, reordered and replayed heartbeats.
 
+use std::cmp::Ordering;
+
 use crate::report::{BootId, Sequence};
 
-/// Boots remembered of one worker: more than an agent that crashes at every start has while a signed
-/// heartbeat is fresh.
+/// The boots that are remembered of one worker. An agent that crashes at every start has fewer boots while a signed
+/// heartbeat stays fresh.
 const REMEMBERED_BOOTS: usize = 64;
 
 /// The result of checking a heartbeat's sequence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Admission {
-    /// Newer than all before.
+    /// Newer than all earlier heartbeats.
     Newer,
     /// The first of a new boot.
     Restarted,
     Duplicate,
     Reordered,
-    /// Unsigned, and lower than before the silence: the numbers restart.
+    /// Unsigned, and lower than before a silence: the numbers start again.
     Reset,
-    /// Signed, and lower than before the silence: perhaps a replay, so that only a new boot counts.
+    /// Signed, and lower than before a silence. It may be a replay, so that only a new boot counts.
     NeedsNewBoot,
-    /// Of an earlier boot while a later one sends.
+    /// From an earlier boot, while a later one sends.
     OldBoot,
     /// In the 2018 format while version 1 is received.
     Superseded,
@@ -35,50 +37,40 @@ pub struct SequenceWindow {
 impl SequenceWindow {
     /// Checks a heartbeat and, if it is new, remembers it.
     ///
-    /// `fresh` says whether the last heartbeat is within `down_after`. If not, an earlier boot may send
-    /// higher numbers: of two agents with one name the survivor counts. A machine restored from a
-    /// snapshot sends numbers that were received before. Unsigned ones count, because without signatures
-    /// a replay is no easier than a forgery.
+    /// `fresh` says whether the worker's last heartbeat is at most `down_after` old. If it is older, an earlier boot may
+    /// send higher numbers: of two agents with one name, the one that still sends counts. A machine restored from a
+    /// snapshot sends numbers that were received before. Such heartbeats count if they are unsigned, because without
+    /// signatures a replay is no easier than a forgery.
     pub fn admit(&mut self, sequence: Option<Sequence>, fresh: bool, signed: bool) -> Admission {
         let Some(sequence) = sequence else {
-            return if fresh && !self.boots.is_empty() {
-                Admission::Superseded
-            } else {
-                Admission::Newer
+            return match fresh && !self.boots.is_empty() {
+                true => Admission::Superseded,
+                false => Admission::Newer,
             };
         };
-        let known = self
-            .boots
-            .iter()
-            .position(|boot| boot.boot == sequence.boot);
-        let Some(index) = known else {
+        let mut boots = self.boots.iter();
+        let Some(index) = boots.position(|it| it.boot == sequence.boot) else {
             let restarted = !self.boots.is_empty();
             self.remember(sequence);
-            return if restarted {
-                Admission::Restarted
-            } else {
-                Admission::Newer
+            return match restarted {
+                true => Admission::Restarted,
+                false => Admission::Newer,
             };
         };
         let current = index + 1 == self.boots.len();
         if !current && fresh {
             return Admission::OldBoot;
         }
-        match sequence.number.cmp(&self.boots[index].number) {
-            std::cmp::Ordering::Equal => Admission::Duplicate,
-            std::cmp::Ordering::Less if fresh => Admission::Reordered,
-            std::cmp::Ordering::Less if signed => Admission::NeedsNewBoot,
-            std::cmp::Ordering::Less => {
-                self.boots.remove(index);
-                self.remember(sequence);
-                Admission::Reset
-            }
-            std::cmp::Ordering::Greater => {
-                self.boots.remove(index);
-                self.remember(sequence);
-                Admission::Newer
-            }
-        }
+        let admission = match sequence.number.cmp(&self.boots[index].number) {
+            Ordering::Equal => return Admission::Duplicate,
+            Ordering::Less if fresh => return Admission::Reordered,
+            Ordering::Less if signed => return Admission::NeedsNewBoot,
+            Ordering::Less => Admission::Reset,
+            Ordering::Greater => Admission::Newer,
+        };
+        self.boots.remove(index);
+        self.remember(sequence);
+        admission
     }
 
     /// Returns the latest boot.

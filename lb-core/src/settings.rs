@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::admin::{AdminOverrides, AdminState, Audited};
 use crate::endpoint::{Endpoint, Protocol};
 use crate::handshakes::{AdoptedEjection, FailingSettings};
+use crate::names::{MANAGER, NO_BACKEND};
 use crate::policy::{MemorySettings, Policy, SpreadSettings};
 
 /// The default of [`CoreSettings::down_after`].
@@ -36,7 +37,18 @@ pub struct ServiceId(pub u32);
 
 /// A worker in one service, or a service's fallback, in the maps; 0 is none.
 #[derive(
-    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
+    Debug,
+    Clone,
+    Copy,
+    Default,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    Serialize,
+    Deserialize,
+    JsonSchema,
 )]
 #[serde(transparent)]
 pub struct BackendId(pub u32);
@@ -51,11 +63,11 @@ impl fmt::Display for BackendId {
 pub struct CoreSettings {
     /// A worker is up while its last heartbeat is not older than this.
     pub down_after: Duration,
-    /// Consecutive good heartbeats that bring a worker back; 0 counts as 1.
+    /// The good heartbeats in a row after which a worker is up again; 0 counts as 1.
     pub up_after: u32,
     pub failing: FailingSettings,
-    /// At this part of a service's workers that fall silent together, those that the programs hear stay
-    /// up; `None` never.
+    /// If this part of a service's workers falls silent together, those whose packets arrive stay up; `None` disables
+    /// that.
     pub panic_percent: Option<u32>,
     pub services: Vec<ServiceSettings>,
 }
@@ -81,17 +93,25 @@ pub struct ServiceSettings {
     pub policy: Policy,
     pub memory: MemorySettings,
     pub spread: SpreadSettings,
-    /// Whether handshakes that a worker refuses or does not answer make it failing.
+    /// Whether a worker that refuses or does not answer handshakes is failing.
     pub passive_checks: bool,
     /// The manager's own server, used while no worker is up. Without it, new connections are refused then.
     pub fallback: Option<FallbackSettings>,
-    /// Whether the programs send a SYN that a worker answers with RST to another worker.
+    /// Whether the packet programs send a SYN to another worker after a worker answered it with RST.
     pub retry_refused: bool,
-    /// Of two equal workers the first here is taken.
+    /// Of two equal workers the first one is selected.
     pub backends: Vec<BackendSettings>,
 }
 
 impl ServiceSettings {
+    /// Returns the name of what serves while no worker is up: [`MANAGER`] or [`NO_BACKEND`].
+    pub fn fallback_name(&self) -> &'static str {
+        match self.fallback {
+            Some(_) => MANAGER,
+            None => NO_BACKEND,
+        }
+    }
+
     pub fn endpoint(&self) -> Endpoint {
         Endpoint {
             address: self.address,
@@ -112,17 +132,17 @@ pub struct BackendSettings {
     /// The worker's name in its heartbeats; one worker may serve several services.
     pub worker: String,
     pub address: SocketAddr,
-    /// In percent; usually 100.
+    /// The configured weight; 100 is the default.
     pub weight_percent: u32,
-    /// Which source outside of the configuration file gave it, if one did.
+    /// The source that gave it; `None` if it is from the configuration file.
     pub source: Option<String>,
-    /// The state that its source wants; of this and the operator's, the one that stops more is in force.
+    /// The state that its source requests. Of this and the operator's state, the greater one is in force.
     pub source_state: Option<Audited<AdminState>>,
-    /// It takes connections only while no other worker can.
+    /// Whether it takes connections only while no other worker can.
     pub backup: bool,
-    /// Whether heartbeats are expected; without an agent, the worker is up until its packets say otherwise.
+    /// Whether heartbeats are expected. Without an agent, the worker is up until its handshakes fail.
     pub agent: bool,
-    /// Most open connections; 0: no limit.
+    /// The most open connections; 0 is no limit.
     pub max_connections: u32,
 }
 
@@ -162,9 +182,9 @@ pub struct AdoptedState {
     pub up: BTreeSet<BackendId>,
     /// The backends that got no new connection but kept their open ones.
     pub draining: BTreeSet<BackendId>,
-    /// What operators have set.
+    /// The operators' commands in force.
     pub overrides: AdminOverrides,
-    /// What is left of each worker's pause.
+    /// The time left of each worker's pause.
     pub pauses: BTreeMap<String, Duration>,
     /// The silence of the workers of [`crate::Core::overdue_workers`].
     pub silences: BTreeMap<String, Duration>,

@@ -1,4 +1,4 @@
-//! Why a backend gets no new connection, or less than its share: one wording for every view.
+//! Why a backend gets no new connection, or less than its share. All views show the same text.
 
 use std::time::{Duration, Instant};
 
@@ -11,7 +11,7 @@ use crate::policy::{MaxShare, Policy};
 use crate::service::{Selection, Service};
 use crate::worker::Worker;
 
-/// A reason, and the sentence part that tells it. The text does not name the worker.
+/// A reason, and its text: a clause that does not name the worker.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ShareReason {
     pub kind: ShareReasonKind,
@@ -38,9 +38,9 @@ pub enum ShareReasonKind {
     /// Drained, with its connections reset.
     Terminated,
     Paused,
-    /// Up, but it lacks what the service's mode needs.
+    /// Up, but not able to serve in the service's mode.
     Ineligible,
-    /// Up, but no packet reaches it, or none comes back.
+    /// Up, but no packet reaches it, or no reply passes the manager.
     Unreachable,
     /// Up, but its server refuses or does not answer handshakes.
     Failing,
@@ -56,37 +56,27 @@ pub enum ShareReasonKind {
     Pressure,
     /// It has as many connections as it may have.
     Full,
-    /// It came back lately and takes less than its share.
+    /// It came back recently and gets less than its share.
     Ramp,
     /// `max_share` limits its share.
     Cap,
 }
 
 impl ShareReasonKind {
-    /// Whether an operator should look at the worker: no operator ordered it, and it does not end by itself.
+    /// Whether an operator should examine the worker: no operator ordered the state, and it does not end by itself.
     pub fn is_trouble(self) -> bool {
-        match self {
+        matches!(
+            self,
             Self::Down
-            | Self::Unhealthy
-            | Self::Terminated
-            | Self::Ineligible
-            | Self::Unreachable
-            | Self::Failing
-            | Self::Reserve
-            | Self::Pressure
-            | Self::Full => true,
-            Self::Unknown
-            | Self::Leaving
-            | Self::Maintenance
-            | Self::Draining
-            | Self::ZeroWeight
-            | Self::Paused
-            | Self::Backup
-            | Self::NotSelected
-            | Self::Waiting
-            | Self::Ramp
-            | Self::Cap => false,
-        }
+                | Self::Unhealthy
+                | Self::Terminated
+                | Self::Ineligible
+                | Self::Unreachable
+                | Self::Failing
+                | Self::Reserve
+                | Self::Pressure
+                | Self::Full
+        )
     }
 
     /// Whether an operator's order is the reason.
@@ -104,7 +94,7 @@ impl ShareReason {
         Self { kind, text }
     }
 
-    /// The reason of a worker that has as many connections as it may have.
+    /// Returns the reason of a worker that has as many connections as it may have.
     pub fn full(limit: u64) -> Self {
         Self::new(
             ShareReasonKind::Full,
@@ -131,7 +121,7 @@ impl Service {
         }
     }
 
-    /// The reason of a worker that is not up, or cannot serve.
+    /// Returns the reason of a backend that is not up.
     fn state_reason(
         &self,
         backend: usize,
@@ -194,7 +184,7 @@ impl Service {
         )
     }
 
-    /// The reason of a worker that is up and gets nothing.
+    /// Returns the reason of a backend that is up and gets no connection.
     fn idle_reason(&self, backend: usize, workers: &[Worker], now: Instant) -> ShareReason {
         use ShareReasonKind as Kind;
         let worker = &workers[self.workers[backend]];
@@ -235,7 +225,7 @@ impl Service {
         }
     }
 
-    /// The reason of a worker that gets less than its memory deserves.
+    /// Returns the reason of a backend that gets less than its share by memory.
     fn limit_reason(&self, ramp: u32, share: u16) -> Option<ShareReason> {
         use ShareReasonKind as Kind;
         if ramp < 100 && share < 10_000 {
@@ -247,18 +237,18 @@ impl Service {
         (u64::from(share) + 1 >= most).then(|| ShareReason::new(Kind::Cap, text))
     }
 
-    /// Returns the share that `max_share` allows, in hundredths of a percent; `None` where it is not more
-    /// than an equal share, or limits nothing.
+    /// Returns the share that `max_share` allows, in hundredths of a percent; `None` if it is not above an equal share, or
+    /// limits nothing.
     fn largest_share(&self) -> Option<u64> {
         let spread = self.spread.as_ref()?;
         let backends = 0..self.settings.backends.len();
-        let takers = backends.filter(|it| spread.weight(*it) > 0).count() as u64;
+        let weighted = backends.filter(|it| spread.weight(*it) > 0).count() as u64;
         let most = match self.settings.spread.max_share {
             MaxShare::Auto if !spread.follows_memory() => return None,
-            MaxShare::Auto => 60_000 / (takers + 5),
+            MaxShare::Auto => 60_000 / (weighted + 5),
             MaxShare::Percent(percent) => u64::from(percent) * 100,
         };
-        (takers > 1 && most < 10_000 && most * takers > 10_000).then_some(most)
+        (weighted > 1 && most < 10_000 && most * weighted > 10_000).then_some(most)
     }
 }
 

@@ -49,7 +49,7 @@ pub struct ServiceSnapshot<B = BackendSnapshot> {
     pub reason: String,
     /// Age of the selection.
     pub since_ms: u64,
-    /// What an operator must know of the service now: no worker serves, or heartbeats are missing.
+    /// A problem that the operator should know: no worker can serve, or heartbeats are missing.
     pub problem: Option<String>,
     /// The workers in the order of the configuration, then the fallback if there is one.
     pub backends: Vec<B>,
@@ -58,7 +58,7 @@ pub struct ServiceSnapshot<B = BackendSnapshot> {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct WaitingSnapshot {
     pub worker: String,
-    /// What is left of the hold.
+    /// The time left of the hold.
     pub left_ms: u64,
 }
 
@@ -72,12 +72,12 @@ impl fmt::Display for WaitingSnapshot {
     }
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct BackendSnapshot {
     pub name: String,
     pub backend_id: BackendId,
     pub address: String,
-    /// Which source outside of the configuration file gave it: `joined` stands for `auto_join`, `null` for the file.
+    /// The source that gave it: `joined` for `auto_join`, `null` for the configuration file.
     pub source: Option<String>,
     /// The health under the operator's commands and the network's limits.
     pub state: Health,
@@ -87,18 +87,18 @@ pub struct BackendSnapshot {
     pub ineligible_reason: Option<String>,
     /// Why it gets no new connection, or less than its share.
     pub reason: Option<ShareReason>,
-    /// Up, and no check of its agent says whether its server answers.
+    /// Whether it is up, and no check of its agent covers its server.
     #[serde(default)]
     pub unchecked: bool,
-    /// Of a failing worker: what failed, and when it is tried again.
+    /// The failed handshakes and the trials of a failing worker.
     pub failing: Option<FailingSnapshot>,
-    /// It takes connections only while no other worker can.
+    /// Whether it takes connections only while no other worker can.
     #[serde(default)]
     pub backup: bool,
     /// Whether heartbeats are expected.
     #[serde(default = "expected")]
     pub agent: bool,
-    /// Its heartbeats are missing, and its packets keep it up.
+    /// Whether its heartbeats are missing, and it stays up because its packets arrive.
     #[serde(default)]
     pub heartbeats_missing: bool,
     /// The operator's drain or maintenance.
@@ -107,9 +107,9 @@ pub struct BackendSnapshot {
     pub weight_percent: Option<Audited<u32>>,
     /// The operator's pause, in milliseconds.
     pub pause: Option<Audited<u64>>,
-    /// What is left of the pause.
+    /// The time left of the pause.
     pub pause_left_ms: Option<u64>,
-    /// Since the last heartbeat; `null` before the first, and for the fallback.
+    /// Time since the last heartbeat; `null` before the first one, and for the fallback.
     pub age_ms: Option<u64>,
     /// The heartbeat interval that its agent reports.
     pub interval_ms: Option<u64>,
@@ -117,7 +117,7 @@ pub struct BackendSnapshot {
     pub memory_total_bytes: Option<u64>,
     /// Age of the figures in the last heartbeat, if the agent cannot read new ones.
     pub memory_stale_ms: Option<u64>,
-    /// In hundredths of a percent.
+    /// Memory pressure in hundredths of a percent.
     pub memory_pressure: Option<Pressure>,
     /// The weight in the kernel, under a policy that spreads connections.
     pub weight: u32,
@@ -135,13 +135,15 @@ fn expected() -> bool {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct FailingSnapshot {
-    /// Handshakes in a row that made it failing.
+    /// Refused handshakes in the row that made it fail.
     pub refused: u64,
+    /// Unanswered handshakes in that row.
     pub unanswered: u64,
+    /// Time since the ejection.
     pub since_ms: u64,
     /// Trials that failed.
     pub trials: u32,
-    /// Until the next trial; `null` while one runs.
+    /// Time until the next trial; `null` while one runs.
     pub next_trial_ms: Option<u64>,
 }
 
@@ -229,7 +231,7 @@ impl Service {
             failing: self.failing(backend, now),
             backup: self.settings.backends[backend].backup,
             agent: worker.agent,
-            heartbeats_missing: worker.held_since.is_some(),
+            heartbeats_missing: worker.heartbeats_missing,
             admin_state: self.overrides[backend].state.clone(),
             weight_percent: self.overrides[backend].weight_percent.clone(),
             pause: self.overrides[backend].pause.clone(),
@@ -260,12 +262,12 @@ impl Service {
         })
     }
 
-    /// Says that no worker, or no primary worker, serves, with the failing ones.
+    /// Returns that no worker, or no primary worker, can serve, with the names of the failing ones.
     fn problem(&self, workers: &[Worker]) -> Option<String> {
         let outcome = match self.selection {
             _ if self.is_on_backups() => "the backups serve".to_owned(),
             Selection::Fallback if self.reason.rule == Rule::NoWorkerUp => {
-                fallback_outcome(self.fallback_name())
+                fallback_outcome(self.settings.fallback_name())
             }
             _ => return None,
         };
@@ -290,33 +292,17 @@ impl Service {
             name: MANAGER.to_owned(),
             backend_id: *id,
             address: address.to_string(),
-            source: None,
             state: Health::Up,
             health: Health::Up,
-            ineligible_reason: None,
-            reason: None,
-            unchecked: false,
-            failing: None,
-            backup: false,
-            agent: false,
-            heartbeats_missing: false,
-            admin_state: None,
-            weight_percent: None,
-            pause: None,
-            pause_left_ms: None,
-            age_ms: None,
-            interval_ms: None,
-            memory_available_bytes: None,
-            memory_total_bytes: None,
-            memory_stale_ms: None,
-            memory_pressure: None,
             weight: 1,
             share: self.share(Selection::Fallback),
             manual_weight_percent: 100,
             ramp_percent: 100,
+            ..BackendSnapshot::default()
         }
     }
 
+    /// Returns the share of new connections, in hundredths of a percent.
     pub(super) fn share(&self, of: Selection) -> u16 {
         match (self.selection, &self.spread, of) {
             (Selection::Spread, Some(spread), Selection::Backend(backend)) => spread.share(backend),

@@ -27,24 +27,24 @@ pub(super) struct Worker {
     pub memory_stale: Option<Duration>,
     /// The services of mode `dsr` that its DSR translator translates.
     pub translates: Vec<Endpoint>,
-    /// Whether its agent checks its server.
+    /// Whether its agent checks the worker's server.
     pub checked: bool,
     pub last_heartbeat: Option<Instant>,
     pub sequence: SequenceWindow,
     pub backends: Vec<BackendIndex>,
-    /// Its heartbeat interval, by its last heartbeat.
+    /// The heartbeat interval, as last reported.
     pub interval: Option<Duration>,
-    /// Whether an event about its interval, too long for `down_after`, was emitted.
+    /// Whether its interval is too long for `down_after`, and an event says so.
     pub slow: bool,
     /// Whether it is in maintenance in all services, so that its silence raises no alarm.
     pub in_maintenance: bool,
     /// The end of its pause.
     pub paused_until: Option<Instant>,
-    /// Since when its packets keep it up although its heartbeats are missing.
-    pub held_since: Option<Instant>,
+    /// Whether its heartbeats are missing and it stays up because its packets arrive.
+    pub heartbeats_missing: bool,
     /// Whether heartbeats are expected; without an agent, it is up until its packets say otherwise.
     pub agent: bool,
-    /// When it came up, if it gets less than its share for a while.
+    /// When it came up, if the ramp applies.
     pub came_up: Option<Instant>,
     pub memory_per_connection: MemoryPerConnection,
     /// The last heartbeat, moved by the time in which the manager did not run.
@@ -69,7 +69,7 @@ impl Worker {
             slow: false,
             in_maintenance: false,
             paused_until: None,
-            held_since: None,
+            heartbeats_missing: false,
             agent: true,
             came_up: None,
             memory_per_connection: MemoryPerConnection::default(),
@@ -149,7 +149,7 @@ impl Worker {
         (self.memory, self.pressure) = (None, None);
     }
 
-    /// Whether it has no agent and is up because nothing says otherwise.
+    /// Whether it has no agent, is up, and has sent no heartbeat.
     pub fn is_assumed_up(&self) -> bool {
         !self.agent && self.health.is_up() && self.memory.is_none()
     }
@@ -158,7 +158,7 @@ impl Worker {
     /// `down_after` the worker is still up.
     pub fn deadline(&self, down_after: Duration) -> Option<Instant> {
         let is_expected = self.health.needs_deadline() && !self.is_assumed_up();
-        if !is_expected || self.held_since.is_some() {
+        if !is_expected || self.heartbeats_missing {
             return None;
         }
         self.silent_from
@@ -201,7 +201,8 @@ impl Worker {
     }
 }
 
-/// Returns how much of its share a worker gets that came up: a quarter more after each third of `ramp_up`.
+/// Returns the percentage of its share that a worker gets after it came up: a quarter more after each third of
+/// `ramp_up`.
 pub(super) fn ramp_percent(came_up: Option<Instant>, ramp_up: Duration, now: Instant) -> u32 {
     let Some(came_up) = came_up else {
         return 100;

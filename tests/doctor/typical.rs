@@ -152,7 +152,7 @@ fn a_wrong_key() {
     ]);
     command.arg("--key").arg(cluster.key_file(1).unwrap());
     diagnose(command)
-        .problem("key", "holds a key of worker2, not of worker1")
+        .problem("key", "has a key of worker2, not of worker1")
         .expect_remedy("memlb keygen --name worker1");
 }
 

@@ -1,4 +1,4 @@
-//! One command, and its parts.
+//! A command of an operator.
 
 use std::fmt;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::AdminError;
 use crate::milliseconds;
 
-/// The largest weight, in percent.
+/// The largest weight that an operator can set, in percent.
 pub const MAX_WEIGHT_PERCENT: u32 = 1000;
 
 /// The longest reason, in bytes.
@@ -19,14 +19,15 @@ pub const MAX_REASON_BYTES: usize = 1000;
 pub const MIN_PAUSE: Duration = Duration::from_secs(1);
 pub const MAX_PAUSE: Duration = Duration::from_secs(3_600);
 
-/// What an operator sets for a worker.
+/// A command of an operator for a worker.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AdminCommand {
     pub worker: String,
-    /// `None` means all of the worker's services, also future ones.
+    /// `None` means all services of the worker, also future ones.
     pub service: Option<String>,
     #[serde(flatten)]
     pub action: AdminAction,
+    /// The user who gave it.
     pub by: String,
     /// Milliseconds since 1970 by the operator's clock, for display only.
     pub at_ms: u64,
@@ -98,7 +99,7 @@ pub enum AdminAction {
     Weight {
         percent: u32,
     },
-    /// The worker will be silent for so long, and keeps its connections.
+    /// Announces that the worker will be silent for this time. It keeps its connections.
     Pause {
         for_ms: u64,
     },
@@ -107,7 +108,7 @@ pub enum AdminAction {
 }
 
 impl AdminAction {
-    /// Whether it only ends what was set before.
+    /// Whether it only ends earlier commands.
     pub fn is_removal(self) -> bool {
         matches!(
             self,
@@ -117,7 +118,7 @@ impl AdminAction {
 }
 
 lb_common::named_enum! {
-    /// Why a worker that may be up gets no new connection. A later one includes the earlier ones.
+    /// The state that an operator sets for a worker. It gets no new connection. Each state includes the earlier ones.
     #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
     #[serde(rename_all = "snake_case")]
     pub enum AdminState {
@@ -131,7 +132,7 @@ lb_common::named_enum! {
 }
 
 impl AdminState {
-    /// As in "worker1 is …".
+    /// Returns the state in words that follow "worker1 is".
     pub fn description(self) -> &'static str {
         match self {
             Self::Drain => "drained",
@@ -146,6 +147,7 @@ impl AdminState {
 pub struct Audited<T> {
     pub value: T,
     pub by: String,
+    /// Milliseconds since 1970.
     pub at_ms: u64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
@@ -163,8 +165,8 @@ impl<T> Audited<T> {
 }
 
 impl Audited<u64> {
-    /// Returns how much of a pause is left at `now_ms` by the wall clock. After a clock was set back,
-    /// that is at most the whole pause.
+    /// Returns the time left of a pause at `now_ms` by the wall clock. If the clock was set back, that is at most the
+    /// whole pause.
     pub fn pause_left(&self, now_ms: u64) -> Duration {
         let end_ms = self.at_ms.saturating_add(self.value);
         Duration::from_millis(end_ms.saturating_sub(now_ms).min(self.value))
@@ -174,9 +176,9 @@ impl Audited<u64> {
 /// The result of a command.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct CommandResult {
-    /// The worker's services that have no worker for new connections now.
+    /// The services of the worker that have no worker for new connections now.
     pub without_worker: Vec<String>,
-    /// What the operator may not have intended, one sentence each.
+    /// Effects that the operator may not have intended, one sentence each.
     pub warnings: Vec<String>,
 }
 
@@ -184,7 +186,7 @@ pub struct CommandResult {
 ///
 /// # Errors
 ///
-/// Returns the first thing that is wrong with it.
+/// Returns the first problem.
 pub fn check_reason(reason: &str) -> Result<(), AdminError> {
     if reason.len() > MAX_REASON_BYTES {
         let bytes = reason.len();

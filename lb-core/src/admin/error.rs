@@ -44,7 +44,7 @@ pub enum AdminError {
         "a worker is paused in all its services, since it is silent in all of them: leave out --service"
     )]
     PauseOfOneService,
-    #[error("the reason has {bytes} bytes: at most {MAX_REASON_BYTES} are kept")]
+    #[error("the reason has {bytes} bytes: expected at most {MAX_REASON_BYTES}")]
     ReasonTooLong { bytes: usize },
     #[error(
         "the reason contains {character:?}: expected one line of text, without control characters"

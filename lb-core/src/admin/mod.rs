@@ -1,5 +1,5 @@
-//! What operators set for workers: drain, maintenance, weight, pause. It only ever takes connections away
-//! from a worker: a worker that is down stays down.
+//! Commands of operators for workers: drain, maintenance, terminate, weight, pause. No command makes a worker up that is
+//! down.
 
 mod command;
 mod error;

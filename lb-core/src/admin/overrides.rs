@@ -1,4 +1,4 @@
-//! What is in force.
+//! The commands in force.
 
 use std::collections::BTreeSet;
 
@@ -14,7 +14,7 @@ pub struct AdminOverride {
     pub state: Option<Audited<AdminState>>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weight_percent: Option<Audited<u32>>,
-    /// In milliseconds from the command on.
+    /// The length of a pause, in milliseconds from the command on.
     #[serde(default, rename = "pause_ms", skip_serializing_if = "Option::is_none")]
     pub pause: Option<Audited<u64>>,
 }
@@ -23,16 +23,15 @@ impl AdminOverride {
     /// Returns the state in force; a weight of 0 is a drain.
     pub fn effective_state(&self) -> Option<AdminState> {
         let weightless = self.weight_percent() == 0;
-        let hold = self.state.as_ref().map(|hold| hold.value);
-        hold.or(weightless.then_some(AdminState::Drain))
+        let state = self.state.as_ref().map(|it| it.value);
+        state.or(weightless.then_some(AdminState::Drain))
     }
 
-    /// Adds the state that the worker's source wants, unless this one stops as much.
+    /// Raises the state to the one that the worker's source requests.
     #[must_use]
-    pub fn at_least(mut self, wanted: Option<&Audited<AdminState>>) -> Self {
-        let wanted = wanted.filter(|it| self.effective_state() < Some(it.value));
-        if let Some(wanted) = wanted {
-            self.state = Some(wanted.clone());
+    pub fn at_least(mut self, requested: Option<&Audited<AdminState>>) -> Self {
+        if let Some(requested) = requested.filter(|it| self.effective_state() < Some(it.value)) {
+            self.state = Some(requested.clone());
         }
         self
     }
@@ -57,9 +56,9 @@ impl AdminOverride {
 }
 
 impl Health {
-    /// Returns the state of a backend whose worker has this health.
-    pub fn under_admin_state(self, hold: Option<AdminState>) -> Self {
-        match (self, hold) {
+    /// Returns the state of a backend whose worker has this health, under an operator's state.
+    pub fn under_admin_state(self, state: Option<AdminState>) -> Self {
+        match (self, state) {
             (own, None) => own,
             (_, Some(AdminState::Terminate)) => Self::Terminated,
             (worse @ (Self::Down | Self::Unhealthy), Some(_)) => worse,
@@ -69,13 +68,13 @@ impl Health {
     }
 }
 
-/// Everything that operators have set. Its JSON is stored for the next manager.
+/// All commands in force. The state file holds its JSON for the next manager.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
-pub struct AdminOverrides(Vec<Entry>);
+pub struct AdminOverrides(Vec<WorkerOverride>);
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct Entry {
+struct WorkerOverride {
     worker: String,
     /// `None` means all.
     service: Option<String>,
@@ -83,30 +82,31 @@ struct Entry {
     set: AdminOverride,
 }
 
-impl Entry {
+impl WorkerOverride {
     fn commands(&self) -> impl Iterator<Item = AdminCommand> {
-        let order = |action, by: &str, at_ms, reason: &Option<String>| AdminCommand {
+        let AdminOverride {
+            state,
+            weight_percent,
+            pause,
+        } = &self.set;
+        let state = state.as_ref();
+        let state = state.map(|it| self.command(it, |state| AdminAction::SetState { state }));
+        let weight = weight_percent.as_ref();
+        let weight = weight.map(|it| self.command(it, |percent| AdminAction::Weight { percent }));
+        let pause = pause.as_ref();
+        let pause = pause.map(|it| self.command(it, |for_ms| AdminAction::Pause { for_ms }));
+        state.into_iter().chain(weight).chain(pause)
+    }
+
+    fn command<T: Copy>(&self, set: &Audited<T>, action: fn(T) -> AdminAction) -> AdminCommand {
+        AdminCommand {
             worker: self.worker.clone(),
             service: self.service.clone(),
-            action,
-            by: by.to_owned(),
-            at_ms,
-            reason: reason.clone(),
-        };
-        let hold = self.set.state.as_ref().map(|mark| {
-            let action = AdminAction::SetState { state: mark.value };
-            order(action, &mark.by, mark.at_ms, &mark.reason)
-        });
-        let weight = self.set.weight_percent.as_ref().map(|mark| {
-            let percent = mark.value;
-            let action = AdminAction::Weight { percent };
-            order(action, &mark.by, mark.at_ms, &mark.reason)
-        });
-        let pause = self.set.pause.as_ref().map(|mark| {
-            let action = AdminAction::Pause { for_ms: mark.value };
-            order(action, &mark.by, mark.at_ms, &mark.reason)
-        });
-        hold.into_iter().chain(weight).chain(pause)
+            action: action(set.value),
+            by: set.by.clone(),
+            at_ms: set.at_ms,
+            reason: set.reason.clone(),
+        }
     }
 }
 
@@ -115,16 +115,16 @@ impl AdminOverrides {
         self.0.is_empty()
     }
 
-    /// Returns what is in force for `worker` in `service`: of two states the one that stops more, of two
-    /// weights the one of the service.
+    /// Returns the commands in force for `worker` in `service`: of two states the greater one, of two weights the one of
+    /// the service.
     pub fn effective(&self, worker: &str, service: &str) -> AdminOverride {
         let general = self.get(worker, None);
         let special = self.get(worker, Some(service));
-        let hold = |set: Option<&AdminOverride>| set.and_then(|it| it.state.clone());
+        let states = [general, special].into_iter().flatten();
+        let states = states.filter_map(|it| it.state.clone());
         let weight = |set: Option<&AdminOverride>| set.and_then(|it| it.weight_percent.clone());
-        let holds = [hold(general), hold(special)].into_iter().flatten();
         AdminOverride {
-            state: holds.max_by_key(|hold| hold.value),
+            state: states.max_by_key(|state| state.value),
             weight_percent: weight(special).or_else(|| weight(general)),
             pause: general.and_then(|set| set.pause.clone()),
         }
@@ -132,7 +132,7 @@ impl AdminOverrides {
 
     /// Returns the commands in force.
     pub fn commands(&self) -> Vec<AdminCommand> {
-        self.0.iter().flat_map(Entry::commands).collect()
+        self.0.iter().flat_map(WorkerOverride::commands).collect()
     }
 
     /// Returns the paused workers, each with its pause in milliseconds.
@@ -141,59 +141,56 @@ impl AdminOverrides {
         entries.filter_map(|it| Some((it.worker.as_str(), it.set.pause.as_ref()?)))
     }
 
-    /// Returns the workers and services that anything is set for.
+    /// Returns the workers and services for which a command is in force.
     pub fn targets(&self) -> impl Iterator<Item = (&str, Option<&str>)> {
         self.0
             .iter()
             .map(|it| (it.worker.as_str(), it.service.as_deref()))
     }
 
-    /// Whether a command only ends what is in force, also of a worker that is not configured.
+    /// Whether a command only ends commands in force. Their worker need not be configured.
     pub(crate) fn is_removed_by(&self, command: &AdminCommand) -> bool {
-        let wanted = |(worker, service): (&str, Option<&str>)| {
+        let is_affected = |(worker, service): (&str, Option<&str>)| {
             worker == command.worker
                 && (command.service.is_none() || command.service.as_deref() == service)
         };
-        command.action.is_removal() && self.targets().any(wanted)
+        command.action.is_removal() && self.targets().any(is_affected)
     }
 
-    /// Returns those of the earlier commands that are not in force any more.
-    pub(crate) fn missing_from(
+    /// Returns the earlier commands that are no longer in force.
+    pub(crate) fn replaced(
         &self,
         earlier: Vec<AdminCommand>,
     ) -> impl Iterator<Item = AdminCommand> {
-        let now: BTreeSet<String> = self
-            .commands()
-            .iter()
-            .map(AdminCommand::to_string)
-            .collect();
+        let commands = self.commands();
+        let now: BTreeSet<String> = commands.iter().map(AdminCommand::to_string).collect();
         let earlier = earlier.into_iter();
-        earlier.filter(move |order| !now.contains(&order.to_string()))
+        earlier.filter(move |command| !now.contains(&command.to_string()))
     }
 
     /// Applies a command.
     ///
     /// # Errors
     ///
-    /// The state was set for all services, and cannot be ended for one.
+    /// Returns that the state is set for all services, and cannot end for one of them.
     pub(crate) fn apply(&mut self, command: &AdminCommand) -> Result<(), AdminError> {
         match command.action {
             AdminAction::SetState { state } => {
                 self.entry(command).state = Some(Audited::new(state, command));
             }
             AdminAction::Weight { percent: 100 } if command.service.is_none() => {
-                self.of_worker(command, |set| set.weight_percent = None);
+                self.update_worker(&command.worker, |set| set.weight_percent = None);
             }
             AdminAction::Weight { percent } => {
                 if command.service.is_none() {
-                    self.of_worker(command, |set| set.weight_percent = None);
+                    self.update_worker(&command.worker, |set| set.weight_percent = None);
                 }
                 self.entry(command).weight_percent = Some(Audited::new(percent, command));
             }
             AdminAction::Pause { for_ms } => {
                 self.entry(command).pause = Some(Audited::new(for_ms, command));
             }
-            AdminAction::Resume => self.of_worker(command, |set| set.pause = None),
+            AdminAction::Resume => self.update_worker(&command.worker, |set| set.pause = None),
             AdminAction::Undrain => self.undrain(command)?,
         }
         self.0.retain(|entry| !entry.set.is_empty());
@@ -202,22 +199,21 @@ impl AdminOverrides {
 
     /// Removes a pause that is over.
     pub(crate) fn end_pause(&mut self, worker: &str) {
-        let all = self.0.iter_mut().filter(|it| it.worker == worker);
-        all.for_each(|entry| entry.set.pause = None);
+        self.update_worker(worker, |set| set.pause = None);
         self.0.retain(|entry| !entry.set.is_empty());
     }
 
     fn undrain(&mut self, command: &AdminCommand) -> Result<(), AdminError> {
         let Some(service) = &command.service else {
-            self.of_worker(command, |set| set.state = None);
+            self.update_worker(&command.worker, |set| set.state = None);
             return Ok(());
         };
         let general = self.get(&command.worker, None);
-        if let Some(hold) = general.and_then(|set| set.state.as_ref()) {
+        if let Some(state) = general.and_then(|set| set.state.as_ref()) {
             return Err(AdminError::SetForAllServices {
                 worker: command.worker.clone(),
                 service: service.clone(),
-                state: hold.value,
+                state: state.value,
             });
         }
         self.entry(command).state = None;
@@ -232,9 +228,10 @@ impl AdminOverrides {
     }
 
     fn entry(&mut self, command: &AdminCommand) -> &mut AdminOverride {
-        let same = |it: &Entry| it.worker == command.worker && it.service == command.service;
+        let same =
+            |it: &WorkerOverride| it.worker == command.worker && it.service == command.service;
         let index = self.0.iter().position(same).unwrap_or_else(|| {
-            self.0.push(Entry {
+            self.0.push(WorkerOverride {
                 worker: command.worker.clone(),
                 service: command.service.clone(),
                 set: AdminOverride::default(),
@@ -244,8 +241,8 @@ impl AdminOverrides {
         &mut self.0[index].set
     }
 
-    fn of_worker(&mut self, command: &AdminCommand, change: impl Fn(&mut AdminOverride)) {
-        let all = self.0.iter_mut().filter(|it| it.worker == command.worker);
-        all.for_each(|entry| change(&mut entry.set));
+    fn update_worker(&mut self, worker: &str, update: impl Fn(&mut AdminOverride)) {
+        let entries = self.0.iter_mut().filter(|it| it.worker == worker);
+        entries.for_each(|entry| update(&mut entry.set));
     }
 }

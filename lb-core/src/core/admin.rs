@@ -13,11 +13,11 @@ use crate::reason::fallback_outcome;
 use crate::service::Selection;
 
 impl Core {
-    /// Applies a command. It stays in force, also after a restart, until another one ends it.
+    /// Applies a command. It stays in force, also after a restart, until another command ends it.
     ///
     /// # Errors
     ///
-    /// Says what is out of range or unknown. Then nothing changed.
+    /// Returns the value that is out of range or unknown; nothing has changed then.
     pub fn handle_admin_command(
         &mut self,
         command: &AdminCommand,
@@ -27,7 +27,7 @@ impl Core {
         command.check()?;
         let index = match self.find_worker(command) {
             Ok(index) => Some(index),
-            // Its worker, or the service, is no longer configured.
+            // It ends a command about a worker, or a service, that is no longer configured.
             Err(_) if self.overrides.is_removed_by(command) => None,
             Err(error) => return Err(error),
         };
@@ -48,7 +48,7 @@ impl Core {
         }
         let mut result = CommandResult::default();
         if !command.action.is_removal() {
-            let replaced = self.overrides.missing_from(before);
+            let replaced = self.overrides.replaced(before);
             (result.warnings)
                 .extend(replaced.map(|before| format!("this replaces an earlier order: {before}")));
         }
@@ -74,7 +74,7 @@ impl Core {
         let served: BTreeSet<usize> = backends.map(|at| at.service).collect();
         let served = served.iter().map(|service| &self.services[*service]);
         for service in served.filter(|it| it.selection == Selection::Fallback) {
-            let (name, fallback) = (&service.settings.name, service.fallback_name());
+            let (name, fallback) = (&service.settings.name, service.settings.fallback_name());
             result.without_worker.push(name.clone());
             let outcome = fallback_outcome(fallback);
             result
@@ -103,7 +103,7 @@ impl Core {
     /// Applies what operators have set for a worker to its services.
     pub(super) fn apply_admin_states(&mut self, index: usize) {
         let worker = &mut self.workers[index];
-        worker.paused_until = self.pauses.get(&worker.name).map(|pause| pause.until());
+        worker.paused_until = self.pauses.get(&worker.name).map(|pause| pause.until);
         worker.in_maintenance = !worker.backends.is_empty();
         for at in &worker.backends {
             let service = &mut self.services[at.service];

@@ -13,10 +13,10 @@ use crate::health::Health;
 use crate::milliseconds;
 use crate::service::Service;
 use crate::settings::BackendId;
-use crate::worker::BackendIndex;
+use crate::worker::{BackendIndex, Worker};
 
 impl Core {
-    /// Handles the programs' counters of the backends. Called several times a second, and before a
+    /// Handles the packet programs' counters of the backends. The caller calls it several times a second, and before a
     /// worker's deadline, see [`Self::wants_traffic`].
     pub fn handle_traffic(
         &mut self,
@@ -33,7 +33,7 @@ impl Core {
             let settings = service.failing_settings(&self.failing);
             let evidence = service.handshakes[at.backend].observe(counted, &settings, now);
             if let Some(evidence) = evidence
-                && self.fail(at, evidence, now)
+                && self.eject(at, evidence, now)
             {
                 changed.insert(self.services[at.service].workers[at.backend]);
             }
@@ -75,8 +75,7 @@ impl Core {
         self.sync_changed(BTreeSet::from([index]), now);
     }
 
-    /// Returns the failing backends: the next manager continues from there, see
-    /// [`crate::AdoptedState::ejections`].
+    /// Returns the ejections in force, for the next manager: see [`crate::AdoptedState::ejections`].
     pub fn ejections(&self, now: Instant) -> impl Iterator<Item = (BackendId, AdoptedEjection)> {
         self.ejected.iter().filter_map(move |id| {
             let at = self.find_backend(*id)?;
@@ -107,7 +106,7 @@ impl Core {
         due.min()
     }
 
-    /// Ends a worker's ejections: its own health changed, which says more.
+    /// Ends a worker's ejections, because its own health changed.
     pub(super) fn reset_ejections(&mut self, index: usize) {
         for at in &self.workers[index].backends {
             let service = &mut self.services[at.service];
@@ -134,22 +133,22 @@ impl Core {
         }
     }
 
-    /// Ejects a backend that is up, unless too many of its service are failing. Returns whether it did.
-    fn fail(&mut self, at: BackendIndex, evidence: Evidence, now: Instant) -> bool {
+    /// Ejects a backend that is up, unless too many backends of its service are failing. Returns whether it did.
+    fn eject(&mut self, at: BackendIndex, evidence: Evidence, now: Instant) -> bool {
         let service = &mut self.services[at.service];
         let worker = &self.workers[service.workers[at.backend]];
         if !service.state(at.backend, worker).is_up() {
             return false;
         }
-        let is_held = worker.held_since.is_some();
-        let (failing, workers) = service.failing_of(at.backend, &self.workers);
+        let lacks_heartbeats = worker.heartbeats_missing;
+        let (failing, workers) = service.count_failing(at.backend, &self.workers);
         let limit = (workers * self.failing.max_percent as usize / 100).max(1);
         let alternative = service.has_alternative(at.backend);
         let is_left = alternative || workers - failing > 1;
-        // Silence may be overload, which an ejection would worsen for the others. A refusal is certain, and
-        // so is silence without heartbeats.
+        // Unanswered handshakes may mean overload, which an ejection would worsen for the other workers. A refusal is
+        // certain, and so is a server without answers and heartbeats.
         let is_certain = alternative && evidence.unanswered == 0;
-        let may_eject = is_held || is_certain || (is_left && failing < limit);
+        let may_eject = lacks_heartbeats || is_certain || (is_left && failing < limit);
         let (worker, name) = (worker.name.clone(), service.settings.name.clone());
         let handshakes = &mut service.handshakes[at.backend];
         if may_eject {
@@ -162,7 +161,7 @@ impl Core {
                 evidence,
                 trial_in_ms: milliseconds(pause),
             });
-        } else if !std::mem::replace(&mut handshakes.kept, true) {
+        } else if !std::mem::replace(&mut handshakes.is_kept, true) {
             self.events.push_back(Event::FailingWorkerKept {
                 worker,
                 service: name,
@@ -193,8 +192,8 @@ impl Service {
         FailingSettings { after, ..*settings }
     }
 
-    /// Returns how many backends of the same tier fail, of those whose workers are up.
-    fn failing_of(&self, backend: usize, workers: &[crate::worker::Worker]) -> (usize, usize) {
+    /// Returns the number of failing backends of the same tier, and the number of its backends whose workers are up.
+    fn count_failing(&self, backend: usize, workers: &[Worker]) -> (usize, usize) {
         let is_backup = |it: usize| self.settings.backends[it].backup;
         let tier = (0..self.workers.len()).filter(|it| is_backup(*it) == is_backup(backend));
         let states = tier.map(|it| self.state(it, &workers[self.workers[it]]));
@@ -205,7 +204,7 @@ impl Service {
         })
     }
 
-    /// Whether anything serves without the workers of a backend's tier.
+    /// Whether the fallback or a backup serves if no worker of the backend's tier does.
     fn has_alternative(&self, backend: usize) -> bool {
         let is_primary = !self.settings.backends[backend].backup;
         self.settings.fallback.is_some() || (is_primary && self.has_usable_backup())

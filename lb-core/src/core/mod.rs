@@ -1,4 +1,4 @@
-//! The core: what it knows, and its inputs and outputs.
+//! The core: its state, its inputs and its outputs.
 
 mod admin;
 mod failing;
@@ -44,8 +44,8 @@ pub enum HeartbeatOutcome {
     OldBoot,
     /// In the 2018 format, while the same worker sends version 1.
     Superseded,
-    /// Signed, after a silence, with a lower sequence number: a replay, or the agent of a machine that
-    /// was restored from a snapshot and needs a new boot id.
+    /// Signed, received after a silence, with a lower sequence number. It is a replay, or comes from a machine
+    /// that was restored from a snapshot and whose agent needs a new boot id.
     SequenceReset,
 }
 
@@ -79,16 +79,16 @@ pub struct Core {
     removed: BTreeMap<String, RemovedWorker>,
     services: Vec<Service>,
     overrides: AdminOverrides,
-    /// The pauses in force; each is among `overrides`, too.
+    /// The pauses in force, by worker. `overrides` has them, too.
     pauses: BTreeMap<String, Pause>,
     deadlines: Deadlines,
     /// The failing backends.
     ejected: BTreeSet<BackendId>,
-    /// Trials to be made.
+    /// Backends that the caller must try, see [`Core::poll_trial`].
     trials: VecDeque<BackendId>,
-    /// Since when packets keep workers up whose heartbeats are missing.
+    /// When the first worker lost its heartbeats and stayed up because its packets arrive.
     outage_since: Option<Instant>,
-    /// When the caller last called; a long gap means that the manager itself did not run.
+    /// The last call. A long gap means that the manager itself did not run.
     last_call: Instant,
     started: Instant,
     map_updates: VecDeque<MapUpdate>,
@@ -138,23 +138,23 @@ impl Core {
             let early = now.saturating_duration_since(self.started) <= self.down_after;
             worker.came_up = (before != Health::Unknown || !early).then_some(now);
         }
-        self.release(index, now);
+        self.end_missing_heartbeats(index, now);
         self.emit_health(index, before, now);
         self.update_pause(index, now);
         self.sync_services(&[index], now);
         HeartbeatOutcome::Accepted
     }
 
-    /// Declares the workers down whose last heartbeat is too old at `now`.
+    /// Marks the workers as down whose last heartbeat is too old at `now`, and does everything else that is due.
     ///
     /// The caller passes all received datagrams to [`Self::handle_heartbeat`] first: after a stop of the
-    /// manager, the heartbeats of that time are waiting in the socket. If even they are lost (a full
-    /// queue, a suspended machine), the core sees that it was called long after its deadline, and moves
-    /// the deadlines of all workers by the gap.
+    /// manager, the heartbeats of that time wait in the socket. If they are lost (a full queue, a suspended
+    /// machine), the core detects that it was called long after its deadline, and moves the deadlines of all
+    /// workers by the gap.
     pub fn handle_timeout(&mut self, now: Instant) {
         self.detect_stall(now);
         let silent = self.deadlines.due(now);
-        let silent = self.hold_by_traffic(silent, now);
+        let silent = self.apply_panic_threshold(silent, now);
         for &index in &silent {
             let before = self.workers[index].expire();
             self.emit_health(index, before, now);
@@ -170,7 +170,7 @@ impl Core {
     }
 
     /// Returns when [`Self::handle_timeout`] is next due: a worker's deadline, a rebalance, the end of a
-    /// pause, a trial, or the end of a hold that a better worker waits for.
+    /// pause, a trial, or the end of a hold.
     ///
     /// It is later than the `now` of the last [`Self::handle_timeout`].
     pub fn poll_timeout(&self) -> Option<Instant> {
@@ -211,8 +211,7 @@ impl Core {
         silences.filter(|(_, silence)| *silence >= self.down_after / 5)
     }
 
-    /// Returns how many backends can carry connections: their worker is heard, and has a route. Those that get no new
-    /// connection, as a drained one, are not among them.
+    /// Returns the number of backends that can take new connections. A drained backend cannot.
     pub fn serving_backends(&self) -> usize {
         let serving = |service: &Service| {
             let workers = service.workers.iter().enumerate();
@@ -222,7 +221,7 @@ impl Core {
         self.services.iter().map(serving).sum()
     }
 
-    /// Returns everything that `memlb status` shows of workers and selections.
+    /// Returns the state of all services, for `memlb status` and the API.
     pub fn snapshot(&self, now: Instant) -> Snapshot {
         let services = self.services.iter();
         Snapshot {
@@ -258,7 +257,7 @@ impl Core {
                 self.workers.push(Worker::new(worker.clone(), now));
                 self.workers.len() - 1
             });
-            // One entry that expects heartbeats is enough.
+            // Heartbeats are expected if one of the worker's services expects them.
             let is_first = self.workers[index].backends.is_empty();
             let agent = settings.agent || (self.workers[index].agent && !is_first);
             self.workers[index].set_agent(agent, now);
@@ -273,7 +272,7 @@ impl Core {
     /// Detects that the manager itself did not run, and moves all deadlines by that gap.
     fn detect_stall(&mut self, now: Instant) {
         let gap = now.saturating_duration_since(self.last_call);
-        // A busy machine is always a little late; only a much longer gap is a stall.
+        // On a busy machine every call is a little late.
         let tolerance = self.down_after / 4;
         let missed = gap > tolerance
             && self
@@ -375,7 +374,7 @@ impl Core {
         if service.reason.rule == Rule::NoWorkerUp {
             self.events.push_back(Event::AllWorkersDown {
                 service: service.settings.name.clone(),
-                fallback: service.fallback_name().to_owned(),
+                fallback: service.settings.fallback_name().to_owned(),
             });
         }
         self.map_updates.push_back(update);
@@ -390,7 +389,7 @@ impl Core {
         }
     }
 
-    /// Reselects where a worker waited for the end of a hold that is over.
+    /// Selects again in the services whose hold is over and in which a worker waits for that.
     fn end_due_holds(&mut self, now: Instant) {
         for index in 0..self.services.len() {
             let waiting = self.services[index].memory.waiting();

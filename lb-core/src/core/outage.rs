@@ -1,6 +1,6 @@
-//! The panic threshold: most workers fall silent at the same time, while the programs hear them answer
-//! clients. The fault is then more likely the manager's own (a firewall rule for the heartbeat port, a
-//! broken link) than that of all workers, and those that answer stay up.
+//! The panic threshold: most workers fall silent at the same time, while the packet programs still see their
+//! packets. The fault is then more likely on the manager's side (a firewall rule for the heartbeat port, a
+//! broken link) than on all workers. So the workers whose packets arrive stay up.
 
 use std::time::{Duration, Instant};
 
@@ -10,60 +10,50 @@ use crate::health::Health;
 use crate::milliseconds;
 use crate::worker::Worker;
 
-/// Fewer silent workers are never an outage: one alone is down.
-const LEAST_SILENT: usize = 2;
+/// The least number of silent workers that is an outage of heartbeats.
+const MIN_SILENT: usize = 2;
 
-/// How many workers of a group fell silent together.
+/// The workers of a group that fell silent together.
 #[derive(Debug, Clone, Copy, Default)]
-struct Silent {
+struct SilentGroup {
     silent: usize,
-    /// Those, and the workers that are up.
+    /// The silent workers and those that are up.
     workers: usize,
-    /// Of the silent ones: whose packets still arrive.
+    /// The silent workers whose packets still arrive.
     heard: usize,
 }
 
 impl Core {
-    /// Keeps those of the workers whose deadline is over that the programs hear, if it is an outage of the
-    /// heartbeats. Returns the others.
-    pub(super) fn hold_by_traffic(&mut self, due: Vec<usize>, now: Instant) -> Vec<usize> {
-        let mut lost = Vec::new();
+    /// Keeps workers up whose deadline has passed, if this is an outage of heartbeats and their packets arrive. Returns
+    /// the others, which are down.
+    pub(super) fn apply_panic_threshold(&mut self, due: Vec<usize>, now: Instant) -> Vec<usize> {
+        let mut down = Vec::new();
         for index in due {
-            let outage = match self.is_heard(index) {
-                true => self.outage_of(index),
-                false => None,
-            };
-            let Some(Silent {
-                silent,
-                workers,
-                heard,
-            }) = outage
-            else {
-                lost.push(index);
+            let outage = self.outage_of(index).filter(|_| self.is_heard(index));
+            let Some(group) = outage else {
+                down.push(index);
                 continue;
             };
-            let is_first = !self.workers.iter().any(|it| it.held_since.is_some());
-            self.workers[index].held_since = Some(now);
+            let is_first = !self.workers.iter().any(|it| it.heartbeats_missing);
+            self.workers[index].heartbeats_missing = true;
             self.deadlines.set(index, None);
             if is_first {
                 self.outage_since = Some(now);
                 self.events.push_back(Event::HeartbeatsMissing {
-                    silent,
-                    workers,
-                    heard,
+                    silent: group.silent,
+                    workers: group.workers,
+                    heard: group.heard,
                     silent_ms: milliseconds(self.workers[index].silent_for(now)),
                 });
             }
         }
-        lost
+        down
     }
 
-    /// Ends the hold of a worker that sends heartbeats again.
-    pub(super) fn release(&mut self, index: usize, now: Instant) {
-        if self.workers[index].held_since.take().is_none() {
-            return;
-        }
-        if self.workers.iter().any(|it| it.held_since.is_some()) {
+    /// Notes that a worker sends heartbeats again. With the last such worker the outage ends.
+    pub(super) fn end_missing_heartbeats(&mut self, index: usize, now: Instant) {
+        let was_missing = std::mem::take(&mut self.workers[index].heartbeats_missing);
+        if !was_missing || self.workers.iter().any(|it| it.heartbeats_missing) {
             return;
         }
         if let Some(since) = self.outage_since.take() {
@@ -74,8 +64,8 @@ impl Core {
         }
     }
 
-    /// Whether the programs heard a worker long after its last heartbeat. Only where its handshakes are
-    /// watched, so that its death does not go unnoticed.
+    /// Whether packets of a worker arrived long after its last heartbeat. Only services with passive checks count:
+    /// without heartbeats, nothing else would detect that the worker is dead.
     fn is_heard(&self, index: usize) -> bool {
         let worker = &self.workers[index];
         let heard = worker.backends.iter().filter_map(|at| {
@@ -85,14 +75,14 @@ impl Core {
             let answers = is_watched && handshakes.ejection().is_none();
             handshakes.heard().filter(|_| answers)
         });
-        // More than the heartbeat interval, at most a third of it, that a worker may still have lived.
+        // A worker that died right after its last heartbeat sent packets for an interval at most, a third of `down_after`.
         let after = worker.silent_from() + self.down_after * 2 / 5;
         heard.max().is_some_and(|heard| heard >= after)
     }
 
-    /// Returns the silent workers of one of a worker's services, or of all, if they are so many that the
-    /// fault is likelier elsewhere.
-    fn outage_of(&self, index: usize) -> Option<Silent> {
+    /// Returns the first group around a worker in which the silent workers reach the panic threshold: the workers of
+    /// one of its services, or all workers.
+    fn outage_of(&self, index: usize) -> Option<SilentGroup> {
         let percent = self.panic_percent?;
         let services = self.workers[index].backends.iter().map(|at| at.service);
         let groups = services.map(|service| {
@@ -101,17 +91,16 @@ impl Core {
         });
         let all = std::iter::once_with(|| self.silent_with(index, 0..self.workers.len()));
         let mut groups = groups.chain(all);
-        groups.find(|it| {
-            it.silent >= LEAST_SILENT && it.silent * 100 >= it.workers * percent as usize
-        })
+        groups
+            .find(|it| it.silent >= MIN_SILENT && it.silent * 100 >= it.workers * percent as usize)
     }
 
     /// Counts the workers of a group that fell silent within half of `down_after` of a worker. A worker without an
     /// agent is always silent, and does not count.
-    fn silent_with(&self, index: usize, group: impl Iterator<Item = usize>) -> Silent {
+    fn silent_with(&self, index: usize, group: impl Iterator<Item = usize>) -> SilentGroup {
         let from = self.workers[index].silent_from();
         let near = self.down_after / 2;
-        let mut count = Silent::default();
+        let mut count = SilentGroup::default();
         for other in group {
             let worker = &self.workers[other];
             if !worker.agent {
@@ -130,19 +119,19 @@ impl Core {
         count
     }
 
-    /// Describes the outage to a service that has held workers.
+    /// Describes the outage, if some of these workers stay up without heartbeats.
     pub(super) fn outage_text<'a>(
         &self,
         workers: impl Iterator<Item = &'a Worker>,
         now: Instant,
     ) -> Option<String> {
         let since = self.outage_since?;
-        let held = workers.filter(|it| it.held_since.is_some()).count();
+        let missing = workers.filter(|it| it.heartbeats_missing).count();
         let seconds = now.saturating_duration_since(since).as_secs();
-        (held > 0).then(|| {
+        (missing > 0).then(|| {
             format!(
-                "the heartbeats of most workers are missing for {seconds} s, and {held} stay up because \
-                 their packets arrive: look for a firewall rule or a broken link on the way of the \
+                "the heartbeats of most workers are missing for {seconds} s, and {missing} stay up because \
+                 their packets arrive: look for a firewall rule or a broken link on the path of the \
                  heartbeats (memlb doctor)"
             )
         })

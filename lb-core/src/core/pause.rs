@@ -1,10 +1,10 @@
-//! Pauses: the operator, or the worker's agent, says that the worker will be silent for a while, for
+//! Pauses: the operator, or the worker's agent, announces that the worker will be silent for a while, for
 //! example because its machine or container is moved.
 //!
 //! Until the pause ends, the worker gets no new connection, its open ones stay, and its silence raises
 //! no alarm. A pause ends at its deadline, when the worker is back, or by command. A worker that is
-//! silent at the deadline is down as usual. A command gives a silent worker `down_after` to be back: it
-//! comes from a hook at the end of a move, which is before the worker's first heartbeat.
+//! silent at the deadline is down as usual. A command gives a silent worker more than `down_after` to come back,
+//! because the hook at the end of a move runs before the worker's first heartbeat.
 
 use std::time::{Duration, Instant};
 
@@ -16,7 +16,7 @@ use crate::health::Health;
 /// A pause in force.
 #[derive(Debug, Clone, Copy)]
 pub struct Pause {
-    until: Instant,
+    pub until: Instant,
     /// Whether the worker has been silent for `down_after`, or has announced that it leaves.
     away: bool,
 }
@@ -24,10 +24,6 @@ pub struct Pause {
 impl Pause {
     pub fn new(until: Instant) -> Self {
         Self { until, away: false }
-    }
-
-    pub fn until(&self) -> Instant {
-        self.until
     }
 }
 
@@ -44,7 +40,7 @@ impl Core {
         }
     }
 
-    /// Returns whether a paused worker may be silent: it is, or has missed heartbeats.
+    /// Whether a paused worker is silent: it is down or leaving, or has missed heartbeats.
     pub(super) fn is_silent_in_pause(&self, index: usize, now: Instant) -> bool {
         let worker = &self.workers[index];
         self.pauses.contains_key(&worker.name)
@@ -53,7 +49,8 @@ impl Core {
                 || worker.silent_for(now) >= self.down_after / 4)
     }
 
-    /// Ends the pause of a silent worker when it is back, or soon.
+    /// Handles a resume command for a silent worker: its pause ends when it is back, or 1.25 times `down_after` from
+    /// now.
     pub(super) fn resume_when_back(
         &mut self,
         index: usize,
@@ -63,10 +60,10 @@ impl Core {
         self.events.push_back(Event::AdminCommandApplied {
             order: command.clone(),
         });
-        let patience = self.down_after + self.down_after / 4;
+        let grace = self.down_after + self.down_after / 4;
         if let Some(pause) = self.pauses.get_mut(&command.worker) {
             pause.until = now
-                .checked_add(patience)
+                .checked_add(grace)
                 .map_or(pause.until, |soon| pause.until.min(soon));
         }
         self.apply_admin_states(index);
@@ -74,7 +71,7 @@ impl Core {
         result.warnings.push(format!(
             "{} is silent: its pause ends when it is back, or in {} ms",
             command.worker,
-            patience.as_millis()
+            grace.as_millis()
         ));
         result
     }
@@ -95,6 +92,7 @@ impl Core {
         }
     }
 
+    /// Ends the pauses whose time has passed.
     pub(super) fn end_due_pauses(&mut self, now: Instant) {
         let due = self.pauses.iter().filter(|(_, pause)| pause.until <= now);
         let due: Vec<String> = due.map(|(worker, _)| worker.clone()).collect();

@@ -1,4 +1,4 @@
-//! When a service's weights and slots are computed again, and what is emitted then.
+//! When a service's weights and slots are computed again, and the updates and events of that.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -9,15 +9,15 @@ use crate::reason::Rule;
 use crate::service::Selection;
 use crate::settings::BackendId;
 
-/// The least time between two events about weights that only memory moved.
+/// The least time between two events about shares that changed by memory, age or ramp only.
 const SHARES_EVENT_INTERVAL: Duration = Duration::from_secs(10);
 
-/// How long a worker that came up waits for others, so that the start of many is few changes.
+/// How long a worker that came up waits for others, so that many workers that start together cause few changes.
 const JOIN_WINDOW: Duration = Duration::from_millis(25);
 
 impl Core {
-    /// Handles the number of open connections of each backend. The caller reads them when
-    /// [`Self::wants_connections`] says so, and then calls [`Self::handle_timeout`].
+    /// Handles the number of open connections of each backend. The caller reads it when
+    /// [`Self::wants_connections`] returns true, and then calls [`Self::handle_timeout`].
     pub fn handle_connections(&mut self, open: &[(BackendId, u64)]) {
         let mut by_worker: BTreeMap<usize, u64> = BTreeMap::new();
         for (backend, open) in open {
@@ -34,8 +34,7 @@ impl Core {
         }
     }
 
-    /// Whether the next [`Self::handle_timeout`] computes weights, for which it needs the number of open
-    /// connections.
+    /// Whether the next [`Self::handle_timeout`] computes weights, which depend on the number of open connections.
     pub fn wants_connections(&self, now: Instant) -> bool {
         self.poll_rebalance().is_some_and(|due| due <= now)
     }
@@ -59,11 +58,10 @@ impl Core {
         }
     }
 
-    /// Updates a service that spreads connections after a change of its workers: a lost worker leaves at
-    /// once, a new one waits a moment for others.
+    /// Updates a service that spreads connections after a change of its workers. A lost worker leaves at once; a new
+    /// one waits [`JOIN_WINDOW`] for others.
     pub(super) fn sync_spread(&mut self, index: usize, now: Instant) {
         let service = &mut self.services[index];
-        let spreads = service.selection == Selection::Spread;
         if !service.any_up() {
             if service.selection != Selection::Fallback {
                 service.switch_to(Selection::Fallback, Rule::NoWorkerUp, &self.workers, now);
@@ -74,7 +72,7 @@ impl Core {
             if let Some(spread) = &mut service.spread {
                 spread.unschedule();
             }
-        } else if !spreads {
+        } else if service.selection != Selection::Spread {
             self.rebalance(index, Cause::Joined, now);
         } else if service.lost {
             self.rebalance(index, Cause::Lost, now);
@@ -88,8 +86,8 @@ impl Core {
         }
     }
 
-    /// Computes a service's weights, with one worker up at least, and emits what changed: weights, then
-    /// slots, then the selection.
+    /// Computes a service's weights, and emits what changed: weights, then slots, then the selection. One worker at
+    /// least must be up.
     pub(super) fn rebalance(&mut self, index: usize, cause: Cause, now: Instant) {
         let service = &mut self.services[index];
         let inputs = service.weight_inputs(&self.workers, now);
@@ -120,7 +118,7 @@ impl Core {
             service.switch_to(Selection::Spread, Rule::Spread, &self.workers, now);
             self.emit_selection(index);
         }
-        // Lost workers, too, now that no slot holds them.
+        // No slot holds a lost worker now, so that its new state can be written.
         self.emit_service_backends(index, false);
         if changes.weights {
             self.emit_shares(index, cause, now);
@@ -148,17 +146,18 @@ impl Core {
         if cause == Cause::Weights && service.shares_emitted.is_some_and(is_recent) {
             return;
         }
-        let takes = || (0..service.workers.len()).filter(|worker| spread.weight(*worker) > 0);
+        let weighted = || (0..service.workers.len()).filter(|worker| spread.weight(*worker) > 0);
         let by_weight = |worker: &usize| spread.weight(*worker);
-        if let (Some(most), Some(least)) =
-            (takes().max_by_key(by_weight), takes().min_by_key(by_weight))
-        {
+        if let (Some(most), Some(least)) = (
+            weighted().max_by_key(by_weight),
+            weighted().min_by_key(by_weight),
+        ) {
             let name = |worker: usize| self.workers[service.workers[worker]].name.clone();
             self.events.push_back(Event::SharesChanged {
                 service: service.settings.name.clone(),
                 policy: service.settings.policy,
                 cause,
-                workers: takes().count(),
+                workers: weighted().count(),
                 most: name(most),
                 most_share: spread.share(most),
                 least: name(least),

@@ -1,4 +1,4 @@
-//! How the core takes over a changed configuration.
+//! How the core applies a changed configuration.
 
 use std::collections::BTreeMap;
 use std::mem;
@@ -14,11 +14,11 @@ use crate::service::{Selection, Service};
 use crate::settings::{BackendId, CoreSettings, ServiceId};
 use crate::worker::Worker;
 
-/// How many removed workers are remembered, the latest ones. They do not expire: the core does not know
-/// how long a heartbeat is fresh.
-const REMEMBERED_WORKERS: usize = 1_024;
+/// The most removed workers whose sequences the core remembers. They do not expire, because the core does not know how
+/// long a signed heartbeat stays fresh.
+const MAX_REMOVED_WORKERS: usize = 1_024;
 
-/// What is remembered of a removed worker.
+/// The sequence of a removed worker, and when the worker was removed.
 #[derive(Debug)]
 pub struct RemovedWorker {
     sequence: SequenceWindow,
@@ -29,8 +29,8 @@ impl Core {
     /// Continues with other settings. Workers are identified by name and keep their health, services by
     /// id and keep their selection if it is still valid.
     ///
-    /// All backends are emitted again; of selections only changes are events. `routes` are as for
-    /// [`Self::handle_routes`].
+    /// Emits all backends and selections again as map updates, but only changed selections as events. `routes` are as
+    /// for [`Self::handle_routes`].
     pub fn reconfigure(
         &mut self,
         settings: CoreSettings,
@@ -85,14 +85,14 @@ impl Core {
         self.emit_backends(&all, false);
     }
 
-    /// Remembers removed workers, and forgets the earliest ones beyond the limit.
+    /// Remembers removed workers, and forgets the earliest beyond the limit.
     fn remember(&mut self, workers: BTreeMap<String, Worker>, now: Instant) {
         let removed = workers.into_iter().map(|(name, Worker { sequence, .. })| {
             let removed = RemovedWorker { sequence, at: now };
             (name, removed)
         });
         self.removed.extend(removed);
-        let Some(excess) = self.removed.len().checked_sub(REMEMBERED_WORKERS) else {
+        let Some(excess) = self.removed.len().checked_sub(MAX_REMOVED_WORKERS) else {
             return;
         };
         let removed = self.removed.iter();

@@ -17,8 +17,8 @@ impl Core {
         self.sync_changed(changed, now);
     }
 
-    /// Handles the reply counters of backends in mode `routed`. Called every few seconds, because a
-    /// worker without a return path is tried again here.
+    /// Handles the reply counters of backends in mode `routed`. The caller calls it every few seconds: it also ends the
+    /// pause of a worker without a return path.
     pub fn handle_reply_counters(
         &mut self,
         counters: &BTreeMap<BackendId, ReplyCounters>,

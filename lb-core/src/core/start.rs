@@ -20,12 +20,11 @@ impl Core {
 
     /// Starts with what the pinned maps hold.
     ///
-    /// Adopted selections stay, and adopted workers count as up for `down_after` from `now` on, so that
-    /// a restart by itself changes nothing. Only the silence that the former manager had already
-    /// observed counts, so that repeated restarts do not keep a dead worker up. Failing backends are tried
-    /// at once. Adopted drains continue
-    /// as [`Health::Leaving`] until the worker's first heartbeat. A pause lasts at least until the
-    /// worker had time to send one.
+    /// Adopted selections stay, and adopted workers count as up for `down_after` from `now` on, so that a restart by
+    /// itself changes nothing. The silence that the former manager observed counts, so that repeated restarts do not
+    /// keep a dead worker up. Failing backends are tried at once. An adopted backend that was draining continues as
+    /// [`Health::Leaving`] until its worker's first heartbeat. A pause lasts at least until the worker had time to
+    /// send one.
     pub fn resume(settings: CoreSettings, adopted: &AdoptedState, now: Instant) -> Self {
         let mut core = Self {
             down_after: settings.down_after,
@@ -124,10 +123,10 @@ impl Core {
         }
     }
 
-    /// Moves adopted selections away from workers that the operator has drained since.
+    /// Moves adopted selections away from workers that have been drained since.
     fn reselect_unusable(&mut self, now: Instant) {
         for service in &mut self.services {
-            // A worker without an agent sends no heartbeat that would select it.
+            // No heartbeat would select a worker without an agent.
             let workers = || service.workers.iter().map(|it| &self.workers[*it]);
             let is_fallback = service.selection == Selection::Fallback;
             let is_wrong = is_fallback && workers().any(Worker::is_assumed_up);

@@ -2,20 +2,20 @@
 
 use std::time::Duration;
 
-use super::slots::{SLOTS, shares};
-use super::weights::{MAX_WEIGHT, UNIT_BYTES, WeightInput, cap, finish, headroom};
+use super::slots::{SLOTS, slot_counts};
+use super::weights::{MAX_WEIGHT, UNIT_BYTES, WeightInput, cap, headroom, scale_and_cap};
 use super::{MaxShare, SlotKind, SpreadPolicy, SpreadSettings};
 
-/// A weight moves by one part of so many of the difference at each rebalancing.
+/// At each rebalance, a weight changes by one part of this many of the difference to its target.
 const SMOOTHING: u64 = 4;
 
-/// Distance of consecutive numbers in a new table, so that neighbouring slots belong to different
-/// workers: the golden section of the table. It is odd, so that all slots are reached.
+/// The step from one filled slot to the next, so that neighbouring slots belong to different workers: the golden section
+/// of the table. It is odd, so that all slots are reached.
 const STRIDE: usize = 2_531;
 
 #[derive(Debug)]
 pub struct Balanced {
-    /// Smoothed headroom in bytes; `None` of a worker that is not up or has sent no heartbeat.
+    /// Smoothed headroom of each worker, in bytes; `None` if it is not up or has sent no heartbeat.
     headroom: Vec<Option<u64>>,
 }
 
@@ -38,8 +38,8 @@ impl SpreadPolicy for Balanced {
 
     /// Weighs the workers by their headroom; `None` if none has sent a heartbeat.
     ///
-    /// An older report counts less: at the age of `down_after` its worker counts as the average of
-    /// all. A worker without headroom weighs 0 at once. If none has headroom, all weigh the same.
+    /// An older report counts less: at the age of `down_after`, the mean of all workers replaces it. A worker without
+    /// headroom gets weight 0 at once. If none has headroom, all weights are equal.
     fn weigh(
         &mut self,
         inputs: &[Option<WeightInput>],
@@ -75,11 +75,11 @@ impl SpreadPolicy for Balanced {
             units[worker] = headroom.div_ceil(UNIT_BYTES).min(MAX_WEIGHT);
         }
         if settings.max_share == MaxShare::Auto {
-            // Caps what workers report, not the manual weight.
+            // The cap applies to the reported headroom, not to the manual weight.
             let some = units.iter().filter(|units| **units > 0).count() as u64;
             cap(&mut units, 6, some + 5);
         }
-        Some(finish(units, inputs, settings.max_share))
+        Some(scale_and_cap(units, inputs, settings.max_share))
     }
 
     fn assign(&mut self, current: &[usize], weights: &[u32]) -> Vec<usize> {
@@ -91,7 +91,7 @@ impl SpreadPolicy for Balanced {
     }
 }
 
-/// `fresh`, moved towards `mean` by the part of `down_after` that has passed.
+/// Returns `fresh`, moved towards `mean` by the part of `down_after` that has passed.
 fn aged(fresh: u64, mean: u64, age: Duration, down_after: Duration) -> u64 {
     let whole = down_after.as_micros().max(1);
     let old = age.as_micros().min(whole);
@@ -109,7 +109,7 @@ fn approach(before: u64, target: u64) -> u64 {
 
 /// Fills all slots in proportion to the weights.
 fn proportional(current: &[usize], weights: &[u32]) -> Vec<usize> {
-    let mut missing = shares(weights);
+    let mut missing = slot_counts(weights);
     let mut slots = vec![None; SLOTS];
     if current.len() == SLOTS {
         for (slot, &worker) in slots.iter_mut().zip(current) {

@@ -1,5 +1,5 @@
-//! Policy `memory`: all new connections go to the worker with the most available memory, which is kept
-//! until another has more by the threshold.
+//! Policy `memory`: all new connections go to the worker with the most available memory, until another worker has more
+//! by the threshold.
 
 use std::cmp::Reverse;
 use std::fmt;
@@ -9,15 +9,15 @@ use super::SlotKind;
 use crate::memory::Bytes;
 use crate::reason::Rule;
 
-/// The default of [`MemorySettings::hold`]: two or three reports at the usual interval. docs/policies.md
-/// shows what longer holds do.
+/// The default of [`MemorySettings::hold`]: two or three reports at the default interval. docs/policies.md
+/// shows the effect of longer holds.
 pub const DEFAULT_HOLD: Duration = Duration::from_millis(250);
 
-/// The least `auto` threshold.
+/// The smallest `auto` threshold.
 const MIN_AUTO_BYTES: u64 = 1 << 20;
 
-/// The `auto` threshold is at least this part of the smaller worker's total memory: equal workers differ
-/// by less at any moment.
+/// The `auto` threshold is at least one part of this many of the smaller worker's total memory: equal workers differ by
+/// less at any moment.
 const MIN_AUTO_PART: u64 = 100;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,7 +48,7 @@ impl fmt::Display for Threshold {
     }
 }
 
-/// One backend as the policy compares it. Of equal ones the first configured is taken.
+/// One backend as the policy compares it. Of equal backends the first configured one wins.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Candidate {
     pub is_up: bool,
@@ -57,7 +57,7 @@ pub struct Candidate {
     pub has_no_headroom: bool,
 }
 
-/// What the policy chooses.
+/// The policy's choice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Choice {
     Keep,
@@ -73,10 +73,10 @@ pub enum Choice {
 pub struct MemoryPolicy {
     settings: MemorySettings,
     learned_threshold_bytes: Option<u64>,
-    /// The first two workers have just reported, and the selected one is only the one that reported
-    /// first: the threshold does not apply once.
+    /// The selected worker was the first to report, and the second one has just reported. The next comparison ignores
+    /// the threshold.
     is_first_comparison: bool,
-    /// When connections last moved between workers, or were adopted.
+    /// When the selection last moved between workers, or was adopted.
     last_switch: Option<Instant>,
     /// A candidate with more memory, and when the hold that it waits for ends.
     waiting: Option<(usize, Instant)>,
@@ -99,7 +99,7 @@ impl MemoryPolicy {
         }
     }
 
-    /// Takes over the state of before a reload.
+    /// Takes over the state from before a reload.
     pub fn inherit(&mut self, old: &Self) {
         self.last_switch = old.last_switch;
         if self.settings.threshold == old.settings.threshold {
@@ -136,8 +136,8 @@ impl MemoryPolicy {
             Choice::Switch { to, rule } => (to, rule),
         };
         if let (Rule::MoreMemory, Some(backend), Some(until)) = (rule, to, self.hold_end(now)) {
-            let lacks = |it: Option<usize>| it.is_some_and(|it| candidates[it].has_no_headroom);
-            if !lacks(selected) || lacks(to) {
+            let has_none = |it: Option<usize>| it.is_some_and(|it| candidates[it].has_no_headroom);
+            if !has_none(selected) || has_none(to) {
                 self.waiting = Some((backend, until));
                 self.is_first_comparison = is_first;
                 return Choice::Keep;
@@ -192,7 +192,7 @@ impl MemoryPolicy {
     }
 
     /// Ranks the candidates that are up, the selected one first, for clients whose SYN the selected
-    /// worker does not answer. Returns the ranking if it is another one than last time.
+    /// worker does not answer. Returns the ranking if it differs from the last one.
     pub fn rank(&mut self, selected: Option<usize>, candidates: &[Candidate]) -> Option<&[usize]> {
         let mut ranking: Vec<usize> = (0..candidates.len())
             .filter(|index| candidates[*index].is_up)
@@ -256,7 +256,8 @@ fn best(candidates: &[Candidate]) -> Option<usize> {
     best
 }
 
-/// An adopted worker that has sent no heartbeat yet is kept: there is nothing to compare.
+/// Whether the best candidate has more memory by the threshold. An adopted worker that has sent no heartbeat yet stays
+/// selected.
 fn exceeds(best: &Candidate, current: &Candidate, threshold_bytes: Option<u64>) -> bool {
     let (Some(best), Some(current), Some(threshold)) = (
         best.available_bytes,

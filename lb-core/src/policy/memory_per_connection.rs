@@ -1,20 +1,20 @@
-//! The memory that one connection uses on a worker, learnt from its reports: the slope of the change of
-//! available memory over the change of open connections between two reports, by least squares through
-//! the origin with decaying old pairs. If memory does not depend on connections, it is nearly 0.
+//! Estimates the memory that one connection uses on a worker from its reports: the slope of the change of available
+//! memory over the change of open connections between two reports, by least squares through the origin. Old pairs
+//! decay. If memory does not depend on connections, the slope is nearly 0.
 
-/// Old pairs lose one part of so many with each new pair.
+/// With each new pair, the sums lose one part of this many.
 const DECAY: i128 = 16;
 
 /// The least sum of squared changes of connections from which a slope is computed.
 const MIN_SQUARES: i128 = 16;
 
-/// The largest result, because more cannot come from connections.
+/// The largest estimate. No connection uses more.
 const MAX_BYTES: i128 = 256 << 20;
 
 /// The estimate for one worker.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct MemoryPerConnection {
-    /// Open connections as last counted.
+    /// Open connections at the last count.
     open: u64,
     /// Open connections and available memory at the last report that a count followed.
     at_report: Option<(u64, u64)>,
@@ -32,7 +32,7 @@ impl MemoryPerConnection {
 
     /// Adds a count of open connections, with the available memory of the last report.
     pub fn count(&mut self, open: u64, available_bytes: Option<u64>) {
-        // More than the flow table holds, and squares cannot overflow.
+        // No flow table holds more, and squares cannot overflow.
         let open = open.min(u32::MAX.into());
         self.open = open;
         let Some(available) = available_bytes.filter(|_| std::mem::take(&mut self.reported)) else {
@@ -46,7 +46,7 @@ impl MemoryPerConnection {
         }
     }
 
-    /// Returns the memory of one connection; 0 while unknown.
+    /// Returns the memory of one connection; 0 while it is unknown.
     pub fn bytes_per_connection(&self) -> u64 {
         if self.squares < MIN_SQUARES {
             return 0;
@@ -55,8 +55,7 @@ impl MemoryPerConnection {
         u64::try_from(slope).unwrap_or(0)
     }
 
-    /// Returns what the connections opened since the last report will use; negative if more were
-    /// closed.
+    /// Returns the memory that connections opened since the last report will use; negative if more were closed.
     pub fn drift_bytes(&self) -> i64 {
         let Some((open_then, _)) = self.at_report else {
             return 0;

@@ -1,9 +1,9 @@
 //! Policies: how the workers for a service's new connections are chosen.
 //!
 //! Each policy has a file of its own. `memory` selects one worker for all connections. Every other
-//! policy implements [`SpreadPolicy`]: it weighs the workers and assigns them to slots, from which
-//! the kernel draws at each connection (`lb_common::maps::policy`). A worker is an index into the
-//! service's backends.
+//! policy implements [`SpreadPolicy`]: it weighs the workers and assigns them to slots, and the kernel picks a
+//! slot for each connection (`lb_common::maps::policy`). In this module, a worker is an index into the service's
+//! backends.
 
 mod balanced;
 mod least_connections;
@@ -30,21 +30,23 @@ pub use settings::{MaxShare, SpreadSettings};
 pub(crate) use spread::{Spread, SpreadPolicy};
 pub(crate) use weights::{WeightInput, has_no_headroom};
 
-/// How a service's worker is chosen.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Policy {
-    /// The worker with the most available memory, kept until another has more by the threshold.
-    Memory,
-    /// Of two workers drawn by the memory they can spare, the one with fewer connections.
-    #[default]
-    Balanced,
-    /// One worker after the other.
-    RoundRobin,
-    /// The worker with the fewest connections.
-    LeastConnections,
-    /// The same worker for the same client address.
-    SourceHash,
+lb_common::named_enum! {
+    /// How a service's worker is chosen. The first policy is the default.
+    #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+    #[serde(rename_all = "snake_case")]
+    pub enum Policy {
+        /// Of two workers drawn by their headroom, the one with fewer connections.
+        #[default]
+        Balanced = "balanced",
+        /// The worker with the most available memory, until another has more by the threshold.
+        Memory = "memory",
+        /// One worker after the other.
+        RoundRobin = "round_robin",
+        /// The worker with the fewest connections.
+        LeastConnections = "least_connections",
+        /// The same worker for the same client address.
+        SourceHash = "source_hash",
+    }
 }
 
 /// How the kernel uses a service's slots. The number is the one in map `policies`.
@@ -60,27 +62,8 @@ pub enum SlotKind {
 }
 
 impl Policy {
-    /// Every policy, the default first.
-    pub const ALL: [Self; 5] = [
-        Self::Balanced,
-        Self::Memory,
-        Self::RoundRobin,
-        Self::LeastConnections,
-        Self::SourceHash,
-    ];
-
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Memory => "memory",
-            Self::Balanced => "balanced",
-            Self::RoundRobin => "round_robin",
-            Self::LeastConnections => "least_connections",
-            Self::SourceHash => "source_hash",
-        }
-    }
-
-    /// Returns the policy's implementation for workers at these addresses; `None` for the policy that
-    /// selects one worker for all connections.
+    /// Returns the policy's implementation for workers at these addresses; `None` for policy `memory`, which does not
+    /// spread connections.
     fn spread(self, workers: &[SocketAddr]) -> Option<Box<dyn SpreadPolicy>> {
         Some(match self {
             Self::Memory => return None,

@@ -1,6 +1,6 @@
-//! Policy `round_robin`: one worker after the other, each as often as it weighs.
+//! Policy `round_robin`: one worker after the other, in proportion to the weights.
 
-use super::slots::{one_each, shares};
+use super::slots::{SLOTS, one_each, slot_counts};
 use super::{SlotKind, SpreadPolicy};
 
 #[derive(Debug)]
@@ -16,8 +16,8 @@ impl SpreadPolicy for RoundRobin {
     }
 }
 
-/// Returns an order of turns in which each worker comes as often as it weighs, as evenly as possible;
-/// one turn each if all weigh the same.
+/// Returns an order of turns with each worker in proportion to its weight, as evenly as possible. With equal weights,
+/// each has one turn.
 fn turns(current: &[usize], weights: &[u32]) -> Vec<usize> {
     let positive = || weights.iter().copied().filter(|weight| *weight > 0);
     let divisor = positive().fold(0, common_divisor);
@@ -35,10 +35,10 @@ fn turns(current: &[usize], weights: &[u32]) -> Vec<usize> {
         .iter()
         .map(|weight| (weight / divisor) as usize)
         .collect();
-    let counts = if exact.iter().sum::<usize>() <= super::slots::SLOTS {
+    let counts = if exact.iter().sum::<usize>() <= SLOTS {
         exact
     } else {
-        shares(weights)
+        slot_counts(weights)
     };
     // Turn k of n is at (2k + 1) / 2n of the round.
     let mut turns: Vec<(u64, usize)> = Vec::new();

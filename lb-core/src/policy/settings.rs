@@ -10,11 +10,11 @@ use crate::memory::Pressure;
 pub struct SpreadSettings {
     /// The least time between two computations of the weights.
     pub rebalance_interval: Duration,
-    /// The part of its memory that a worker keeps free.
+    /// The part of a worker's memory that new connections must leave free.
     pub reserve_percent: u32,
     /// From this memory pressure on, a worker gets no new connection.
     pub pressure_limit: Pressure,
-    /// How long a worker that came back gets less than its share.
+    /// The time in which a worker that came back gets less than its share.
     pub ramp_up: Duration,
     pub max_share: MaxShare,
 }

@@ -1,4 +1,4 @@
-//! Slots: helpers that several policies assign workers with.
+//! Slots: helpers with which several policies assign workers.
 
 use std::cmp::Reverse;
 
@@ -29,9 +29,8 @@ pub fn one_each(current: &[usize], weights: &[u32]) -> Vec<usize> {
     slots
 }
 
-/// Returns how many of all slots each worker gets by its weight: whole ones first, the rest by the
-/// largest remainders.
-pub fn shares(weights: &[u32]) -> Vec<usize> {
+/// Returns the number of slots of each worker in proportion to its weight (the method of largest remainders).
+pub fn slot_counts(weights: &[u32]) -> Vec<usize> {
     let sum: u64 = weights.iter().map(|weight| u64::from(*weight)).sum();
     if sum == 0 {
         return vec![0; weights.len()];

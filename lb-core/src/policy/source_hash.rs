@@ -1,8 +1,8 @@
 //! Policy `source_hash`: the same worker for the same client address, by weighted rendezvous hashing:
 //! each slot goes to the worker with the best score there.
 //!
-//! A worker's score in a slot does not depend on the others. So a worker that goes leaves only its own
-//! slots, and one that comes, or weighs more, only takes slots: no other client changes its worker.
+//! A worker's score in a slot does not depend on the others. So a worker that leaves gives up only its own slots, and
+//! a worker that comes, or whose weight rises, only gains slots: no other client changes its worker.
 //! (Wang and Ravishankar 1998; weighted after Schindelhauer and Schomaker 2005.)
 
 use std::cmp::Ordering;
@@ -14,7 +14,7 @@ use super::{SlotKind, SpreadPolicy};
 /// The winner of each slot.
 #[derive(Debug)]
 pub struct SourceHash {
-    /// Of each worker, from its address, so that every manager finds the same winners.
+    /// The hash of each worker's address, so that every manager finds the same winners.
     keys: Vec<u64>,
     weights: Vec<u32>,
     winners: Vec<Option<Score>>,
@@ -26,7 +26,7 @@ struct Score {
     worker: usize,
     weight: u32,
     number: u64,
-    /// Falls as the number grows. The smallest quotient of distance and weight wins.
+    /// −log₂ of the number. The smallest quotient of distance and weight wins.
     distance: u64,
 }
 
@@ -42,7 +42,7 @@ impl SpreadPolicy for SourceHash {
 
 impl SourceHash {
     pub fn new(workers: &[SocketAddr]) -> Self {
-        let keys: Vec<u64> = workers.iter().copied().map(key).collect();
+        let keys: Vec<u64> = workers.iter().copied().map(hash).collect();
         Self {
             weights: vec![0; keys.len()],
             keys,
@@ -84,16 +84,16 @@ impl SourceHash {
     ) -> Option<Score> {
         let mut best = first;
         for worker in challengers.filter(|worker| self.weights[*worker] > 0) {
-            // With no more weight and no higher number it has lost: no logarithm is needed.
+            // With no more weight and no higher number it loses: no logarithm is needed.
             let number = self.number(slot, worker);
-            let hopeless = best
+            let loses = best
                 .is_some_and(|best| number <= best.number && self.weights[worker] <= best.weight);
-            if hopeless {
+            if loses {
                 continue;
             }
-            let entry = self.score(slot, worker);
-            if best.is_none_or(|best| entry.order(&best) == Ordering::Less) {
-                best = Some(entry);
+            let score = self.score(slot, worker);
+            if best.is_none_or(|best| score.compare(&best) == Ordering::Less) {
+                best = Some(score);
             }
         }
         best
@@ -105,18 +105,19 @@ impl SourceHash {
             worker,
             weight: self.weights[worker],
             number,
-            distance: minus_logarithm(number),
+            distance: negative_log2(number),
         }
     }
 
-    /// Returns a pseudo-random number, always the same.
+    /// Returns the pseudo-random number of a worker in a slot.
     fn number(&self, slot: usize, worker: usize) -> u64 {
-        mixed(self.keys[worker] ^ mixed(slot as u64 + 1))
+        splitmix64(self.keys[worker] ^ splitmix64(slot as u64 + 1))
     }
 }
 
 impl Score {
-    fn order(&self, other: &Self) -> Ordering {
+    /// The better score is less.
+    fn compare(&self, other: &Self) -> Ordering {
         let quotient =
             |one: &Self, other: &Self| u128::from(one.distance) * u128::from(other.weight);
         quotient(self, other)
@@ -126,27 +127,27 @@ impl Score {
     }
 }
 
-fn key(address: SocketAddr) -> u64 {
+fn hash(address: SocketAddr) -> u64 {
     let port = u64::from(address.port());
     match address.ip() {
-        IpAddr::V4(ip) => mixed(u64::from(u32::from(ip)) << 16 | port),
+        IpAddr::V4(ip) => splitmix64(u64::from(u32::from(ip)) << 16 | port),
         IpAddr::V6(ip) => {
             let bits = ip.to_bits();
-            mixed(mixed(mixed((bits >> 64) as u64) ^ bits as u64) ^ port)
+            splitmix64(splitmix64(splitmix64((bits >> 64) as u64) ^ bits as u64) ^ port)
         }
     }
 }
 
-/// The finalizer of SplitMix64.
-fn mixed(number: u64) -> u64 {
+/// One step of SplitMix64.
+fn splitmix64(number: u64) -> u64 {
     let mut mixed = number.wrapping_add(0x9e37_79b9_7f4a_7c15);
     mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     mixed ^ (mixed >> 31)
 }
 
-/// −log₂ of `number` / 2⁶⁴, times 2⁴⁸, bit by bit; falls as `number` grows.
-fn minus_logarithm(number: u64) -> u64 {
+/// Returns −log₂ of `number` / 2⁶⁴, times 2⁴⁸, computed bit by bit.
+fn negative_log2(number: u64) -> u64 {
     const FRACTION: u32 = 48;
     let number = number.max(1);
     let whole = u64::from(number.leading_zeros());

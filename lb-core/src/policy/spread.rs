@@ -1,30 +1,30 @@
-//! What all policies that spread connections share: weights and slots in force, and when the weights are
-//! computed again.
+//! The policies that spread connections: their trait, the weights and slots in force, and when the weights are computed
+//! again.
 
 use std::fmt;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use super::settings::SpreadSettings;
-use super::weights::{WeightInput, differ, weigh_equally};
+use super::weights::{WeightInput, shares_differ, weigh_equally};
 use super::{Policy, SlotKind};
 
 /// A policy that spreads connections over all workers that are up.
 pub trait SpreadPolicy: fmt::Debug {
-    /// How the kernel draws from the slots.
+    /// How the kernel picks a slot.
     fn slot_kind(&self) -> SlotKind;
 
-    /// Assigns the workers to slots by their weights, of which one at least is not 0. `current` is
-    /// the assignment in force: slots that need not change keep their worker.
+    /// Assigns the workers to slots by their weights, of which one at least is not 0. Slots of the `current` assignment
+    /// that need not change keep their worker.
     fn assign(&mut self, current: &[usize], weights: &[u32]) -> Vec<usize>;
 
-    /// Whether weights depend on memory, and so change with reports and their age.
+    /// Whether weights depend on memory, so that they change with reports and their age.
     fn follows_memory(&self) -> bool {
         false
     }
 
-    /// Weighs the workers; `None` keeps the weights in force, as far as their workers are up.
-    /// `inputs` has `None` for a worker that is not up, which weighs 0.
+    /// Returns the weights of the workers; `None` keeps the weights in force of the workers that are up. `inputs` has
+    /// `None` for a worker that is not up, whose weight is 0.
     fn weigh(
         &mut self,
         inputs: &[Option<WeightInput>],
@@ -45,9 +45,9 @@ pub trait SpreadPolicy: fmt::Debug {
 pub struct Spread {
     policy: Box<dyn SpreadPolicy>,
     settings: SpreadSettings,
-    /// In force; 0 for a worker that gets no connection.
+    /// The weights in force; 0 for a worker that gets no connection.
     weights: Vec<u32>,
-    /// In force: the worker of each slot.
+    /// The worker of each slot, as in force.
     slots: Vec<usize>,
     /// When the weights are computed again.
     due: Option<Instant>,
@@ -119,7 +119,7 @@ impl Spread {
         self.due = None;
     }
 
-    /// Computes weights and slots. Unless `at_once`, weights that have hardly moved stay in force.
+    /// Computes weights and slots. Unless `at_once`, weights that have hardly changed stay in force.
     pub fn rebalance(
         &mut self,
         inputs: &[Option<WeightInput>],
@@ -131,7 +131,7 @@ impl Spread {
         let changed = at_once
             || self.slots.is_empty()
             || self.weights.iter().zip(&weights).any(came_or_went)
-            || differ(&self.weights, &weights);
+            || shares_differ(&self.weights, &weights);
         if !changed || (weights == self.weights && !self.slots.is_empty()) {
             return Changes::default();
         }

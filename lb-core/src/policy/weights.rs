@@ -1,5 +1,5 @@
-//! Weights: helpers that several policies weigh workers with. Integers only, so that the same reports
-//! give the same weights everywhere.
+//! Weights: helpers with which several policies weigh workers. Integers only, so that the same reports give the same
+//! weights on every machine.
 
 use std::cmp::Reverse;
 use std::time::Duration;
@@ -7,24 +7,24 @@ use std::time::Duration;
 use super::settings::{MaxShare, SpreadSettings};
 use crate::memory::{Memory, Pressure};
 
-/// What one unit of weight stands for, where weights stand for memory.
+/// The bytes of one unit of weight, where weights stand for memory.
 pub const UNIT_BYTES: u64 = 64 << 10;
 
 /// The largest weight, 1 TiB, so that sums cannot overflow.
 pub const MAX_WEIGHT: u64 = 1 << 24;
 
-/// A new weight is written when a worker's share moves by more than one part of so many.
+/// New weights are written when a worker's share changes by more than one part of this many.
 const STEP: u64 = 32;
 
-/// What a worker that is up is weighed by.
+/// The figures from which the weight of a worker that is up is computed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct WeightInput {
     /// `None` before the first heartbeat.
     pub memory: Option<Memory>,
     pub pressure: Option<Pressure>,
-    /// How old the report is.
+    /// Age of the report.
     pub age: Duration,
-    /// What the connections opened since the report will use; negative if more were closed.
+    /// The memory that connections opened since the report will use; negative if more were closed.
     pub drift_bytes: i64,
     /// Part of its share that a worker that came back gets: 25, 50, 75 or 100.
     pub ramp_percent: u32,
@@ -34,7 +34,7 @@ pub struct WeightInput {
 
 /// Weighs workers by ramp and manual weight only.
 pub fn weigh_equally(inputs: &[Option<WeightInput>], max_share: MaxShare) -> Vec<u32> {
-    finish(vec![1; inputs.len()], inputs, max_share)
+    scale_and_cap(vec![1; inputs.len()], inputs, max_share)
 }
 
 /// Whether a worker with this report has no memory to spare.
@@ -55,7 +55,7 @@ pub fn has_no_headroom(
 }
 
 /// Whether shares differ enough to be written.
-pub fn differ(before: &[u32], after: &[u32]) -> bool {
+pub fn shares_differ(before: &[u32], after: &[u32]) -> bool {
     let sum = |weights: &[u32]| weights.iter().map(|weight| u64::from(*weight)).sum::<u64>();
     let (sum_before, sum_after) = (sum(before), sum(after));
     before.iter().zip(after).any(|(before, after)| {
@@ -88,8 +88,12 @@ pub fn headroom(input: &WeightInput, settings: &SpreadSettings) -> Option<u64> {
     u64::try_from(eased / u128::from(limit.max(1))).ok()
 }
 
-/// Multiplies weights by ramp and manual weight, and caps them. One worker at least gets a weight.
-pub fn finish(units: Vec<u64>, inputs: &[Option<WeightInput>], max_share: MaxShare) -> Vec<u32> {
+/// Multiplies weights by ramp and manual weight, and applies `max_share`. One worker at least gets a weight.
+pub fn scale_and_cap(
+    units: Vec<u64>,
+    inputs: &[Option<WeightInput>],
+    max_share: MaxShare,
+) -> Vec<u32> {
     let scaled = |units: &[u64]| -> Vec<u64> {
         let workers = units.iter().zip(inputs);
         workers
@@ -109,16 +113,16 @@ pub fn finish(units: Vec<u64>, inputs: &[Option<WeightInput>], max_share: MaxSha
         if u64::from(percent) * workers > 100 {
             cap(&mut weights, percent.into(), 100);
         } else {
-            // Less than an equal share for each is impossible.
+            // No cap below an equal share is possible.
             cap(&mut weights, 1, workers.max(1));
         }
     }
-    // Only a manual weight above 100% on a terabyte exceeds the word.
-    let narrow = |weight| u32::try_from(weight).unwrap_or(u32::MAX);
-    weights.into_iter().map(narrow).collect()
+    // Only a manual weight above 100% on a terabyte exceeds 32 bits.
+    let saturating = |weight| u32::try_from(weight).unwrap_or(u32::MAX);
+    weights.into_iter().map(saturating).collect()
 }
 
-/// Ramp and manual weight multiplied, in percent; 0 only if the manual weight is.
+/// Returns the product of ramp and manual weight, in percent; 0 only if the manual weight is 0.
 fn percent(input: &WeightInput) -> u64 {
     (u64::from(input.ramp_percent) * u64::from(input.manual_percent)).div_ceil(100)
 }
@@ -131,7 +135,7 @@ pub fn cap(weights: &mut [u64], part: u64, whole: u64) {
     let mut left = whole;
     let mut cut = 0;
     for &worker in &heaviest {
-        // Is it above its share once those before it are reduced to exactly theirs?
+        // Whether it is above its share after the heavier ones were reduced to exactly theirs.
         if weights[worker] * left <= part * rest {
             break;
         }

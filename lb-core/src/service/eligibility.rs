@@ -1,4 +1,4 @@
-//! Which workers that are up can serve the service: the route to them, and the service's mode.
+//! Whether a worker that is up can serve the service, by the route to it and the service's mode.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::mem;
@@ -48,7 +48,7 @@ impl Service {
         applies.then(|| self.explain(ineligibility, backend))
     }
 
-    /// Returns the event of a worker that is up and became ineligible or eligible.
+    /// Returns an event if a worker that is up became ineligible or eligible.
     pub fn eligibility_event(&mut self, backend: usize, worker: &Worker) -> Option<Event> {
         if !worker.health.is_up() || worker.last_heartbeat.is_none() {
             return None;

@@ -13,9 +13,9 @@ use crate::handshakes::Handshakes;
 use crate::health::Health;
 use crate::map_update::MapUpdate;
 use crate::memory::Memory;
-use crate::names::{ALL_WORKERS, MANAGER, NO_BACKEND};
+use crate::names::ALL_WORKERS;
 use crate::policy::{Candidate, Choice, MemoryPolicy, Spread, WeightInput, has_no_headroom};
-use crate::reason::{BackendSummary, Reason, Rule};
+use crate::reason::{BackendSummary, Rule, SelectionReason};
 use crate::return_path::ReturnPath;
 use crate::settings::{BackendId, ServiceSettings};
 use crate::worker::{Worker, next_ramp, ramp_percent};
@@ -40,27 +40,29 @@ pub struct Service {
     pub memory: MemoryPolicy,
     /// Present if the policy spreads connections.
     pub spread: Option<Spread>,
-    pub reason: Reason,
+    pub reason: SelectionReason,
     pub since: Instant,
-    /// State, memory and weight of each backend as last emitted.
+    /// State, memory and weight of each backend, as last emitted.
     emitted: Vec<Option<(Health, Option<Memory>, u32)>>,
-    /// What policy `memory` compares at every heartbeat.
+    /// The backends as policy `memory` compares them.
     pub(super) candidates: Vec<Candidate>,
-    /// What the packets say of each backend.
+    /// The handshakes of each backend.
     pub handshakes: Vec<Handshakes>,
     pub(super) tier: Tier,
     pub overrides: Vec<AdminOverride>,
     pub(super) routes: Vec<WorkerRoute>,
     return_paths: Vec<ReturnPath>,
-    /// Of each worker that is up, as last emitted.
+    /// The ineligibility of each worker that is up, as last emitted.
     emitted_ineligibility: Vec<Option<Ineligibility>>,
-    /// Whether a worker came up, or was lost, since the last rebalance or ranking.
+    /// Whether a worker came up since the last rebalance or ranking.
     pub joined: bool,
+    /// Whether a worker was lost since then.
     pub lost: bool,
-    /// Whether the operator changed a weight since then.
+    /// Whether an operator changed a weight since then.
     pub reweighed: bool,
     /// Whether no worker had headroom at the last rebalance.
     pub hot: bool,
+    /// When an event about the shares was last emitted.
     pub shares_emitted: Option<Instant>,
 }
 
@@ -80,9 +82,9 @@ impl Service {
             selection: Selection::Fallback,
             memory: MemoryPolicy::new(settings.memory),
             spread: Spread::new(settings.policy, settings.spread, &addresses),
-            reason: Reason {
+            reason: SelectionReason {
                 rule: Rule::NothingHeard,
-                to: BackendSummary::without_memory(fallback_name(&settings)),
+                to: BackendSummary::without_memory(settings.fallback_name()),
                 from: None,
                 threshold_bytes: None,
             },
@@ -119,12 +121,12 @@ impl Service {
     pub fn await_first_worker(&mut self) {
         self.selection = Selection::Fallback;
         self.reason.rule = Rule::NothingHeard;
-        self.reason.to = BackendSummary::without_memory(self.fallback_name());
+        self.reason.to = BackendSummary::without_memory(self.settings.fallback_name());
     }
 
     fn adopt_selection(&mut self, selection: Selection, workers: &[Worker]) {
         self.selection = selection;
-        self.reason = Reason {
+        self.reason = SelectionReason {
             rule: Rule::Adopted,
             to: self.summary(selection, workers),
             from: None,
@@ -184,7 +186,7 @@ impl Service {
         self.candidates.iter().any(|it| it.is_up)
     }
 
-    /// Returns what each backend is weighed by; `None` if it is not up.
+    /// Returns the figures for the weight of each backend; `None` if it is not up.
     pub fn weight_inputs(&self, workers: &[Worker], now: Instant) -> Vec<Option<WeightInput>> {
         let input = |(backend, worker): (usize, &usize)| {
             let worker = &workers[*worker];
@@ -200,7 +202,7 @@ impl Service {
         self.workers.iter().enumerate().map(input).collect()
     }
 
-    /// Returns when a backend's worker came up, or its server answered again, for the ramp.
+    /// Returns when the ramp of a backend began: its worker came up, or its server answered again.
     pub fn came_up(&self, backend: usize, workers: &[Worker]) -> Option<Instant> {
         let worker = &workers[self.workers[backend]];
         worker.came_up.max(self.handshakes[backend].returned())
@@ -220,7 +222,7 @@ impl Service {
             .min()
     }
 
-    /// Returns how much of its share a backend gets.
+    /// Returns the percentage of its share that a backend gets.
     pub fn ramp_percent(&self, backend: usize, workers: &[Worker], now: Instant) -> u32 {
         let came_up = self.came_up(backend, workers);
         ramp_percent(came_up, self.settings.spread.ramp_up, now)
@@ -237,8 +239,8 @@ impl Service {
     }
 
     /// Returns the update that ranks the workers for clients whose SYN the selected worker does not
-    /// answer, if the ranking changed. Called when a worker comes or goes: sorting at each heartbeat
-    /// would cost much and gain little.
+    /// answer, if the ranking changed. The core calls it when a worker comes or goes: sorting at each heartbeat would
+    /// cost much and gain little.
     pub fn ranking_update(&mut self) -> Option<MapUpdate> {
         self.forget_changes();
         let selected = self.selected();
@@ -275,7 +277,7 @@ impl Service {
 
     /// Sends new connections elsewhere from now on.
     pub fn switch_to(&mut self, to: Selection, rule: Rule, workers: &[Worker], now: Instant) {
-        self.reason = Reason {
+        self.reason = SelectionReason {
             rule,
             to: self.summary(to, workers),
             from: Some(self.summary(self.selection, workers)),
@@ -288,16 +290,17 @@ impl Service {
         self.since = now;
     }
 
-    /// Returns the update that writes a backend, if anything in it changed.
+    /// Returns the update that writes a backend, if it changed.
     pub fn backend_update(&mut self, backend: usize, worker: &Worker) -> Option<MapUpdate> {
         let weight = self.weight(backend);
-        let entry = (self.state(backend, worker), worker.memory, weight);
+        let state = self.state(backend, worker);
+        let entry = (state, worker.memory, weight);
         if self.emitted[backend].replace(entry) == Some(entry) {
             return None;
         }
         Some(MapUpdate::SetBackend {
             backend: self.settings.backends[backend].id,
-            state: entry.0,
+            state,
             memory: worker.memory,
             weight,
         })
@@ -327,7 +330,7 @@ impl Service {
         true
     }
 
-    /// Returns the backend that waits for the end of the hold, and how long.
+    /// Returns the backend that waits for the end of the hold, and the time left.
     pub fn waiting(&self, now: Instant) -> Option<(usize, Duration)> {
         let (backend, until) = self.memory.waiting()?;
         Some((backend, until.saturating_duration_since(now)))
@@ -360,11 +363,6 @@ impl Service {
     pub fn threshold_bytes(&self) -> Option<u64> {
         let selected = self.selected().map(|index| self.candidates[index]);
         (self.memory).threshold_bytes(selected.and_then(|it| it.available_bytes))
-    }
-
-    /// Returns the name of what serves while no worker is up.
-    pub fn fallback_name(&self) -> &'static str {
-        fallback_name(&self.settings)
     }
 
     /// Returns the update that writes the fallback, if there is one.
@@ -404,7 +402,9 @@ impl Service {
 
     fn summary(&self, of: Selection, workers: &[Worker]) -> BackendSummary {
         let index = match of {
-            Selection::Fallback => return BackendSummary::without_memory(self.fallback_name()),
+            Selection::Fallback => {
+                return BackendSummary::without_memory(self.settings.fallback_name());
+            }
             Selection::Spread => return BackendSummary::without_memory(ALL_WORKERS),
             Selection::Backend(index) => index,
         };
@@ -416,7 +416,7 @@ impl Service {
         }
     }
 
-    /// Continues where the service with the same id ended before a reload.
+    /// Takes over the state of the service with the same id from before a reload.
     pub fn inherit(&mut self, old: Self) {
         self.memory.inherit(&old.memory);
         if let (Some(spread), Some(before)) = (&mut self.spread, &old.spread) {
@@ -434,12 +434,5 @@ impl Service {
         self.selection = selection;
         self.reason = old.reason;
         self.since = old.since;
-    }
-}
-
-fn fallback_name(settings: &ServiceSettings) -> &'static str {
-    match settings.fallback {
-        Some(_) => MANAGER,
-        None => NO_BACKEND,
     }
 }

@@ -8,8 +8,8 @@ use crate::return_path::{ReplyCounters, ReturnPath};
 use crate::settings::BackendId;
 
 impl Service {
-    /// Updates the return paths; returns the workers whose return path was lost or found. A worker that
-    /// is not up sends no replies: its counters begin again when it is back.
+    /// Updates the return paths; returns the workers whose return path was lost or found. A worker that is not up
+    /// sends no replies, so that its counters begin again when it is up.
     pub fn observe_replies(
         &mut self,
         counters: &BTreeMap<BackendId, ReplyCounters>,

@@ -4,7 +4,7 @@ use super::Service;
 use crate::event::Event;
 use crate::reason::Rule;
 
-/// Which backends can serve.
+/// The backends that can serve.
 #[derive(Debug)]
 pub struct Tier {
     usable: Vec<bool>,
@@ -40,13 +40,12 @@ impl Service {
         !self.settings.backends[backend].backup || self.tier.usable_primaries == 0
     }
 
-    /// Whether a backend can serve, and does not because a primary can.
+    /// Whether a backend is a backup that can serve, while a primary serves.
     pub fn is_idle_backup(&self, backend: usize) -> bool {
         self.tier.usable[backend] && !self.is_in_tier(backend)
     }
 
-    /// Sets whether a backend can serve. The backups come with the last primary that goes, and go with the
-    /// first that comes.
+    /// Sets whether a backend can serve. The backups are up while no primary can serve.
     pub(super) fn set_usable(&mut self, backend: usize, is_usable: bool) {
         if std::mem::replace(&mut self.tier.usable[backend], is_usable) == is_usable {
             return;
@@ -69,9 +68,9 @@ impl Service {
         }
     }
 
-    /// Returns the event of connections that go to the other tier from now on.
+    /// Returns an event if new connections go to the other tier from now on.
     pub fn tier_event(&mut self) -> Option<Event> {
-        // While nothing serves at all, another event says so; at the start, workers had no time to be heard.
+        // If nothing can serve, another event says so. At the start, workers had no time to send a heartbeat.
         let is_idle = self.tier.usable_primaries + self.tier.usable_backups == 0
             || self.reason.rule == Rule::NothingHeard;
         let is_on_backups = self.is_on_backups();

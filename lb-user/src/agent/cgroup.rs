@@ -1,23 +1,23 @@
-//! The memory limit under which an agent runs: its cgroup (version 2) and those above it.
+//! The memory limit under which an agent runs: that of its cgroup (version 2), or of one above it.
 
 use std::{
     fs,
     path::{Path, PathBuf},
 };
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result};
 use procfs::{FromRead, ProcessCGroups, process::Process};
 
 use crate::heartbeat::CgroupMemory;
 
-/// A cgroup and those above it that can have a limit. The root of all has none.
+/// A cgroup and the cgroups above it that can have a limit. The root cannot.
 #[derive(Debug)]
 pub(super) struct Cgroup {
     directories: Vec<PathBuf>,
 }
 
 impl Cgroup {
-    /// Finds the one in which this process is; nothing where there is no version 2 with memory in it.
+    /// Returns the cgroup of this process; `None` without version 2 and its memory controller.
     pub fn own() -> Option<Self> {
         let path = ProcessCGroups::from_file("/proc/self/cgroup")
             .ok()?
@@ -28,7 +28,7 @@ impl Cgroup {
         let mount = mounts
             .into_iter()
             .find(|mount| mount.fs_type == "cgroup2")?;
-        // In a container the mount may show only the container's own part of the tree.
+        // In a container, the mount may show only the container's own part of the tree.
         let path = Path::new(&path);
         let below = path
             .strip_prefix(&mount.root)
@@ -42,22 +42,19 @@ impl Cgroup {
         })
     }
 
-    /// Takes the one at `directory`.
+    /// Returns the cgroup at `directory`.
     ///
     /// # Errors
     ///
-    /// Says that it is none with a memory controller.
+    /// Says that the directory is not a cgroup with a memory controller.
     pub fn at(directory: &Path) -> Result<Self> {
-        let cgroup = Self::from(directory.to_owned());
-        ensure!(
-            cgroup.is_some(),
-            "--cgroup {}: there is no memory.max; give a cgroup of version 2 with the memory \
-             controller, as /sys/fs/cgroup/system.slice/nginx.service",
-            directory.display()
-        );
-        Ok(cgroup.unwrap_or(Self {
-            directories: Vec::new(),
-        }))
+        Self::from(directory.to_owned()).with_context(|| {
+            format!(
+                "--cgroup {}: there is no memory.max; give a cgroup of version 2 with the memory controller, \
+                 such as /sys/fs/cgroup/system.slice/nginx.service",
+                directory.display()
+            )
+        })
     }
 
     fn from(directory: PathBuf) -> Option<Self> {
@@ -70,7 +67,7 @@ impl Cgroup {
         (!directories.is_empty()).then_some(Self { directories })
     }
 
-    /// Reads all limits; returns the one under which the least is left, if there is any.
+    /// Reads all limits; returns the cgroup whose limit leaves the least memory, if there is a limit.
     pub fn tightest(&self) -> Option<(&Path, CgroupMemory)> {
         self.directories
             .iter()
@@ -79,10 +76,10 @@ impl Cgroup {
     }
 }
 
-/// Reads one cgroup's figures; nothing if it has no limit.
+/// Reads the figures of one cgroup; `None` if it has no limit.
 fn read(directory: &Path) -> Option<CgroupMemory> {
     let text = |name: &str| fs::read_to_string(directory.join(name)).ok();
-    // "max", which is no number, stands for no limit. 0 would let nothing live.
+    // "max", which is no number, means no limit. Under a limit of 0, no process can run.
     let limit_bytes = text("memory.max")?.trim().parse().ok()?;
     let current_bytes = text("memory.current")?.trim().parse().ok()?;
     let stat = text("memory.stat").unwrap_or_default();

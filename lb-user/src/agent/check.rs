@@ -14,24 +14,24 @@ use tracing::{info, warn};
 
 use crate::sockets;
 
-/// More of an answer is not read in search of its status.
-const MOST_HEAD_BYTES: usize = 8 << 10;
-const MOST_HEADERS: usize = 64;
+/// The most bytes of a response that are read until its status.
+const MAX_HEAD_BYTES: usize = 8 << 10;
+const MAX_HEADERS: usize = 64;
 
-/// How an agent checks its own service, and how often.
+/// How an agent checks the worker's own service.
 #[derive(Debug, Clone)]
-pub struct Check {
+pub struct HealthCheck {
     pub target: CheckTarget,
-    /// Which answers of HTTP are good.
+    /// The HTTP statuses of a good response.
     pub expect_status: RangeInclusive<u16>,
     pub interval: Duration,
-    /// For the whole of one attempt.
+    /// The timeout of a whole attempt.
     pub timeout: Duration,
-    /// How many attempts in a row must fail before the service counts as dead; one good one revives it.
+    /// The failed attempts in a row after which the service is unhealthy. One good attempt ends that.
     pub failures: u32,
 }
 
-/// Where the service is: `tcp://HOST:PORT` or `http://HOST[:PORT][/PATH]`.
+/// The address of the service: `tcp://HOST:PORT` or `http://HOST[:PORT][/PATH]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum CheckTarget {
     Tcp {
@@ -48,11 +48,11 @@ impl CheckTarget {
     pub fn port(&self) -> u16 {
         let (Self::Tcp { address } | Self::Http { address, .. }) = self;
         let port = address.rsplit_once(':').map(|(_, port)| port.parse());
-        // It was one when this was read.
+        // Parsing has checked it.
         port.and_then(Result::ok).unwrap_or(80)
     }
 
-    /// Returns the port, if the address is one that only this machine reaches.
+    /// Returns the port, if only this machine reaches the address.
     fn local_port(&self) -> Option<u16> {
         let (Self::Tcp { address } | Self::Http { address, .. }) = self;
         let (host, _) = address.rsplit_once(':')?;
@@ -80,12 +80,12 @@ impl FromStr for CheckTarget {
             .context("expected tcp://HOST:PORT or http://HOST[:PORT][/PATH]")?;
         ensure!(
             rest.bytes().all(|byte| byte.is_ascii_graphic()),
-            "only visible ASCII characters can stand in it"
+            "expected visible ASCII characters only"
         );
         match scheme {
             "tcp" => {
                 let address = rest.strip_suffix('/').unwrap_or(rest);
-                ensure!(port(address), "expected tcp://HOST:PORT");
+                ensure!(ends_in_port(address), "expected tcp://HOST:PORT");
                 Ok(Self::Tcp {
                     address: address.to_owned(),
                 })
@@ -95,28 +95,27 @@ impl FromStr for CheckTarget {
                     Some(at) => rest.split_at(at),
                     None => (rest, "/"),
                 };
-                let address = if port(host) {
-                    host.to_owned()
-                } else {
-                    format!("{host}:80")
+                let address = match ends_in_port(host) {
+                    true => host.to_owned(),
+                    false => format!("{host}:80"),
                 };
-                ensure!(port(&address), "expected http://HOST[:PORT][/PATH]");
+                ensure!(ends_in_port(&address), "expected http://HOST[:PORT][/PATH]");
                 Ok(Self::Http {
                     address,
                     host: host.to_owned(),
                     path: path.to_owned(),
                 })
             }
-            "https" => bail!("https is not asked; give http, or tcp for the bare connection"),
+            "https" => bail!("https is not supported: use http, or tcp for the connection only"),
             _ => bail!(
-                "{scheme} is not known; expected tcp://HOST:PORT or http://HOST[:PORT][/PATH]"
+                "{scheme} is not supported: expected tcp://HOST:PORT or http://HOST[:PORT][/PATH]"
             ),
         }
     }
 }
 
-/// Says whether this ends in a port, after a host.
-fn port(address: &str) -> bool {
+/// Whether an address is a host with a port.
+fn ends_in_port(address: &str) -> bool {
     let Some((host, port)) = address.rsplit_once(':') else {
         return false;
     };
@@ -124,7 +123,7 @@ fn port(address: &str) -> bool {
     !host.is_empty() && whole && port.parse::<u16>().is_ok_and(|port| port > 0)
 }
 
-/// Reads `200` or `200-399`.
+/// Parses a status, `200`, or a range, `200-399`.
 ///
 /// # Errors
 ///
@@ -137,17 +136,17 @@ pub fn parse_status(text: &str) -> Result<RangeInclusive<u16>> {
     };
     match (number(first), number(last)) {
         (Some(first), Some(last)) if first <= last => Ok(first..=last),
-        _ => bail!("expected a status as 200, or a range as 200-399"),
+        _ => bail!("expected a status, such as 200, or a range, such as 200-399"),
     }
 }
 
-impl Check {
-    /// Asks once.
+impl HealthCheck {
+    /// Makes one attempt.
     ///
     /// # Errors
     ///
-    /// Says why there is no good answer.
-    pub async fn ask(&self) -> Result<()> {
+    /// Says why there is no good response.
+    pub async fn run(&self) -> Result<()> {
         timeout(self.timeout, self.attempt())
             .await
             .with_context(|| format!("no answer within {:?}", self.timeout))?
@@ -177,7 +176,7 @@ impl Check {
                 let status = read_status(&mut stream).await?;
                 ensure!(
                     self.expect_status.contains(&status),
-                    "it answers with status {status}, not {}",
+                    "the service answers with status {status}, not {}",
                     show(&self.expect_status)
                 );
                 Ok(())
@@ -185,15 +184,15 @@ impl Check {
         }
     }
 
-    /// Says that the answer came from a server which only this machine reaches.
+    /// Warns that only this machine reaches the server.
     fn warn_of_local_server(&self) {
         let (Some(port), Ok(sockets)) = (self.target.local_port(), sockets::tcp()) else {
             return;
         };
         if sockets::is_only_local(&sockets::listeners(&sockets, port)) {
             warn!(
-                "the server at port {port} listens on 127.0.0.1 only: it answers here, and refuses what \
-                 the manager sends; let it listen on 0.0.0.0:{port}"
+                "the server at port {port} listens on 127.0.0.1 only: it answers this agent, but refuses the \
+                 connections of clients; let it listen on 0.0.0.0:{port}"
             );
         }
     }
@@ -204,7 +203,7 @@ impl Check {
         loop {
             let next = Instant::now() + self.interval;
             let before = *healthy.borrow();
-            match self.ask().await {
+            match self.run().await {
                 Ok(()) => {
                     failures = 0;
                     match before {
@@ -216,7 +215,7 @@ impl Check {
                 }
                 Err(error) => {
                     failures += 1;
-                    // Before the first good answer there is nothing to be patient with.
+                    // Before the first good response, one failure is enough.
                     if before != Some(true) || failures >= self.failures {
                         if before != Some(false) {
                             warn!(
@@ -243,17 +242,23 @@ async fn read_status(stream: &mut TcpStream) -> Result<u16> {
         let read = stream
             .read_buf(&mut head)
             .await
-            .context("read the answer")?;
-        let mut headers = [httparse::EMPTY_HEADER; MOST_HEADERS];
+            .context("read the response")?;
+        let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
         let mut response = httparse::Response::new(&mut headers);
         let parsed = response.parse(&head);
-        // The first line is enough, however many headers follow.
+        // The status line is enough, however many headers follow.
         if let Some(status) = response.code {
             return Ok(status);
         }
-        parsed.context("its answer is not HTTP")?;
-        ensure!(read > 0, "it ends the connection before its answer");
-        ensure!(head.len() < MOST_HEAD_BYTES, "its answer has no end");
+        parsed.context("the response is not HTTP")?;
+        ensure!(
+            read > 0,
+            "the service ends the connection before its response"
+        );
+        ensure!(
+            head.len() < MAX_HEAD_BYTES,
+            "the response has no status line"
+        );
     }
 }
 
@@ -273,8 +278,8 @@ mod tests {
 
     use super::*;
 
-    fn check(target: &str) -> Check {
-        Check {
+    fn check(target: &str) -> HealthCheck {
+        HealthCheck {
             target: target.parse().unwrap(),
             expect_status: 200..=399,
             interval: Duration::from_millis(10),
@@ -364,7 +369,7 @@ mod tests {
             ("", Some("ends the connection")),
         ] {
             let address = serve(answer).await;
-            let result = check(&format!("http://{address}/health?a=b")).ask().await;
+            let result = check(&format!("http://{address}/health?a=b")).run().await;
             match said {
                 None => result.unwrap(),
                 Some(said) => {
@@ -372,7 +377,7 @@ mod tests {
                     assert!(error.contains(said), "{answer}: {error}");
                 }
             }
-            check(&format!("tcp://{address}")).ask().await.unwrap();
+            check(&format!("tcp://{address}")).run().await.unwrap();
         }
     }
 
@@ -380,16 +385,16 @@ mod tests {
     async fn a_server_that_does_not_answer_is_not_waited_for() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let silent = Check {
+        let silent = HealthCheck {
             timeout: Duration::from_millis(50),
             ..check(&format!("http://{address}/"))
         };
-        let error = format!("{:#}", silent.ask().await.unwrap_err());
+        let error = format!("{:#}", silent.run().await.unwrap_err());
         assert!(error.contains("no answer within 50ms"), "{error}");
         drop(listener);
         let error = format!(
             "{:#}",
-            check(&format!("tcp://{address}")).ask().await.unwrap_err()
+            check(&format!("tcp://{address}")).run().await.unwrap_err()
         );
         assert!(error.contains("connect"), "{error}");
     }
@@ -414,7 +419,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (publish, mut published) = watch::channel(None);
-        let patient = Check {
+        let patient = HealthCheck {
             failures: 5,
             ..check(&format!("tcp://{address}"))
         };

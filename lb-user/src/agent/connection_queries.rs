@@ -1,4 +1,4 @@
-//! Answers managers that ask whose connections these are.
+//! Replies to the connection queries of managers.
 
 use std::{collections::BTreeMap, fmt, time::Duration};
 
@@ -13,19 +13,20 @@ use crate::{
     token_bucket::TokenBucket,
 };
 
-/// The most clients a second about which the agent answers: twice what one manager asks about.
+/// The most clients a second about which the agent replies: twice those of one manager.
 const CLIENTS_PER_SECOND: u32 = 4_000;
 
-/// How many heartbeats ago the one may be that a question names.
+/// A query must name one of this many last heartbeats.
 const LAST_HEARTBEATS: u64 = 128;
 
-/// The least time between two log lines about refused questions.
+/// The least time between two log lines about refused queries.
 const REFUSAL_INTERVAL: Duration = Duration::from_secs(10);
 
-/// ConnectionQueries of managers: their limit, and the refused ones.
+/// Replies to connection queries, limits their rate, and counts the refused ones.
 #[derive(Debug)]
 pub(super) struct ConnectionQueries {
     limit: TokenBucket,
+    /// By reason.
     refused: BTreeMap<&'static str, u64>,
     logged: Option<Instant>,
 }
@@ -39,28 +40,28 @@ impl ConnectionQueries {
         }
     }
 
-    /// Answers a question with the datagram for the manager; `None` if it is refused.
+    /// Returns the reply to a query; `None` if the query is refused. `sent` is the agent's last heartbeat.
     pub fn reply_to(
         &mut self,
-        question: &ConnectionQuery,
+        query: &ConnectionQuery,
         sent: Sequence,
         dsr: &DsrTranslator,
         key: Option<&Key>,
         now: Instant,
     ) -> Option<Vec<u8>> {
-        let answer = self.check(question, sent, now).and_then(|()| {
+        let reply = self.check(query, sent, now).and_then(|()| {
             let reply = ConnectionReply {
-                nonce: question.nonce,
-                known: dsr.own_connections(question.service, &question.clients),
+                nonce: query.nonce,
+                known: dsr.own_connections(query.service, &query.clients),
             };
             debug!(
                 "{} of {} clients have connections here",
                 reply.known.count_ones(),
-                question.clients.len()
+                query.clients.len()
             );
             reply.encode(key)
         });
-        match answer {
+        match reply {
             Ok(datagram) => Some(datagram),
             Err(refusal) => {
                 self.refuse(refusal.name(), &refusal, now);
@@ -69,19 +70,19 @@ impl ConnectionQueries {
         }
     }
 
-    /// Refuses a question that is old, or one too many. `sent` is the agent's last heartbeat.
+    /// Refuses a query that is old or above the rate limit.
     fn check(
         &mut self,
-        question: &ConnectionQuery,
+        query: &ConnectionQuery,
         sent: Sequence,
         now: Instant,
     ) -> Result<(), Refusal> {
-        let Sequence { boot, number } = question.heartbeat;
+        let Sequence { boot, number } = query.heartbeat;
         let ago = sent.number.checked_sub(number);
         if boot != sent.boot || ago.is_none_or(|ago| ago >= LAST_HEARTBEATS) {
-            return Err(Refusal::OldQuestion);
+            return Err(Refusal::OldQuery);
         }
-        let clients = u32::try_from(question.clients.len()).unwrap_or(u32::MAX);
+        let clients = u32::try_from(query.clients.len()).unwrap_or(u32::MAX);
         if self.limit.try_acquire(clients, now.into_std()) {
             Ok(())
         } else {
@@ -89,7 +90,7 @@ impl ConnectionQueries {
         }
     }
 
-    /// Counts a refused question, and logs the counts from time to time.
+    /// Counts a refused query, and logs the counts from time to time.
     pub fn refuse(&mut self, reason: &'static str, detail: &dyn fmt::Display, now: Instant) {
         *self.refused.entry(reason).or_default() += 1;
         let is_due = |at| now.saturating_duration_since(at) >= REFUSAL_INTERVAL;
@@ -102,7 +103,7 @@ impl ConnectionQueries {
             .map(|(reason, count)| format!("{reason} {count}"))
             .collect();
         warn!(
-            "a manager's question about connections was refused ({}): {detail}",
+            "a manager's connection query was refused ({}): {detail}",
             counts.join(", ")
         );
     }
@@ -121,7 +122,7 @@ mod tests {
         }
     }
 
-    fn question(heartbeat: Sequence, clients: usize) -> ConnectionQuery {
+    fn query(heartbeat: Sequence, clients: usize) -> ConnectionQuery {
         ConnectionQuery {
             heartbeat,
             nonce: 1,
@@ -133,11 +134,11 @@ mod tests {
     #[tokio::test]
     async fn refuses_an_old_question_and_too_many() {
         let start = Instant::now();
-        let mut questions = ConnectionQueries::new(start);
+        let mut queries = ConnectionQueries::new(start);
         let sent = heartbeat(7, 1_000);
         let mut check = |heartbeat, after| {
             let now = start + Duration::from_millis(after);
-            let outcome = questions.check(&question(heartbeat, 40), sent, now);
+            let outcome = queries.check(&query(heartbeat, 40), sent, now);
             outcome.err().map(|refusal| refusal.name())
         };
         assert_eq!(check(heartbeat(7, 1_000), 0), None);

@@ -1,4 +1,4 @@
-//! Resolves a manager's name in a task of its own: a slow name server delays no heartbeat.
+//! Resolves a manager's name in a task of its own, so that a slow name server delays no heartbeat.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -10,14 +10,16 @@ use tokio::{
 };
 use tracing::{info, warn};
 
-/// How often a name is looked up again, after it was found and after it was not.
-const AGAIN: Duration = Duration::from_secs(30);
-const AFTER_FAILURE: Duration = Duration::from_secs(1);
+/// How long after a successful lookup a name is resolved again.
+const REFRESH_INTERVAL: Duration = Duration::from_secs(30);
 
-/// Longer than any resolver tries by itself.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// How long after a failed lookup a name is resolved again.
+const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
-/// A manager's address as last found.
+/// The timeout of a lookup, longer than that of any resolver.
+const TIMEOUT: Duration = Duration::from_secs(60);
+
+/// The last address of a manager's name.
 #[derive(Debug)]
 pub(super) struct Resolver {
     address: watch::Receiver<Option<SocketAddr>>,
@@ -25,7 +27,7 @@ pub(super) struct Resolver {
 }
 
 impl Resolver {
-    /// Takes an address as it is, and begins to look up a name. `name` has a port.
+    /// Starts to resolve a name with a port. An address in place of the name is not resolved.
     pub fn start(name: &str) -> Self {
         let literal = name.parse().ok();
         let (found, address) = watch::channel(literal);
@@ -40,19 +42,19 @@ impl Resolver {
         Self { address, refresh }
     }
 
-    /// Returns the address last found; an old one is better than none.
+    /// Returns the last address, also while lookups fail.
     pub fn address(&self) -> Option<SocketAddr> {
         *self.address.borrow()
     }
 
-    /// Waits for another address; for ever if the name is an address itself.
+    /// Waits for another address; forever if the name is an address itself.
     pub async fn changed(&mut self) {
         if self.address.changed().await.is_err() {
             std::future::pending::<()>().await;
         }
     }
 
-    /// Looks up now: the world may have changed.
+    /// Resolves the name again now.
     pub fn refresh(&self) {
         self.refresh.notify_one();
     }
@@ -70,16 +72,16 @@ async fn resolve_forever(
                 failing = false;
                 let new = found.send_if_modified(|known| known.replace(address) != Some(address));
                 if new {
-                    info!("{name} is {address}");
+                    info!("{name} resolves to {address}");
                 }
-                AGAIN
+                REFRESH_INTERVAL
             }
             Err(error) => {
                 if !failing {
-                    warn!("{name} is not found, trying on: {error:#}");
+                    warn!("{name} cannot be resolved, trying again: {error:#}");
                 }
                 failing = true;
-                AFTER_FAILURE
+                RETRY_INTERVAL
             }
         };
         tokio::select! {
@@ -90,14 +92,14 @@ async fn resolve_forever(
 }
 
 async fn look_up(name: &str) -> Result<SocketAddr> {
-    let found: Vec<SocketAddr> = timeout(PATIENCE, lookup_host(name))
+    let found: Vec<SocketAddr> = timeout(TIMEOUT, lookup_host(name))
         .await
         .context("no answer to the lookup of its name")?
         .context("look up its name")?
         .collect();
-    // A manager listens at IPv4 addresses by default.
-    let usual = found.iter().find(|address| address.is_ipv4());
-    let address = usual.or(found.first());
+    // A manager listens on IPv4 by default.
+    let ipv4 = found.iter().find(|address| address.is_ipv4());
+    let address = ipv4.or(found.first());
     address.copied().context("its name has no address")
 }
 

@@ -1,4 +1,4 @@
-//! One manager as an agent sees it: where it is, what it answers, how far away it is.
+//! A manager to which an agent sends heartbeats: its address, its replies, its round-trip time.
 
 use std::{
     collections::VecDeque,
@@ -19,37 +19,37 @@ use crate::{
     keys::Key,
 };
 
-/// UDP port of the manager, unless given.
+/// The manager's default UDP port.
 pub const PORT: u16 = 9999;
 
-/// How many heartbeats wait for their acknowledgement at most.
+/// The most heartbeats that wait for their acknowledgement.
 const MAX_UNANSWERED: usize = 64;
 
-/// How long a manager that should acknowledge may be silent before the agent logs it.
-const SILENCE: Duration = Duration::from_secs(5);
+/// How long a manager may send no reply before the agent logs that.
+const SILENCE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What finds out why.
+/// The command that finds the cause.
 const DOCTOR: &str = "memlb doctor --agent";
 
-/// What a manager said, and which it is.
+/// A datagram of a manager.
 #[derive(Debug)]
-pub(super) struct ReceivedReply {
-    /// Its place among the agent's managers.
+pub(super) struct ManagerDatagram {
+    /// The index of the manager.
     pub manager: usize,
-    pub word: Reply,
+    pub content: ManagerMessage,
     pub at: Instant,
 }
 
 #[derive(Debug, Clone)]
-pub(super) enum Reply {
-    /// Its signature is right.
+pub(super) enum ManagerMessage {
+    /// With a valid signature.
     Acknowledgement(Acknowledgement),
     Pong(Pong),
-    /// A question whose connections these are, or why it does not count.
+    /// A connection query, or why it does not count.
     ConnectionQuery(Result<ConnectionQuery, Refusal>),
 }
 
-/// What should follow an acknowledgement at once.
+/// What the agent must send at once after an acknowledgement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum FollowUp {
     Nothing,
@@ -58,32 +58,32 @@ pub(super) enum FollowUp {
     NewBoot,
 }
 
-/// One receiver of heartbeats.
+/// A manager that gets the agent's heartbeats.
 #[derive(Debug)]
-pub(super) struct ManagerPeer {
+pub(super) struct RemoteManager {
     name: String,
     lookup: Resolver,
     socket: Arc<UdpSocket>,
-    /// Whether the socket is one of IPv6, which carries IPv4 as well.
+    /// Whether the socket is an IPv6 socket, which also sends IPv4.
     is_dual_stack: bool,
     failing: bool,
-    /// What the next heartbeat must carry.
+    /// The nonce of the next heartbeat.
     pub nonce: Option<Nonce>,
     pub round_trip: Option<Duration>,
     /// The number of the last heartbeat that it acknowledged as counted.
     pub confirmed: u64,
-    /// The heartbeats not answered yet, with what they carried and when they went.
+    /// The heartbeats without an acknowledgement, the last one first: number, nonce and time.
     sent: VecDeque<(u64, Option<Nonce>, Instant)>,
-    /// Since when it should have answered; nothing before the first heartbeat.
+    /// Since when it is silent; `None` before the first check.
     silent_since: Option<Instant>,
     silence_logged: bool,
-    /// Whether it said that it has no such worker.
+    /// Whether it replied that no service has this worker.
     is_unknown_to: bool,
 }
 
-impl ManagerPeer {
-    /// Opens a socket towards the manager of this name or address; what comes back goes to
-    /// `answers`. A socket of its own separates its answers from those of another manager with the same key.
+impl RemoteManager {
+    /// Opens a socket for the manager of this name or address; its datagrams go to `received`. A socket of its own separates
+    /// them from those of another manager with the same key.
     ///
     /// # Errors
     ///
@@ -92,15 +92,15 @@ impl ManagerPeer {
         name: &str,
         index: usize,
         key: Option<&Key>,
-        answers: mpsc::Sender<ReceivedReply>,
+        received: mpsc::Sender<ManagerDatagram>,
     ) -> Result<Self> {
         let name = with_port(name)?;
         let socket = open_socket()?;
-        // Until the runtime has seen the socket once, it takes it for one that cannot be sent to.
+        // The runtime regards a new socket as not writable.
         socket.writable().await.context("wait for a UDP socket")?;
         let is_dual_stack = socket.local_addr().is_ok_and(|own| own.is_ipv6());
         let socket = Arc::new(socket);
-        tokio::spawn(listen(Arc::clone(&socket), key.cloned(), index, answers));
+        tokio::spawn(listen(Arc::clone(&socket), key.cloned(), index, received));
         Ok(Self {
             lookup: Resolver::start(&name),
             name,
@@ -121,7 +121,7 @@ impl ManagerPeer {
         &self.name
     }
 
-    /// Waits until its name means another address.
+    /// Waits until its name resolves to another address.
     pub async fn address_changed(&mut self) {
         self.lookup.changed().await;
     }
@@ -131,11 +131,10 @@ impl ManagerPeer {
         self.lookup.refresh();
     }
 
-    /// Sends one heartbeat; one that cannot go out is lost, like one that the network loses. Says
-    /// whether it went out.
+    /// Sends one heartbeat; returns whether it was sent. A heartbeat that cannot be sent is lost.
     pub fn send(&mut self, seq: u64, datagram: &[u8]) -> bool {
         let Some(to) = self.lookup.address() else {
-            // At the start, the lookup has just begun; it reports its failure itself.
+            // At the start, the lookup still runs. It logs its failure itself.
             debug!("heartbeat to {}: its address is not known yet", self.name);
             return false;
         };
@@ -147,13 +146,13 @@ impl ManagerPeer {
                 self.sent.push_front((seq, self.nonce, Instant::now()));
                 if failing {
                     self.failing = false;
-                    info!("heartbeats to {} go out again", self.name);
+                    info!("heartbeats to {} can be sent again", self.name);
                 }
             }
             (Err(error), false) => {
                 self.failing = true;
                 warn!(
-                    "heartbeats to {} cannot be sent, trying on: {error}",
+                    "heartbeats to {} cannot be sent, trying again: {error}",
                     self.name
                 );
             }
@@ -162,7 +161,7 @@ impl ManagerPeer {
         was_sent
     }
 
-    /// The address as the socket takes it.
+    /// Returns the address in the socket's family.
     fn socket_address(&self, manager: SocketAddr) -> SocketAddr {
         match manager.ip() {
             IpAddr::V4(ip) if self.is_dual_stack => (ip.to_ipv6_mapped(), manager.port()).into(),
@@ -170,12 +169,12 @@ impl ManagerPeer {
         }
     }
 
-    /// Takes an answer in; says what should follow at once.
+    /// Handles an acknowledgement; returns what the agent must send at once.
     ///
-    /// One that answers no heartbeat of these, or one already answered, is old or a replay.
+    /// An acknowledgement of an unknown heartbeat, or of one that was acknowledged before, is old or a replay.
     pub fn handle_acknowledgement(
         &mut self,
-        answer: Acknowledgement,
+        acknowledgement: Acknowledgement,
         at: Instant,
         boot: BootId,
     ) -> FollowUp {
@@ -184,7 +183,7 @@ impl ManagerPeer {
             nonce,
             fresh,
             new_boot,
-        } = answer;
+        } = acknowledgement;
         let known = |(seq, ..): &(u64, _, _)| *seq == heartbeat.number;
         let Some(index) = self.sent.iter().position(known) else {
             return FollowUp::Nothing;
@@ -193,7 +192,7 @@ impl ManagerPeer {
             return FollowUp::Nothing;
         }
         let (_, carried, sent) = self.sent[index];
-        // What was sent before will not be answered any more.
+        // Earlier heartbeats will not be acknowledged any more.
         self.sent.truncate(index);
         self.nonce = Some(nonce);
         self.round_trip = Some(at.saturating_duration_since(sent));
@@ -203,13 +202,13 @@ impl ManagerPeer {
         }
         match fresh {
             _ if new_boot => FollowUp::NewBoot,
-            // Without this, heartbeats to a manager that refuses its own nonce would follow each other for ever.
+            // Otherwise the agent would send forever to a manager that refuses its own nonce.
             false if carried != Some(nonce) => FollowUp::Heartbeat,
             _ => FollowUp::Nothing,
         }
     }
 
-    /// Sends a datagram that is no heartbeat; one that cannot go out is lost, as heartbeats are.
+    /// Sends a datagram that is no heartbeat. A datagram that cannot be sent is lost.
     pub fn send_other(&self, datagram: &[u8]) {
         if let Some(to) = self.lookup.address()
             && let Err(error) = self.socket.try_send_to(datagram, self.socket_address(to))
@@ -218,7 +217,7 @@ impl ManagerPeer {
         }
     }
 
-    /// Takes the answer to a question in.
+    /// Handles a pong.
     pub fn handle_pong(&mut self, pong: Pong, worker: &str, at: Instant, boot: BootId) {
         if pong.ping.boot != boot {
             return;
@@ -243,10 +242,10 @@ impl ManagerPeer {
         }
     }
 
-    /// Says once that a manager which should answer does not.
+    /// Logs once that a manager does not reply.
     pub fn warn_if_silent(&mut self, key: Option<&Key>, now: Instant) {
         let since = *self.silent_since.get_or_insert(now);
-        if self.silence_logged || now.saturating_duration_since(since) <= SILENCE {
+        if self.silence_logged || now.saturating_duration_since(since) <= SILENCE_TIMEOUT {
             return;
         }
         self.silence_logged = true;
@@ -260,14 +259,14 @@ impl ManagerPeer {
             ),
             None => warn!(
                 "{} does not answer: is the address right, does the manager run, does a firewall drop \
-                 UDP, or does it take only signed heartbeats (--key)? {DOCTOR} examines it",
+                 UDP, or does it accept only signed heartbeats (--key)? {DOCTOR} examines it",
                 self.name
             ),
         }
     }
 }
 
-/// Opens a socket for both families, or for IPv4 on a machine that knows no IPv6.
+/// Opens a socket for both families, or for IPv4 on a machine without IPv6.
 fn open_socket() -> Result<UdpSocket> {
     let any = (Ipv6Addr::UNSPECIFIED, 0).into();
     let socket = both_families(any).or_else(|_| {
@@ -275,56 +274,58 @@ fn open_socket() -> Result<UdpSocket> {
         std::net::UdpSocket::bind(any)
     });
     let socket = socket.context("open a UDP socket")?;
-    let context = "hand a UDP socket to the runtime";
+    let context = "register a UDP socket with the runtime";
     socket.set_nonblocking(true).context(context)?;
     UdpSocket::from_std(socket).context(context)
 }
 
-/// Receives replies; with a key, only those with a valid signature.
+/// Receives the manager's datagrams; with a key, only those with a valid signature.
 async fn listen(
     socket: Arc<UdpSocket>,
     key: Option<Key>,
     manager: usize,
-    answers: mpsc::Sender<ReceivedReply>,
+    received: mpsc::Sender<ManagerDatagram>,
 ) {
     let mut buffer = [0; SIZE_LIMIT];
     loop {
         let length = match socket.recv(&mut buffer).await {
             Ok(length) => length,
-            // An ICMP error about something sent earlier, for one.
+            // For example an ICMP error about an earlier heartbeat.
             Err(error) => {
-                debug!("receive an acknowledgement: {error}");
+                debug!("receive a datagram of the manager: {error}");
                 tokio::time::sleep(Duration::from_millis(10)).await;
                 continue;
             }
         };
         let datagram = &buffer[..length];
-        let word = match (ConnectionQuery::decode(datagram, key.as_ref()), &key) {
-            (Some(question), _) => Ok(Reply::ConnectionQuery(question)),
-            (None, Some(key)) => Acknowledgement::decode(datagram, key).map(Reply::Acknowledgement),
-            (None, None) => Pong::decode(datagram, None).map(Reply::Pong),
+        let content = match (ConnectionQuery::decode(datagram, key.as_ref()), &key) {
+            (Some(query), _) => Ok(ManagerMessage::ConnectionQuery(query)),
+            (None, Some(key)) => {
+                Acknowledgement::decode(datagram, key).map(ManagerMessage::Acknowledgement)
+            }
+            (None, None) => Pong::decode(datagram, None).map(ManagerMessage::Pong),
         };
-        match word {
-            Ok(word) => {
-                let answer = ReceivedReply {
+        match content {
+            Ok(content) => {
+                let datagram = ManagerDatagram {
                     manager,
-                    word,
+                    content,
                     at: Instant::now(),
                 };
-                if answers.send(answer).await.is_err() {
+                if received.send(datagram).await.is_err() {
                     return;
                 }
             }
-            Err(refusal) => debug!("not an answer: {refusal}"),
+            Err(refusal) => debug!("a datagram of the manager is not valid: {refusal}"),
         }
     }
 }
 
-/// Adds the usual port to an address or a name that has none; an IPv6 address gets brackets, too.
+/// Adds the default port to an address or a name without one, and brackets to an IPv6 address.
 ///
 /// # Errors
 ///
-/// Says why it can be neither.
+/// Says that the text is neither an address nor a name.
 pub fn with_port(name: &str) -> Result<String> {
     if let Ok(ip) = name.trim_matches(['[', ']']).parse::<Ipv6Addr>() {
         return Ok(SocketAddr::from((ip, PORT)).to_string());
@@ -341,7 +342,7 @@ pub fn with_port(name: &str) -> Result<String> {
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
     ensure!(
         port > 0 && !host.is_empty() && host.chars().all(plain),
-        "{name:?} is no manager: expected an address or a name, and a port if it is not {PORT}, as \
+        "{name:?} is not a manager's address: expected an address or a name, with a port if it is not {PORT}: \
          192.168.56.101, [2001:db8::1]:9999 or manager.example:9999"
     );
     Ok(format!("{host}:{port}"))
@@ -395,7 +396,7 @@ mod tests {
         let boot = BootId(7);
         let (answers, _) = mpsc::channel(1);
         // No server is needed there.
-        let mut manager = ManagerPeer::new("127.0.0.1:9", 0, None, answers)
+        let mut manager = RemoteManager::new("127.0.0.1:9", 0, None, answers)
             .await
             .unwrap();
         let later = |by| Instant::now() + Duration::from_millis(by);

@@ -1,4 +1,4 @@
-//! Where an agent reads memory and pressure.
+//! Reads memory and memory pressure for an agent.
 
 use std::{
     fs,
@@ -15,34 +15,35 @@ use crate::heartbeat::{MemoryReport, PressureReport};
 const MEMINFO: &str = "/proc/meminfo";
 const MIN_FREE: &str = "/proc/sys/vm/min_free_kbytes";
 
-/// What to read instead of what the kernel says of this machine.
+/// Files that replace the kernel's figures of this machine.
 #[derive(Debug, Clone, Default)]
 pub struct MemorySources {
-    /// Read instead of `/proc/meminfo`, in its form; no cgroup and no pressure is looked for then.
+    /// A file in the format of `/proc/meminfo`, which replaces it. Without `cgroup` and `pressure_file`, there are no
+    /// cgroup and no pressure then.
     pub memory_file: Option<PathBuf>,
-    /// Read instead of `/proc/pressure/memory`, in its form.
+    /// A file in the format of `/proc/pressure/memory`, which replaces it.
     pub pressure_file: Option<PathBuf>,
     /// The cgroup whose limit counts, instead of the agent's own.
     pub cgroup: Option<PathBuf>,
 }
 
-/// Reads once what an agent without settings of its own would report.
+/// Reads the memory figures once.
 ///
 /// # Errors
 ///
 /// Says what `/proc/meminfo` lacks.
 pub fn memory_now(sources: MemorySources) -> Result<MemoryReport> {
-    Sensors::open(sources)?.memory()
+    MemoryReader::open(sources)?.read()
 }
 
-/// Reads what a heartbeat says of the machine.
+/// Reads the memory figures of heartbeats.
 #[derive(Debug)]
-pub(super) struct Sensors {
+pub(super) struct MemoryReader {
     sources: MemorySources,
     cgroup: Option<Cgroup>,
 }
 
-impl Sensors {
+impl MemoryReader {
     /// Opens the sources that this machine has.
     ///
     /// # Errors
@@ -54,25 +55,25 @@ impl Sensors {
             (None, Some(_)) => None,
             (None, None) => Cgroup::own(),
         };
-        let sensors = Self { sources, cgroup };
-        sensors.memory()?;
-        if let Some(path) = &sensors.sources.pressure_file {
+        let reader = Self { sources, cgroup };
+        reader.read()?;
+        if let Some(path) = &reader.sources.pressure_file {
             read_pressure(path).with_context(|| {
                 format!(
-                    "read --pressure-file {} in the form of /proc/pressure/memory",
+                    "read --pressure-file {} in the format of /proc/pressure/memory",
                     path.display()
                 )
             })?;
         }
-        Ok(sensors)
+        Ok(reader)
     }
 
-    /// Reads available and total memory, and what limits or strains it.
+    /// Reads available and total memory, the tightest limit, and the pressure.
     ///
     /// # Errors
     ///
     /// Says what `/proc/meminfo`, or the file in its place, lacks.
-    pub fn memory(&self) -> Result<MemoryReport> {
+    pub fn read(&self) -> Result<MemoryReport> {
         let (available_bytes, total_bytes) = host(self.sources.memory_file.as_deref())?;
         let limited = self.cgroup.as_ref().and_then(Cgroup::tightest);
         let pressure = match (&self.sources.pressure_file, &limited) {
@@ -91,8 +92,8 @@ impl Sensors {
     }
 }
 
-/// Reads available and total memory of the host, or of a file in the form of `/proc/meminfo`. Sandboxes
-/// show few of its lines: the agent needs only these two.
+/// Reads available and total memory of the host, or of a file in the format of `/proc/meminfo`. Sandboxes show few of its
+/// lines, so that the agent needs only these two.
 fn host(file: Option<&Path>) -> Result<(u64, u64)> {
     let path = file.unwrap_or(Path::new(MEMINFO));
     let text = fs::read_to_string(path).with_context(|| match file {
@@ -110,8 +111,8 @@ fn host(file: Option<&Path>) -> Result<(u64, u64)> {
     }
 }
 
-/// Estimates `MemAvailable` as Linux does since 3.14 (commit 34e431b0ae39): free memory, and of page
-/// cache and reclaimable slab what is beyond the low watermark or half of each, less the low watermark.
+/// Estimates `MemAvailable` as Linux does since 3.14 (commit 34e431b0ae39): free memory less the low watermark, and page
+/// cache and reclaimable slab less the smaller of half of each and the low watermark.
 fn estimate(text: &str, low_watermark: u64) -> Option<u64> {
     let beyond = |cache: u64| cache - (cache / 2).min(low_watermark);
     let free = line(text, "MemFree:")?;
@@ -123,14 +124,14 @@ fn estimate(text: &str, low_watermark: u64) -> Option<u64> {
     Some(available.saturating_sub(low_watermark))
 }
 
-/// The low watermarks of all zones together, which are 5/4 of `vm.min_free_kbytes`; 0 where it is hidden.
+/// Returns the sum of the low watermarks of all zones, 5/4 of `vm.min_free_kbytes`; 0 if that cannot be read.
 fn low_watermark() -> u64 {
     let kibibytes = fs::read_to_string(MIN_FREE);
     let kibibytes = kibibytes.ok().and_then(|it| it.trim().parse::<u64>().ok());
     kibibytes.unwrap_or(0).saturating_mul(1024) / 4 * 5
 }
 
-/// The bytes that a line such as `MemTotal:  716800 kB` states.
+/// Returns the bytes of a line such as `MemTotal:  716800 kB`.
 fn line(text: &str, key: &str) -> Option<u64> {
     let rest = text
         .lines()
@@ -144,7 +145,7 @@ fn line(text: &str, key: &str) -> Option<u64> {
     }
 }
 
-/// Reads pressure stall information, where the kernel has it and has it switched on.
+/// Reads pressure stall information, if the kernel has it and it is switched on.
 fn read_pressure(path: &Path) -> Option<PressureReport> {
     MemoryPressure::from_file(path).ok().map(report)
 }
@@ -166,17 +167,17 @@ mod tests {
     use super::*;
 
     fn of_file(path: &Path) -> Result<MemoryReport> {
-        Sensors::open(MemorySources {
+        MemoryReader::open(MemorySources {
             memory_file: Some(path.to_owned()),
             ..MemorySources::default()
         })?
-        .memory()
+        .read()
     }
 
     #[test]
     fn reads_this_machine() {
-        let sensors = Sensors::open(MemorySources::default()).unwrap();
-        let memory = sensors.memory().unwrap();
+        let reader = MemoryReader::open(MemorySources::default()).unwrap();
+        let memory = reader.read().unwrap();
         assert!(memory.available_bytes > 0 && memory.available_bytes <= memory.total_bytes);
         let measured = fs::read_to_string("/proc/pressure/memory").is_ok();
         assert_eq!(memory.pressure.is_some(), measured);
@@ -247,12 +248,12 @@ mod tests {
             pressure_file: Some(at("memory")),
             cgroup: Some(directory.path().to_owned()),
         };
-        let memory = Sensors::open(sources.clone()).unwrap().memory().unwrap();
+        let memory = MemoryReader::open(sources.clone()).unwrap().read().unwrap();
         let pressure = memory.pressure.unwrap();
         assert_eq!(pressure.some_avg10, Pressure(1234));
         assert_eq!(pressure.full_avg10, Pressure::MOST);
         assert_eq!(memory.effective().available_bytes, 524_288 + 4096);
         fs::write(at("memory"), "nonsense").unwrap();
-        assert!(Sensors::open(sources).is_err());
+        assert!(MemoryReader::open(sources).is_err());
     }
 }

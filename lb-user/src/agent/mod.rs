@@ -1,4 +1,4 @@
-//! The agent on each worker: says how the worker is, to every manager.
+//! The agent on each worker: reports memory and health of the worker to every manager.
 
 mod announcement;
 mod cgroup;
@@ -27,63 +27,67 @@ use crate::{
     systemd::{self, Watchdog},
 };
 pub use announcement::announce_pause;
-pub use check::{Check, CheckTarget, parse_status};
+pub use check::{CheckTarget, HealthCheck, parse_status};
 pub use manager::{PORT, with_port};
 pub use memory::{MemorySources, memory_now};
 
 use announcement::PauseRequest;
 use connection_queries::ConnectionQueries;
-use manager::{FollowUp, ManagerPeer, ReceivedReply, Reply};
-use memory::Sensors;
+use manager::{FollowUp, ManagerDatagram, ManagerMessage, RemoteManager};
+use memory::MemoryReader;
 use suspension::Suspension;
 
-/// How often the agent says that it leaves, and how far apart: a lost datagram or four do no harm.
+/// The heartbeats that announce the end of the agent, so that four of them may be lost.
 const LEAVING_COUNT: u32 = 5;
+
+/// The time between these heartbeats.
 const LEAVING_INTERVAL: Duration = Duration::from_millis(20);
 
-/// How often it is looked whether the machine slept, or a manager fell silent.
+/// How often the agent checks whether the machine was suspended, and whether a manager is silent.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How often the agent announces a pause until all managers have confirmed it, and how far apart.
+/// The most heartbeats that announce a pause until all managers have confirmed it.
 const MAX_ANNOUNCEMENTS: u32 = 40;
+
+/// The time between these heartbeats.
 const ANNOUNCEMENT_INTERVAL: Duration = Duration::from_millis(50);
 
-/// How long a boot id lasts at least: a manager remembers a few dozen, and none may be forgotten while
-/// what was signed under it still counts as fresh.
+/// The least time between two boot ids. A manager remembers 64 boot ids of a worker, and must not forget one while a
+/// heartbeat signed under it counts as fresh.
 const MIN_BOOT_LIFETIME: Duration = Duration::from_secs(2);
 
 /// The settings of an agent.
 #[derive(Debug, Clone)]
 pub struct AgentSettings {
-    /// Addresses or names, with or without a port.
+    /// Addresses or names of managers, with or without a port.
     pub managers: Vec<String>,
     pub name: String,
     pub interval: Duration,
     pub sources: MemorySources,
-    /// Whether and how the worker's own service is checked.
-    pub check: Option<Check>,
+    /// How the agent checks the worker's server; `None` if it does not.
+    pub check: Option<HealthCheck>,
     /// The settings of the DSR translator, if the worker has one.
     pub dsr: Option<dsr::DsrSettings>,
-    /// With which heartbeats are signed.
+    /// The key that signs heartbeats.
     pub key: Option<Key>,
-    /// Do not print each heartbeat.
+    /// Whether the agent logs no heartbeats.
     pub quiet: bool,
 }
 
-/// Sends heartbeats until SIGTERM or SIGINT, then says that the worker leaves.
+/// Sends heartbeats until SIGTERM or SIGINT, then announces that the worker leaves.
 ///
-/// A manager that cannot be reached, or whose name cannot be resolved, is tried again at each
-/// heartbeat; it holds up no other.
+/// It tries a manager that cannot be reached, or whose name cannot be resolved, again at each heartbeat. Other managers do
+/// not wait for that.
 ///
 /// # Errors
 ///
-/// Says which setting is wrong, or why no socket can be opened or signal be caught.
+/// Says which setting is wrong, or why a socket cannot be opened or a signal cannot be caught.
 pub async fn run(settings: AgentSettings) -> Result<()> {
     check_name(&settings.name).map_err(|problem| {
         anyhow::anyhow!("--name {:?} cannot name a worker: {problem}", settings.name)
     })?;
     let mut stop = StopSignal::listen()?;
-    let (mut agent, mut answers) = Agent::new(settings).await?;
+    let (mut agent, mut received) = Agent::new(settings).await?;
     let mut healthy = match agent.settings.check.clone() {
         Some(check) => {
             let (publish, healthy) = watch::channel(None);
@@ -96,7 +100,7 @@ pub async fn run(settings: AgentSettings) -> Result<()> {
     // No heartbeat before the first result of the check.
     if healthy.borrow().is_none() {
         tokio::select! {
-            changed = healthy.changed() => changed.context("ask the service")?,
+            changed = healthy.changed() => changed.context("check the service")?,
             () = stop.wait() => return agent.end(),
         }
     }
@@ -114,17 +118,17 @@ pub async fn run(settings: AgentSettings) -> Result<()> {
                 agent.healthy = healthy.borrow_and_update().unwrap_or(false);
                 agent.send_all(WorkerState::Ready);
             }
-            Some(answer) = answers.recv() => agent.handle_reply(&answer, WorkerState::Ready),
-            Some(request) = pause_requests.recv() => agent.announce_pause(request, &mut answers).await,
+            Some(datagram) = received.recv() => agent.handle_datagram(&datagram, WorkerState::Ready),
+            Some(request) = pause_requests.recv() => agent.announce_pause(request, &mut received).await,
             index = address_changed(&mut agent.managers) => agent.send(WorkerState::Ready, &[index]),
             _ = checks.tick() => {
                 agent.check_managers();
                 if agent.reconcile_dsr().await {
                     agent.send_all(WorkerState::Ready);
                 }
-                if let Some(slept) = suspension.detect() {
-                    info!("the machine slept for {slept:.1?}");
-                    agent.managers.iter().for_each(ManagerPeer::refresh_address);
+                if let Some(suspended) = suspension.detect() {
+                    info!("the machine was suspended for {suspended:.1?}");
+                    agent.managers.iter().for_each(RemoteManager::refresh_address);
                     agent.send_all(WorkerState::Ready);
                 }
             }
@@ -140,15 +144,15 @@ pub async fn run(settings: AgentSettings) -> Result<()> {
         loop {
             tokio::select! {
                 () = sleep_until(next) => break,
-                Some(answer) = answers.recv() => agent.handle_reply(&answer, WorkerState::Leaving),
+                Some(datagram) = received.recv() => agent.handle_datagram(&datagram, WorkerState::Leaving),
             }
         }
     }
     agent.end()
 }
 
-/// Waits until some manager's name means another address; returns the manager's place.
-async fn address_changed(managers: &mut [ManagerPeer]) -> usize {
+/// Waits until the name of a manager resolves to another address; returns the index of the manager.
+async fn address_changed(managers: &mut [RemoteManager]) -> usize {
     let all = managers
         .iter_mut()
         .map(|manager| Box::pin(manager.address_changed()));
@@ -158,7 +162,7 @@ async fn address_changed(managers: &mut [ManagerPeer]) -> usize {
 
 fn ticker(period: Duration) -> Interval {
     let mut ticks = interval(period);
-    // After a suspension one heartbeat is enough.
+    // After a suspension, one heartbeat is enough.
     ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
     ticks
 }
@@ -167,7 +171,7 @@ fn random_boot_id() -> Result<BootId> {
     Ok(BootId(getrandom::u64().context("draw a boot id")?))
 }
 
-/// The signals that ask an agent to end.
+/// The signals that end an agent.
 struct StopSignal {
     terminate: Signal,
     interrupt: Signal,
@@ -191,31 +195,33 @@ impl StopSignal {
 
 struct Agent {
     settings: AgentSettings,
-    sensors: Sensors,
+    memory_reader: MemoryReader,
     key: Option<Key>,
-    managers: Vec<ManagerPeer>,
+    managers: Vec<RemoteManager>,
     dsr: Option<DsrTranslator>,
-    questions: ConnectionQueries,
+    queries: ConnectionQueries,
     boot: BootId,
+    /// When the boot id was drawn.
     boot_drawn: Instant,
+    /// The number of the last heartbeat.
     seq: u64,
     healthy: bool,
-    /// For how long the worker will be silent, while that is announced.
+    /// The length of a pause, while the agent announces it.
     pause: Option<Duration>,
-    /// The memory figures that were read last, and when.
+    /// The last memory figures, and when they were read.
     memory: Option<(MemoryReport, Instant)>,
-    /// Whether the last heartbeat could not be made, so that this is logged once.
+    /// Whether the last heartbeat failed, so that this is logged once.
     failing: bool,
 }
 
 impl Agent {
-    async fn new(settings: AgentSettings) -> Result<(Self, mpsc::Receiver<ReceivedReply>)> {
-        let sensors = Sensors::open(settings.sources.clone())?;
+    async fn new(settings: AgentSettings) -> Result<(Self, mpsc::Receiver<ManagerDatagram>)> {
+        let memory_reader = MemoryReader::open(settings.sources.clone())?;
         let key = settings.key.clone();
-        let (answers, answered) = mpsc::channel(64);
+        let (sender, received) = mpsc::channel(64);
         let mut managers = Vec::new();
         for (index, name) in settings.managers.iter().enumerate() {
-            managers.push(ManagerPeer::new(name, index, key.as_ref(), answers.clone()).await?);
+            managers.push(RemoteManager::new(name, index, key.as_ref(), sender.clone()).await?);
         }
         let dsr = match settings.dsr.clone() {
             Some(settings) => Some(DsrTranslator::start(settings).await?),
@@ -223,11 +229,11 @@ impl Agent {
         };
         let agent = Self {
             settings,
-            sensors,
+            memory_reader,
             key,
             managers,
             dsr,
-            questions: ConnectionQueries::new(Instant::now()),
+            queries: ConnectionQueries::new(Instant::now()),
             boot: random_boot_id()?,
             boot_drawn: Instant::now(),
             seq: 0,
@@ -236,16 +242,16 @@ impl Agent {
             memory: None,
             failing: false,
         };
-        Ok((agent, answered))
+        Ok((agent, received))
     }
 
-    /// Ends with the worker's DSR translator, if it has one.
+    /// Shuts down the DSR translator, if there is one.
     fn end(self) -> Result<()> {
         self.dsr.map_or(Ok(()), DsrTranslator::shut_down)
     }
 
     fn log_start(&self) {
-        let managers: Vec<&str> = self.managers.iter().map(ManagerPeer::name).collect();
+        let managers: Vec<&str> = self.managers.iter().map(RemoteManager::name).collect();
         info!(
             "agent of {} sends a heartbeat every {} to {} (boot {}, {})",
             self.settings.name,
@@ -270,7 +276,7 @@ impl Agent {
             Ok(()) => self.failing = false,
             Err(error) => {
                 if !self.failing {
-                    warn!("no heartbeat is sent, trying on: {error:#}");
+                    warn!("no heartbeat can be sent, trying again: {error:#}");
                 }
                 self.failing = true;
             }
@@ -316,11 +322,11 @@ impl Agent {
         Ok(())
     }
 
-    /// Reads the memory figures; repeats the last ones, marked as stale, where they cannot be read. The
-    /// worker is no less alive for it.
+    /// Reads the memory figures. If they cannot be read, it repeats the last ones, marked as stale: the worker is alive all
+    /// the same.
     fn memory(&mut self) -> Result<MemoryReport> {
         let now = Instant::now();
-        match (self.sensors.memory(), self.memory) {
+        match (self.memory_reader.read(), self.memory) {
             (Ok(memory), before) => {
                 if before.is_some_and(|(before, _)| before.stale_ms.is_some()) {
                     info!("memory figures can be read again");
@@ -352,40 +358,46 @@ impl Agent {
         format!(", round trip {}", times.join(", "))
     }
 
-    /// Handles a manager's datagram; a challenge is answered at once.
-    fn handle_reply(&mut self, answer: &ReceivedReply, state: WorkerState) {
-        let manager = &mut self.managers[answer.manager];
-        match &answer.word {
-            Reply::Acknowledgement(acknowledgement) => {
-                match manager.handle_acknowledgement(*acknowledgement, answer.at, self.boot) {
+    /// Handles a datagram of a manager. It replies to a challenge at once.
+    fn handle_datagram(&mut self, datagram: &ManagerDatagram, state: WorkerState) {
+        let ManagerDatagram {
+            manager: index,
+            content,
+            at,
+        } = datagram;
+        let manager = &mut self.managers[*index];
+        match content {
+            ManagerMessage::Acknowledgement(acknowledgement) => {
+                match manager.handle_acknowledgement(*acknowledgement, *at, self.boot) {
                     FollowUp::Nothing => {}
-                    FollowUp::Heartbeat => self.send(state, &[answer.manager]),
-                    FollowUp::NewBoot => self.start_new_boot(state, answer.manager),
+                    FollowUp::Heartbeat => self.send(state, &[*index]),
+                    FollowUp::NewBoot => self.start_new_boot(state, *index),
                 }
             }
-            Reply::Pong(pong) => {
-                manager.handle_pong(*pong, &self.settings.name, answer.at, self.boot);
+            ManagerMessage::Pong(pong) => {
+                manager.handle_pong(*pong, &self.settings.name, *at, self.boot);
             }
-            Reply::ConnectionQuery(Ok(question)) => self.reply_to(question, answer),
-            Reply::ConnectionQuery(Err(refusal)) => {
-                self.questions.refuse(refusal.name(), refusal, answer.at);
+            ManagerMessage::ConnectionQuery(Ok(query)) => self.reply_to(query, *index, *at),
+            ManagerMessage::ConnectionQuery(Err(refusal)) => {
+                self.queries.refuse(refusal.name(), refusal, *at);
             }
         }
     }
 
-    /// Answers a question of a manager. Without a DSR translator, the worker has no such connections.
-    fn reply_to(&mut self, question: &ConnectionQuery, received: &ReceivedReply) {
+    /// Replies to a connection query. Without a DSR translator, there is no reply.
+    fn reply_to(&mut self, query: &ConnectionQuery, manager: usize, at: Instant) {
         let Some(dsr) = &self.dsr else { return };
-        let sent = Sequence {
+        let sent = self.last_sequence();
+        let reply = (self.queries).reply_to(query, sent, dsr, self.key.as_ref(), at);
+        if let Some(datagram) = reply {
+            self.managers[manager].send_other(&datagram);
+        }
+    }
+
+    fn last_sequence(&self) -> Sequence {
+        Sequence {
             boot: self.boot,
             number: self.seq,
-        };
-        let key = self.key.as_ref();
-        let answer = self
-            .questions
-            .reply_to(question, sent, dsr, key, received.at);
-        if let Some(datagram) = answer {
-            self.managers[received.manager].send_other(&datagram);
         }
     }
 
@@ -393,7 +405,7 @@ impl Agent {
     async fn announce_pause(
         &mut self,
         request: PauseRequest,
-        answers: &mut mpsc::Receiver<ReceivedReply>,
+        received: &mut mpsc::Receiver<ManagerDatagram>,
     ) {
         let pause = Duration::from_millis(request.for_ms);
         let outcome = match check_pause(pause) {
@@ -406,7 +418,7 @@ impl Agent {
             Err(problem) => Err(problem),
             Ok(()) => {
                 self.pause = Some(pause);
-                let unconfirmed = self.repeat_until_confirmed(answers).await;
+                let unconfirmed = self.repeat_until_confirmed(received).await;
                 self.pause = None;
                 match unconfirmed.is_empty() {
                     true => Ok(()),
@@ -418,14 +430,14 @@ impl Agent {
             Ok(()) => info!("announced a pause of {}", humantime::format_duration(pause)),
             Err(problem) => warn!("a pause was not announced: {problem}"),
         }
-        // A hook that was ended does not wait for it.
+        // Fails only if the hook has ended.
         _ = request.reply.send(outcome);
     }
 
-    /// Returns the managers that have not confirmed what was sent from now on.
+    /// Sends heartbeats until all managers have confirmed one; returns the managers that have not.
     async fn repeat_until_confirmed(
         &mut self,
-        answers: &mut mpsc::Receiver<ReceivedReply>,
+        received: &mut mpsc::Receiver<ManagerDatagram>,
     ) -> Vec<String> {
         let first = self.seq;
         let missing = |agent: &Self| -> Vec<String> {
@@ -438,7 +450,7 @@ impl Agent {
             loop {
                 tokio::select! {
                     () = sleep_until(next) => break,
-                    Some(answer) = answers.recv() => self.handle_reply(&answer, WorkerState::Ready),
+                    Some(datagram) = received.recv() => self.handle_datagram(&datagram, WorkerState::Ready),
                 }
             }
             if missing(self).is_empty() {
@@ -448,7 +460,7 @@ impl Agent {
         missing(self)
     }
 
-    /// Continues under a new boot id. Sequence numbers continue, so that no late answer matches a new heartbeat.
+    /// Continues under a new boot id. Sequence numbers continue, so that no late acknowledgement matches a new heartbeat.
     fn start_new_boot(&mut self, state: WorkerState, manager: usize) {
         if self.boot_drawn.elapsed() < MIN_BOOT_LIFETIME {
             return;
@@ -459,7 +471,7 @@ impl Agent {
                 self.boot = boot;
                 info!(
                     "{} has received higher sequence numbers: this machine was restored from a snapshot; \
-                     going on with boot {boot}",
+                     continuing with boot {boot}",
                     self.managers[manager].name()
                 );
                 self.send(state, &[manager]);
@@ -468,7 +480,7 @@ impl Agent {
         }
     }
 
-    /// Returns whether the DSR translator translates other services than before: the managers must know at once.
+    /// Updates the DSR translator; returns whether it translates other services than before.
     async fn reconcile_dsr(&mut self) -> bool {
         let Some(dsr) = &mut self.dsr else {
             return false;
@@ -478,8 +490,8 @@ impl Agent {
         dsr.translated_services() != before
     }
 
-    /// Says which managers are silent. Unsigned heartbeats are not acknowledged, so that without a key
-    /// each is asked whether it is there.
+    /// Logs which managers are silent. Managers do not acknowledge unsigned heartbeats, so that an agent without a key sends
+    /// pings.
     fn check_managers(&mut self) {
         let now = Instant::now();
         if self.key.is_none() {
@@ -494,14 +506,11 @@ impl Agent {
         self.seq += 1;
         let ping = Ping {
             worker: self.settings.name.clone(),
-            sequence: Sequence {
-                boot: self.boot,
-                number: self.seq,
-            },
+            sequence: self.last_sequence(),
         };
         match ping.encode(None) {
             Ok(datagram) => self.managers.iter().for_each(|it| it.send_other(&datagram)),
-            Err(refusal) => warn!("ask the managers: {refusal}"),
+            Err(refusal) => warn!("send a ping: {refusal}"),
         }
     }
 }

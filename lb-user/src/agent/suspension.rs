@@ -1,39 +1,41 @@
-//! Notices that the machine slept, by the one clock that went on meanwhile.
+//! Detects that the machine was suspended, by the clock that runs meanwhile.
 
 use std::time::Duration;
 
 use nix::time::{ClockId, clock_gettime};
 
-/// Less than this is no sleep.
-const LEAST: Duration = Duration::from_millis(500);
+/// The shortest suspension that is reported.
+const MIN_SUSPENSION: Duration = Duration::from_millis(500);
 
-/// Compares the clock that counts sleep with the one that does not.
+/// Compares the clock that counts suspensions with the one that does not.
 #[derive(Debug)]
 pub(super) struct Suspension {
-    slept: Duration,
+    suspended: Duration,
 }
 
 impl Suspension {
     pub fn new() -> Self {
-        Self { slept: slept() }
+        Self {
+            suspended: suspended(),
+        }
     }
 
-    /// Returns how long the machine slept since the last call, if it did.
+    /// Returns how long the machine was suspended since the last call, if it was.
     pub fn detect(&mut self) -> Option<Duration> {
-        self.compare(slept())
+        self.compare(suspended())
     }
 
-    fn compare(&mut self, slept: Duration) -> Option<Duration> {
-        let more = slept.saturating_sub(self.slept);
-        self.slept = slept;
-        (more >= LEAST).then_some(more)
+    fn compare(&mut self, suspended: Duration) -> Option<Duration> {
+        let more = suspended.saturating_sub(self.suspended);
+        self.suspended = suspended;
+        (more >= MIN_SUSPENSION).then_some(more)
     }
 }
 
-/// How long the machine has slept since it was started.
-fn slept() -> Duration {
+/// Returns how long the machine was suspended since its start.
+fn suspended() -> Duration {
     let read = |clock| clock_gettime(clock).map(Duration::from).unwrap_or_default();
-    // In this order the difference is never too large.
+    // In this order, the difference is never too large.
     let boot = read(ClockId::CLOCK_BOOTTIME);
     boot.saturating_sub(read(ClockId::CLOCK_MONOTONIC))
 }
@@ -43,10 +45,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_sleep_is_noticed_once_and_a_busy_machine_is_none() {
+    fn a_suspension_is_detected_once() {
         let mut suspension = Suspension::new();
         assert_eq!(suspension.detect(), None);
-        let before = suspension.slept;
+        let before = suspension.suspended;
         assert_eq!(
             suspension.compare(before + Duration::from_millis(499)),
             None

@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, ops::RangeInclusive, path::PathBuf, time::Duration};
 
 use memlb::{
-    agent::{self, AgentSettings, Check, CheckTarget, MemorySources},
+    agent::{self, AgentSettings, CheckTarget, HealthCheck, MemorySources},
     datapath::dsr::{self, DsrMapping},
     heartbeat::{MAX_TRANSLATED, check_name, check_pause},
     keys::{credential, read_key},
@@ -68,9 +68,9 @@ impl Args {
     }
 
     /// The check of the worker's own service.
-    pub fn check(&self) -> Option<Check> {
+    pub fn check(&self) -> Option<HealthCheck> {
         let check = &self.check;
-        Some(Check {
+        Some(HealthCheck {
             target: check.target.clone()?,
             expect_status: check.expect_status.clone(),
             interval: check.check_interval,
@@ -113,7 +113,7 @@ struct AnnouncePauseArgs {
 /// The check of the worker's own service.
 #[derive(clap::Args)]
 struct CheckArgs {
-    /// Check this worker's own service, and report when it does not answer: tcp://HOST:PORT or
+    /// HealthCheck this worker's own service, and report when it does not answer: tcp://HOST:PORT or
     /// http://HOST[:PORT][/PATH]
     #[arg(long = "check", value_name = "URL")]
     target: Option<CheckTarget>,

@@ -158,7 +158,7 @@ fn without_key(config: &Config, keys: &KeyRing) -> Option<String> {
         authentication,
         keys: path,
     } = &config.heartbeats;
-    let without = keys.lacking(config.workers().map(|worker| worker.name.as_str()));
+    let without = keys.workers_without_key(config.workers().map(|worker| worker.name.as_str()));
     let path = path.display();
     let Some(first) = without.first() else {
         return (keys.is_empty()).then(|| format!("there are no keys at {path}, on this machine"));

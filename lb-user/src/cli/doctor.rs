@@ -5,7 +5,7 @@ use std::{path::PathBuf, process::exit, time::Duration};
 use anyhow::Context;
 use lb_core::counted;
 use memlb::{
-    agent::{Check, CheckTarget, with_port},
+    agent::{CheckTarget, HealthCheck, with_port},
     config::Config,
     doctor::{self, Diagnosis, Examined, Finding, Severity},
 };
@@ -210,8 +210,8 @@ fn examine_worker(args: &WorkerArgs) -> Result<Diagnosis, CliError> {
     Ok(block_on(doctor::examine_worker(&worker))?)
 }
 
-fn check_of(target: CheckTarget) -> Check {
-    Check {
+fn check_of(target: CheckTarget) -> HealthCheck {
+    HealthCheck {
         target,
         expect_status: 200..=399,
         interval: Duration::from_secs(1),

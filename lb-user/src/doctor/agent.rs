@@ -21,7 +21,7 @@ use tokio::{
 
 use super::{Finding, keys};
 use crate::{
-    agent::{self, Check, memory_now},
+    agent::{self, HealthCheck, memory_now},
     heartbeat::{self, Ping, Pong},
     keys::{AGENT_KEY, Key, is_forbidden, read_key},
     processes::Unit,
@@ -35,7 +35,7 @@ pub struct ExaminedAgent {
     pub managers: Vec<String>,
     pub name: String,
     pub key: Option<PathBuf>,
-    pub check: Option<Check>,
+    pub check: Option<HealthCheck>,
     pub sources: agent::MemorySources,
     pub origin: AgentOrigin,
 }

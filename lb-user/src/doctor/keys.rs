@@ -47,9 +47,11 @@ pub fn gather(authentication: Authentication, path: &Path, workers: &BTreeSet<&s
         _ => match read_keys(path) {
             Ok(keys) => KeyState::Read {
                 count: keys.len(),
-                without: (keys.lacking(workers.iter().copied()).into_iter())
-                    .map(str::to_owned)
-                    .collect(),
+                without: (keys
+                    .workers_without_key(workers.iter().copied())
+                    .into_iter())
+                .map(str::to_owned)
+                .collect(),
                 others: keys.warning(path),
             },
             Err(error) => KeyState::Bad {
@@ -225,7 +227,7 @@ mod tests {
         let again = keys.join("worker1-again.key");
         fs::copy(&file, &again).unwrap();
         let twice = examine(enforce, keys, &["worker1"]);
-        assert!(twice.found.contains("is there twice"), "{twice:?}");
+        assert!(twice.found.contains("exists twice"), "{twice:?}");
         let remedy = twice.remedy.unwrap();
         assert!(remedy.starts_with("rm "), "{remedy}");
         for file in [&file, &again] {

@@ -8,7 +8,7 @@ use super::{
     probe::{self, Attempt},
     services::list,
 };
-use crate::{agent::Check, sockets};
+use crate::{agent::HealthCheck, sockets};
 
 #[derive(Debug, Clone)]
 pub struct ServerFacts {
@@ -23,7 +23,7 @@ pub struct ServerFacts {
 }
 
 pub async fn gather(
-    check: Option<&Check>,
+    check: Option<&HealthCheck>,
     host: &Host,
     own: Option<IpAddr>,
 ) -> Option<ServerFacts> {
@@ -33,7 +33,7 @@ pub async fn gather(
     let mut attempts = probe::connect(outside).await;
     Some(ServerFacts {
         target: check.target.to_string(),
-        failure: check.ask().await.err().map(|error| format!("{error:#}")),
+        failure: check.run().await.err().map(|error| format!("{error:#}")),
         port,
         listeners: sockets::listeners(&host.sockets, port),
         from_outside: attempts.pop_first(),

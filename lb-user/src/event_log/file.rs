@@ -11,7 +11,7 @@ use anyhow::{Context, Result};
 /// A file of this size is renamed to `NAME.1`, which replaces the former one.
 const ROTATE_AT_BYTES: u64 = 16 * 1024 * 1024;
 
-/// It has complete lines only, also after failures.
+/// The open file of the event log. It contains complete lines only, also after failures.
 #[derive(Debug)]
 pub struct LogFile {
     path: PathBuf,
@@ -44,7 +44,7 @@ impl LogFile {
         }
         let file = self.file.as_mut().context("no file")?;
         if let Err(error) = file.write_all(line) {
-            // Removes half a line. A file that cannot be truncated is no regular file.
+            // Removes an incomplete line. A file that cannot be truncated is not a regular file.
             _ = file.set_len(self.bytes);
             self.file = None;
             return Err(error.into());
@@ -54,15 +54,14 @@ impl LogFile {
     }
 
     fn rotate(&mut self) -> Result<()> {
-        let mut old = self.path.clone().into_os_string();
-        old.push(".1");
+        let old = self.path.with_added_extension("1");
         self.file = None;
         match fs::rename(&self.path, &old) {
             // Another program has moved or removed it.
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             renamed => renamed.with_context(|| format!("rename {}", self.path.display())),
         }?;
-        self.reopen().context("begin a new file")
+        self.reopen().context("create a new file")
     }
 
     fn reopen(&mut self) -> io::Result<()> {

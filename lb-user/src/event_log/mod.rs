@@ -1,6 +1,6 @@
 //! The event log: one JSON object a line, bounded in size, written by a thread of its own.
 //!
-//! To append never waits for the disk: lines wait in a bounded queue, and those that find no room are counted.
+//! Appending never waits for the disk: lines wait in a bounded queue, and lines without room in it are counted.
 
 mod file;
 mod queue;
@@ -23,7 +23,7 @@ pub struct EventLog {
 }
 
 #[derive(Serialize)]
-struct Line<'a> {
+struct LogLine<'a> {
     time: String,
     #[serde(flatten)]
     event: &'a Event,
@@ -77,11 +77,11 @@ impl EventLog {
     }
 
     /// Waits until everything is written, with a timeout.
-    pub fn finish(self) {
+    pub fn shut_down(self) {
         let Some(queue) = self.queue else {
             return;
         };
-        match queue.finish().len() {
+        match queue.drain().len() {
             0 => {}
             left => warn!(
                 "the event log cannot be written; lost at its end: {}",
@@ -95,7 +95,7 @@ impl EventLog {
 ///
 /// # Errors
 ///
-/// Says why the file cannot be opened, and what to do.
+/// Says why the file cannot be opened, with the remedy.
 pub fn open(path: &Path) -> Result<LogFile> {
     LogFile::open(path).with_context(|| {
         format!(
@@ -107,7 +107,7 @@ pub fn open(path: &Path) -> Result<LogFile> {
 
 fn line(event: &Event) -> serde_json::Result<Vec<u8>> {
     let time = humantime::format_rfc3339_millis(SystemTime::now()).to_string();
-    let mut line = serde_json::to_vec(&Line { time, event })?;
+    let mut line = serde_json::to_vec(&LogLine { time, event })?;
     line.push(b'\n');
     Ok(line)
 }
@@ -147,7 +147,7 @@ mod tests {
         let log = start(&path);
         log.append(&event(1));
         log.append(&event(2));
-        log.finish();
+        log.shut_down();
         let lines = events(BufReader::new(File::open(&path).unwrap()));
         assert_eq!(lines.len(), 2);
         assert_eq!(lines[1]["event"], "manager_stalled");
@@ -165,7 +165,7 @@ mod tests {
         log.append(&event(2));
         log.move_to(Some(open(&path("second")).unwrap())).unwrap();
         log.append(&event(3));
-        log.finish();
+        log.shut_down();
         let first = fs::read_to_string(path("first")).unwrap();
         assert!(first.contains("\"gap_ms\":1") && first.contains("\"gap_ms\":2"));
         let second = fs::read_to_string(path("second")).unwrap();
@@ -191,7 +191,7 @@ mod tests {
             drop(reader);
             events(BufReader::new(again))
         });
-        log.finish();
+        log.shut_down();
         read.extend(reading.join().unwrap());
         let lost = read.pop().unwrap();
         assert_eq!(lost["event"], "events_lost");
@@ -206,7 +206,7 @@ mod tests {
         let log = start(Path::new("/dev/full"));
         log.append(&event(1));
         let queue = log.queue.clone().unwrap();
-        log.finish();
+        log.shut_down();
         assert!(queue.is_ended());
     }
 }

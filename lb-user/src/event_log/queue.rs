@@ -12,7 +12,7 @@ use tracing::{info, warn};
 
 use super::file::LogFile;
 
-/// The most lines that wait while the file cannot be written; further ones are lost.
+/// The most lines that wait while the file cannot be written. Further lines are lost.
 pub(super) const MAX_WAITING: usize = 10_000;
 
 /// How long after a failure the writer tries again.
@@ -21,21 +21,21 @@ const RETRY: Duration = Duration::from_secs(1);
 /// The longest wait for a queue to be written.
 const TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Never locked while the disk is written.
+/// Lines between the threads that append and the thread that writes. It is not locked during a write.
 #[derive(Debug, Default)]
 pub(super) struct Queue {
-    state: Mutex<State>,
+    state: Mutex<QueueState>,
     changed: Condvar,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct QueueState {
     lines: VecDeque<Vec<u8>>,
-    /// The number of lost lines; counted until all lines before them are written.
+    /// Lost lines since the lines before them were written.
     lost: u64,
-    /// No further line comes.
+    /// Whether no further line follows.
     closed: bool,
-    /// The writer has ended.
+    /// Whether the writer has ended.
     ended: bool,
 }
 
@@ -59,14 +59,14 @@ impl Queue {
         }
     }
 
-    /// Lets the writer write the rest and end.
+    /// Makes the writer write the waiting lines and end.
     pub fn close(&self) {
         self.state().closed = true;
         self.changed.notify_all();
     }
 
-    /// Closes the queue, waits for the writer with a timeout, and returns the lines that are left.
-    pub fn finish(&self) -> VecDeque<Vec<u8>> {
+    /// Closes the queue, waits for the writer with a timeout, and returns the lines that it has not written.
+    pub fn drain(&self) -> VecDeque<Vec<u8>> {
         self.close();
         let waited = self
             .changed
@@ -82,7 +82,7 @@ impl Queue {
         self.state().ended
     }
 
-    /// Waits for the next line; nothing once the queue is closed and empty.
+    /// Waits for the next line; returns `None` when the queue is closed and empty.
     fn next(&self) -> Option<Vec<u8>> {
         let waited = self.changed.wait_while(self.state(), |state| {
             state.lines.is_empty() && state.lost == 0 && !state.closed
@@ -92,22 +92,22 @@ impl Queue {
         line.or_else(|| state.lost_line())
     }
 
-    /// Puts back a line that could not be written, and waits until the next attempt; returns whether there is
-    /// one.
+    /// Puts back a line that could not be written, and waits until the next attempt; returns `false` if the queue is
+    /// closed.
     fn requeue(&self, line: Vec<u8>) -> bool {
         let mut state = self.state();
         state.lines.push_front(line);
         if state.closed {
             return false;
         }
-        // Even if the queue is closed meanwhile, there is one more attempt.
+        // If the queue is closed meanwhile, one more attempt follows.
         let waited = self
             .changed
             .wait_timeout_while(state, RETRY, |state| !state.closed);
         waited.is_ok()
     }
 
-    /// Puts the lines that another queue has left before its own.
+    /// Inserts the lines that another queue has left before its own.
     fn prepend(&self, mut left: VecDeque<Vec<u8>>) {
         let mut state = self.state();
         left.append(&mut state.lines);
@@ -117,13 +117,13 @@ impl Queue {
         state.lines = left;
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, QueueState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl State {
-    /// Returns a line in place of lost ones, if any.
+impl QueueState {
+    /// Returns a line that replaces the lost ones, if there are any.
     fn lost_line(&mut self) -> Option<Vec<u8>> {
         let count = mem::take(&mut self.lost);
         if count == 0 {
@@ -137,12 +137,13 @@ impl State {
     }
 }
 
-/// Writes the lines of `queue` until it is closed, after those of the former queue, whose file may be the same.
+/// Writes the lines of `queue` until it is closed. First it waits for the writer of the former queue, whose file may be the
+/// same, and writes the lines that this writer has left.
 ///
-/// A failed write is logged once and repeated, so that a full disk loses no line that has room in the queue.
+/// It logs a failed write once and repeats it, so that a full disk loses no line that has room in the queue.
 pub(super) fn write(queue: &Queue, mut file: LogFile, before: Option<&Queue>) {
     if let Some(before) = before {
-        queue.prepend(before.finish());
+        queue.prepend(before.drain());
         file.close();
     }
     let mut failing = false;
@@ -153,8 +154,8 @@ pub(super) fn write(queue: &Queue, mut file: LogFile, before: Option<&Queue>) {
                 info!("the event log can be written again");
             }
             (Ok(()), false) => {}
-            (Err(error), before) => {
-                if !before {
+            (Err(error), was_failing) => {
+                if !was_failing {
                     failing = true;
                     warn!(
                         "the event log cannot be written: {error:#}; the next {MAX_WAITING} events \

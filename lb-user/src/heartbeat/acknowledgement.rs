@@ -9,15 +9,14 @@ use super::nonce::Nonce;
 use super::wire::{self, WireSequence};
 use crate::keys::Key;
 
-/// The reply to one heartbeat. It is shorter than any heartbeat, so that a manager cannot be used to amplify
-/// traffic.
+/// The reply to a heartbeat. It is shorter than any heartbeat, so that a manager amplifies no traffic.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Acknowledgement {
-    /// The heartbeat that it acknowledges.
+    /// The acknowledged heartbeat.
     pub heartbeat: Sequence,
     /// The nonce of the next heartbeats.
     pub nonce: Nonce,
-    /// Whether the heartbeat counted; if not, the agent sends the next one at once.
+    /// Whether the heartbeat counted. If it did not, the agent sends the next one at once.
     pub fresh: bool,
     /// Whether the agent must use a new boot id, because its sequence numbers are lower than before a
     /// silence.
@@ -31,7 +30,7 @@ impl Acknowledgement {
     ///
     /// None: it consists of numbers.
     pub fn encode(&self, key: &Key) -> Result<Vec<u8>, Refusal> {
-        let wire = Wire {
+        let wire = WireAcknowledgement {
             heartbeat: self.heartbeat.into(),
             nonce: self.nonce.to_string(),
             fresh: self.fresh,
@@ -47,7 +46,7 @@ impl Acknowledgement {
     /// Returns why it is not valid.
     pub fn decode(datagram: &[u8], key: &Key) -> Result<Self, Refusal> {
         let body = envelope::signed_body(DatagramKind::Acknowledgement, datagram, Some(key))?;
-        let wire: Wire = serde_json::from_slice(body)?;
+        let wire: WireAcknowledgement = serde_json::from_slice(body)?;
         Ok(Self {
             heartbeat: wire.heartbeat.parse()?,
             nonce: wire::nonce(&wire.nonce)?,
@@ -58,7 +57,7 @@ impl Acknowledgement {
 }
 
 #[derive(Serialize, Deserialize)]
-struct Wire {
+struct WireAcknowledgement {
     #[serde(flatten)]
     heartbeat: WireSequence,
     nonce: String,

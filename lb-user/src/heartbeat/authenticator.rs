@@ -1,7 +1,7 @@
-//! Decides which datagrams count as heartbeats: rate of the source, size, signature, format, freshness.
+//! Decides which datagrams count as heartbeats, by rate of the source, size, signature, format and freshness.
 //!
-//! In this order, so that an unauthenticated datagram costs little: nothing is parsed or allocated before
-//! the signature is verified.
+//! It checks them in this order, so that an unauthenticated datagram costs little: it parses and allocates nothing before
+//! it has verified the signature.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -19,8 +19,8 @@ use super::ping::{self, Ping, PingDatagram};
 use super::{Decoded, Heartbeat, Refusal, check_size, decode};
 use crate::keys::{Key, KeyId, KeyRing};
 
-/// How often a heartbeat with the newest nonce is acknowledged, so that the agent can measure its round-trip
-/// time. One that announces a pause is always acknowledged.
+/// How often the manager acknowledges heartbeats with the newest nonce, so that the agent can measure the round-trip time.
+/// A heartbeat that announces a pause is always acknowledged.
 const ACKNOWLEDGE_EVERY: Duration = Duration::from_secs(1);
 
 /// How long after a signed heartbeat unsigned ones of the same worker are refused.
@@ -43,7 +43,7 @@ lb_common::named_enum! {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Verified {
     pub decoded: Decoded,
-    /// The key that signed it; nothing if it is unsigned or authentication is off.
+    /// `None` if it is unsigned or authentication is off.
     pub signature: Option<Signature>,
 }
 
@@ -58,9 +58,9 @@ pub struct Signature {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refused {
     pub refusal: Refusal,
-    /// What to send back: a challenge if a valid heartbeat may be old, or the answer to a ping.
+    /// The reply to send: a challenge if a valid heartbeat may be old, or the pong to a ping.
     pub reply: Option<Vec<u8>>,
-    /// The sender of a ping, if it may learn whether a service has such a worker.
+    /// The sender of a ping, if it may learn whether a service has its worker.
     pub sender: Option<PingSender>,
 }
 
@@ -68,7 +68,7 @@ pub struct Refused {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PingSender {
     pub worker: String,
-    /// The answer if no service has such a worker.
+    /// The pong if no service has this worker.
     pub if_unknown: Vec<u8>,
 }
 
@@ -84,9 +84,12 @@ impl From<Refusal> for Refused {
 
 /// The meaning of an acknowledgement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Reply {
-    Counts,
+enum AcknowledgementKind {
+    /// The heartbeat counts.
+    Counted,
+    /// The heartbeat may be old: the agent must send another one with this nonce.
     NotFresh,
+    /// The agent must draw a new boot id.
     NewBoot,
 }
 
@@ -98,18 +101,18 @@ pub struct Authenticator {
     keys: KeyRing,
     nonces: Nonces,
     limits: SourceLimits,
-    /// When each worker last sent a signed heartbeat; only workers with keys are here.
-    signed: BTreeMap<String, Instant>,
-    /// When a heartbeat of each key was last acknowledged; only known keys are here.
-    answered: BTreeMap<KeyId, Instant>,
+    /// When each worker with a key last sent a signed heartbeat.
+    last_signed: BTreeMap<String, Instant>,
+    /// When a heartbeat of each known key was last acknowledged.
+    acknowledged: BTreeMap<KeyId, Instant>,
 }
 
 impl Authenticator {
-    /// Creates one; `legacy` is whether the unsigned 2018 format is accepted.
+    /// Creates an authenticator. `legacy` accepts the unsigned 2018 format, too.
     ///
     /// # Errors
     ///
-    /// Returns the kernel's error if it gives no random number.
+    /// Returns the kernel's error if there is no random number.
     pub fn new(
         authentication: Authentication,
         legacy: bool,
@@ -122,8 +125,8 @@ impl Authenticator {
             keys,
             nonces: Nonces::new(now)?,
             limits: SourceLimits::new(now),
-            signed: BTreeMap::new(),
-            answered: BTreeMap::new(),
+            last_signed: BTreeMap::new(),
+            acknowledged: BTreeMap::new(),
         })
     }
 
@@ -135,21 +138,21 @@ impl Authenticator {
         &self.keys
     }
 
-    /// Changes the mode and the keys. Heartbeats signed with a removed key no longer count.
+    /// Replaces the settings and the keys. Heartbeats that are signed with a removed key no longer count.
     pub fn reconfigure(&mut self, authentication: Authentication, legacy: bool, keys: KeyRing) {
         self.authentication = authentication;
         self.legacy = legacy;
-        self.answered.retain(|id, _| keys.find(*id).is_some());
-        self.signed
+        self.acknowledged.retain(|id, _| keys.find(*id).is_some());
+        self.last_signed
             .retain(|worker, _| keys.of_worker(worker).next().is_some());
         self.keys = keys;
     }
 
-    /// Verifies one datagram. The caller reports the outcome by [`Self::accepted`] or [`Self::refused`].
+    /// Verifies one datagram. The caller then calls [`Self::record_accepted`] or [`Self::record_refused`].
     ///
     /// # Errors
     ///
-    /// Returns the reason why it does not count, and perhaps a reply.
+    /// Returns the reason why it does not count, and a reply if one is due.
     pub fn verify(
         &mut self,
         datagram: &[u8],
@@ -164,8 +167,8 @@ impl Authenticator {
         if let Some(ping) = ping::parse(datagram) {
             return Err(self.handle_ping(ping?));
         }
-        if !datagram.starts_with(DatagramKind::Heartbeat.mark()) {
-            return Ok(self.unsigned(datagram, now)?);
+        if !datagram.starts_with(DatagramKind::Heartbeat.prefix()) {
+            return Ok(self.verify_unsigned(datagram, now)?);
         }
         let envelope = Envelope::parse(DatagramKind::Heartbeat, datagram)?;
         match self.authentication {
@@ -173,11 +176,13 @@ impl Authenticator {
                 decoded: decode(envelope.body, false)?,
                 signature: None,
             }),
-            Authentication::Permissive | Authentication::Enforce => self.signed(&envelope, from),
+            Authentication::Permissive | Authentication::Enforce => {
+                self.verify_signed(&envelope, from)
+            }
         }
     }
 
-    fn unsigned(&self, datagram: &[u8], now: Instant) -> Result<Verified, Refusal> {
+    fn verify_unsigned(&self, datagram: &[u8], now: Instant) -> Result<Verified, Refusal> {
         if self.authentication == Authentication::Enforce {
             return Err(Refusal::Unsigned);
         }
@@ -185,7 +190,7 @@ impl Authenticator {
         if self.authentication == Authentication::Permissive
             && let Some(worker) = decoded.worker()
             && self
-                .signed
+                .last_signed
                 .get(worker)
                 .is_some_and(|at| now.saturating_duration_since(*at) < SIGNED_FOR)
         {
@@ -197,45 +202,43 @@ impl Authenticator {
         })
     }
 
-    /// Answers a ping if a heartbeat of its sender would count: signed with a known key, or unsigned where
-    /// that is allowed. Only a signed answer says whether the worker exists, unless authentication is off.
+    /// Returns the pong if a heartbeat of the sender would count: signed with a known key, or unsigned where that is
+    /// allowed. Only a signed pong says whether the worker exists, unless authentication is off.
     fn handle_ping(&self, ping: PingDatagram<'_>) -> Refused {
-        let answer = match (ping, self.authentication) {
+        let pong = match (ping, self.authentication) {
             (PingDatagram::Unsigned(_), Authentication::Enforce) => Err(Refusal::Unsigned),
             (PingDatagram::Unsigned(body), Authentication::Permissive) => {
                 Ping::decode(body).and_then(|ping| Ok((ping.pong(None, false)?, None)))
             }
-            (PingDatagram::Unsigned(body), Authentication::Off) => {
-                Ping::decode(body).and_then(|ping| both_answers(ping, None))
-            }
-            (PingDatagram::Signed(envelope), Authentication::Off) => {
-                Ping::decode(envelope.body).and_then(|ping| both_answers(ping, None))
-            }
+            (
+                PingDatagram::Unsigned(body) | PingDatagram::Signed(Envelope { body, .. }),
+                Authentication::Off,
+            ) => Ping::decode(body).and_then(|ping| both_pongs(ping, None)),
             (PingDatagram::Signed(envelope), _) => {
                 self.verify_signature(&envelope).and_then(|key| {
                     let ping = Ping::decode(envelope.body)?;
                     check_owner(key, &ping.worker)?;
-                    both_answers(ping, Some(key))
+                    both_pongs(ping, Some(key))
                 })
             }
         };
-        match answer {
-            Ok((answer, sender)) => Refused {
+        match pong {
+            Ok((pong, sender)) => Refused {
                 refusal: Refusal::Ping,
-                reply: Some(answer),
+                reply: Some(pong),
                 sender,
             },
             Err(refusal) => refusal.into(),
         }
     }
 
-    /// Verifies an agent's answer to a question; returns the key that signed it. An unsigned one counts where
-    /// unsigned heartbeats do.
+    /// Verifies an agent's connection reply; returns it and the key that signed it. An unsigned reply counts where unsigned
+    /// heartbeats do.
     ///
     /// # Errors
     ///
     /// Returns the reason why it does not count.
-    pub fn verify_mine(
+    pub fn verify_connection_reply(
         &mut self,
         datagram: &[u8],
         from: SocketAddr,
@@ -253,7 +256,7 @@ impl Authenticator {
         Ok((reply, key.map(Key::id)))
     }
 
-    /// Returns the key that signed it.
+    /// Returns the key that signed a datagram.
     fn verify_signature(&self, envelope: &Envelope<'_>) -> Result<&Key, Refusal> {
         let id = envelope.key;
         let key = self.keys.find(id).ok_or(Refusal::UnknownKey { key: id })?;
@@ -263,7 +266,11 @@ impl Authenticator {
         Ok(key)
     }
 
-    fn signed(&self, envelope: &Envelope<'_>, from: SocketAddr) -> Result<Verified, Refused> {
+    fn verify_signed(
+        &self,
+        envelope: &Envelope<'_>,
+        from: SocketAddr,
+    ) -> Result<Verified, Refused> {
         let id = envelope.key;
         let key = self.verify_signature(envelope)?;
         let decoded = decode(envelope.body, false)?;
@@ -275,7 +282,7 @@ impl Authenticator {
         if freshness == Freshness::Stale {
             return Err(Refused {
                 refusal: Refusal::NotFresh,
-                reply: self.acknowledgement(key, heartbeat, from, Reply::NotFresh),
+                reply: self.acknowledgement(key, heartbeat, from, AcknowledgementKind::NotFresh),
                 sender: None,
             });
         }
@@ -286,55 +293,55 @@ impl Authenticator {
     }
 
     /// Records that the core accepted a heartbeat; returns an acknowledgement if one is due.
-    pub fn accepted(
+    pub fn record_accepted(
         &mut self,
         verified: &Verified,
         from: SocketAddr,
         now: Instant,
     ) -> Option<Vec<u8>> {
-        self.limits.accepted(from, now);
+        self.limits.record_accepted(from, now);
         let (Some(signature), Decoded::Heartbeat(heartbeat)) =
             (verified.signature, &verified.decoded)
         else {
             return None;
         };
-        match self.signed.get_mut(&heartbeat.worker) {
+        match self.last_signed.get_mut(&heartbeat.worker) {
             Some(at) => *at = now,
             None => {
-                self.signed.insert(heartbeat.worker.clone(), now);
+                self.last_signed.insert(heartbeat.worker.clone(), now);
             }
         }
-        let answered = self.answered.get(&signature.key);
+        let last = self.acknowledged.get(&signature.key);
         let is_recent =
-            answered.is_some_and(|at| now.saturating_duration_since(*at) < ACKNOWLEDGE_EVERY);
+            last.is_some_and(|at| now.saturating_duration_since(*at) < ACKNOWLEDGE_EVERY);
         let is_usual = signature.freshness == Freshness::Fresh && heartbeat.pause.is_none();
         if is_recent && is_usual {
             return None;
         }
-        self.answered.insert(signature.key, now);
+        self.acknowledged.insert(signature.key, now);
         self.acknowledgement(
             self.keys.find(signature.key)?,
             heartbeat,
             from,
-            Reply::Counts,
+            AcknowledgementKind::Counted,
         )
     }
 
-    /// Returns the reply to a heartbeat whose sequence number the core refused after a silence: its agent
-    /// should continue with a new boot id. The heartbeat may be a recording; the agent obeys only a reply to a
-    /// heartbeat that it has just sent.
-    pub fn demand_new_boot(&self, verified: &Verified, from: SocketAddr) -> Option<Vec<u8>> {
+    /// Returns the reply to a heartbeat whose sequence number the core refused after a silence: the agent should continue
+    /// with a new boot id. The heartbeat may be a recording, and an agent applies only a reply to a heartbeat that it has
+    /// just sent.
+    pub fn request_new_boot(&self, verified: &Verified, from: SocketAddr) -> Option<Vec<u8>> {
         let (signature, Decoded::Heartbeat(heartbeat)) = (verified.signature?, &verified.decoded)
         else {
             return None;
         };
         let key = self.keys.find(signature.key)?;
-        self.acknowledgement(key, heartbeat, from, Reply::NewBoot)
+        self.acknowledgement(key, heartbeat, from, AcknowledgementKind::NewBoot)
     }
 
     /// Records that a datagram was refused, here or by the core.
-    pub fn refused(&mut self, from: SocketAddr, now: Instant) {
-        self.limits.refused(from, now);
+    pub fn record_refused(&mut self, from: SocketAddr, now: Instant) {
+        self.limits.record_refused(from, now);
     }
 
     fn acknowledgement(
@@ -342,30 +349,30 @@ impl Authenticator {
         key: &Key,
         heartbeat: &Heartbeat,
         to: SocketAddr,
-        reply: Reply,
+        kind: AcknowledgementKind,
     ) -> Option<Vec<u8>> {
-        let answer = Acknowledgement {
+        let acknowledgement = Acknowledgement {
             heartbeat: Sequence {
                 boot: heartbeat.boot,
                 number: heartbeat.seq,
             },
             nonce: self.nonces.of(to.ip()),
-            fresh: reply == Reply::Counts,
-            new_boot: reply == Reply::NewBoot,
+            fresh: kind == AcknowledgementKind::Counted,
+            new_boot: kind == AcknowledgementKind::NewBoot,
         };
-        answer.encode(key).ok()
+        acknowledgement.encode(key).ok()
     }
 }
 
-/// Returns the answers for a known and for an unknown worker.
-fn both_answers(ping: Ping, key: Option<&Key>) -> Result<(Vec<u8>, Option<PingSender>), Refusal> {
-    let answer = ping.pong(key, false)?;
+/// Returns the pongs for a known and for an unknown worker.
+fn both_pongs(ping: Ping, key: Option<&Key>) -> Result<(Vec<u8>, Option<PingSender>), Refusal> {
+    let pong = ping.pong(key, false)?;
     let if_unknown = ping.pong(key, true)?;
     let sender = PingSender {
         worker: ping.worker,
         if_unknown,
     };
-    Ok((answer, Some(sender)))
+    Ok((pong, Some(sender)))
 }
 
 /// Checks that the key belongs to the worker of the heartbeat.

@@ -1,6 +1,6 @@
-//! The question of a manager whose connections these are, and the agent's answer, in mode `dsr`.
+//! A manager's query which clients have a connection with a worker, and the agent's reply, in mode `dsr`.
 //!
-//! A manager that lost its table of connections asks the agents. docs/heartbeat.md specifies both datagrams.
+//! A manager that lost its table of connections queries the agents. docs/heartbeat.md specifies both datagrams.
 
 use std::net::SocketAddr;
 
@@ -10,39 +10,36 @@ use serde::{Deserialize, Serialize};
 use super::envelope::{self, DatagramKind, Envelope};
 use super::nonce::Nonce;
 use super::wire::{self, WireSequence};
-use super::{Refusal, SIZE_LIMIT, check_size};
+use super::{MAX_CLIENTS, Refusal, SIZE_LIMIT, check_size};
 use crate::keys::{Key, KeyId};
 
-/// The most clients of a question.
-pub const MAX_CLIENTS: usize = 45;
-
-/// A manager's question which of these clients have a connection with the worker.
+/// A manager's query which of these clients have a connection with the worker.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConnectionQuery {
-    /// The last heartbeat that the manager accepted from the agent. It proves that the question is new.
+    /// The last heartbeat that the manager accepted from the agent. It proves that the query is new.
     pub heartbeat: Sequence,
-    /// Identifies the question; random.
+    /// A random number that identifies the query.
     pub nonce: u64,
     pub service: Endpoint,
     pub clients: Vec<SocketAddr>,
 }
 
-/// An agent's answer. It is shorter than the question, so that an agent cannot be used to amplify traffic.
+/// An agent's reply. It is shorter than the query, so that an agent amplifies no traffic.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ConnectionReply {
-    /// That of the question.
+    /// The nonce of the query.
     pub nonce: u64,
-    /// Bit `n`: the worker has the connection of the question's client `n`.
+    /// Bit `n` is set if the worker has the connection of the query's client `n`.
     pub known: u64,
 }
 
 impl ConnectionQuery {
-    /// Encodes a question about as many of the clients as one datagram holds, and signs it if there is a key. The
-    /// other clients are removed from the question.
+    /// Encodes a query about as many of the clients as one datagram holds, and signs it if there is a key. It removes the
+    /// other clients from the query.
     ///
     /// # Errors
     ///
-    /// Refuses a question about no client.
+    /// Refuses a query about no client.
     pub fn encode(&mut self, key: Option<&Key>) -> Result<Vec<u8>, Refusal> {
         self.clients.truncate(MAX_CLIENTS);
         loop {
@@ -65,8 +62,8 @@ impl ConnectionQuery {
         envelope::encode(DatagramKind::ConnectionQuery, key, &wire)
     }
 
-    /// Checks the signature, then decodes. With a key, only a signed question counts; without one, only an unsigned
-    /// one. `None`: the datagram is no question.
+    /// Checks the signature, then decodes. With a key, only a signed query counts; without one, only an unsigned one.
+    /// Returns `None` if the datagram is no query.
     ///
     /// # Errors
     ///
@@ -74,10 +71,10 @@ impl ConnectionQuery {
     pub fn decode(datagram: &[u8], key: Option<&Key>) -> Option<Result<Self, Refusal>> {
         DatagramKind::ConnectionQuery
             .is_of(datagram)
-            .then(|| Self::decode_question(datagram, key))
+            .then(|| Self::decode_query(datagram, key))
     }
 
-    fn decode_question(datagram: &[u8], key: Option<&Key>) -> Result<Self, Refusal> {
+    fn decode_query(datagram: &[u8], key: Option<&Key>) -> Result<Self, Refusal> {
         check_size(datagram)?;
         let body = match (key, DatagramKind::ConnectionQuery.unsigned_body(datagram)) {
             (None, Some(body)) => body,
@@ -85,16 +82,16 @@ impl ConnectionQuery {
             (key, None) => envelope::signed_body(DatagramKind::ConnectionQuery, datagram, key)?,
         };
         let wire: WireConnectionQuery = serde_json::from_slice(body)?;
-        let question = Self {
+        let query = Self {
             heartbeat: wire.heartbeat.parse()?,
             nonce: wire::nonce(&wire.nonce)?.0,
             service: wire.service.parse().map_err(|_| Refusal::Malformed {
-                problem: "\"service\" is no endpoint".to_owned(),
+                problem: "\"service\" is not an endpoint".to_owned(),
             })?,
             clients: wire.clients,
         };
-        question.check()?;
-        Ok(question)
+        query.check()?;
+        Ok(query)
     }
 
     fn check(&self) -> Result<(), Refusal> {
@@ -120,7 +117,7 @@ impl ConnectionReply {
         envelope::encode(DatagramKind::ConnectionReply, key, &wire)
     }
 
-    /// Decodes the body of an answer.
+    /// Decodes the body of a reply.
     fn decode(body: &[u8]) -> Result<Self, Refusal> {
         let wire: WireConnectionReply = serde_json::from_slice(body)?;
         Ok(Self {
@@ -130,13 +127,13 @@ impl ConnectionReply {
     }
 }
 
-/// Whether a datagram is an answer, valid or not.
+/// Whether a datagram is a connection reply, valid or not.
 pub fn is_connection_reply(datagram: &[u8]) -> bool {
     DatagramKind::ConnectionReply.is_of(datagram)
 }
 
-/// Checks and decodes an answer. `key` finds the keys; `None`: signatures are not verified. Returns the key that signed
-/// it, too.
+/// Checks and decodes a reply. `keys` returns the key of an id; without it, signatures are not verified. Returns the reply
+/// and the key that signed it.
 pub(super) fn decode_reply<'a>(
     datagram: &[u8],
     keys: Option<impl Fn(KeyId) -> Option<&'a Key>>,

@@ -1,12 +1,12 @@
-//! The line before the JSON with its signature: `memlb1 KEY-ID TAG`. It is verified before parsing.
+//! The line with the signature before the JSON: `memlb1 KEY-ID TAG`. The receiver verifies it before it parses the JSON.
 //!
-//! The JSON stays readable on the wire. The tag is the HMAC-SHA256 over the first word, the space,
-//! the key's id, a line feed and the JSON: everything but the tag itself and the space before it.
+//! The tag is the HMAC-SHA256 over the first word, the space, the key's id, a line feed and the JSON: everything but the
+//! tag itself and the space before it.
 
 use serde::Serialize;
 
 use super::Refusal;
-use crate::keys::{Key, KeyId, TAG_BYTES, hex, write_hex};
+use crate::keys::{Key, KeyId, TAG_BYTES, parse_hex, write_hex};
 
 /// The kind of a signed datagram. The signature covers it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,7 +21,7 @@ pub enum DatagramKind {
 
 impl DatagramKind {
     /// Returns the first word with the space after it.
-    pub fn mark(self) -> &'static [u8] {
+    pub fn prefix(self) -> &'static [u8] {
         match self {
             Self::Heartbeat => b"memlb1 ",
             Self::Acknowledgement => b"memlb1-ack ",
@@ -34,13 +34,13 @@ impl DatagramKind {
 
     /// Returns the JSON of an unsigned datagram other than a heartbeat. It has a line feed after the first word.
     pub fn unsigned_body(self, datagram: &[u8]) -> Option<&[u8]> {
-        let rest = datagram.strip_prefix(self.mark().trim_ascii_end())?;
+        let rest = datagram.strip_prefix(self.prefix().trim_ascii_end())?;
         rest.strip_prefix(b"\n")
     }
 
     /// Whether a datagram is of this kind, signed or not, valid or not.
     pub fn is_of(self, datagram: &[u8]) -> bool {
-        self.unsigned_body(datagram).is_some() || datagram.starts_with(self.mark())
+        self.unsigned_body(datagram).is_some() || datagram.starts_with(self.prefix())
     }
 }
 
@@ -65,13 +65,13 @@ impl<'a> Envelope<'a> {
     }
 
     fn split(kind: DatagramKind, datagram: &'a [u8]) -> Option<Self> {
-        let rest = datagram.strip_prefix(kind.mark())?;
+        let rest = datagram.strip_prefix(kind.prefix())?;
         let (id, rest) = rest.split_at_checked(KeyId::DIGITS)?;
         let rest = rest.strip_prefix(b" ")?;
         let (digits, rest) = rest.split_at_checked(2 * TAG_BYTES)?;
         let body = rest.strip_prefix(b"\n")?;
         let mut tag = [0; TAG_BYTES];
-        hex(digits, &mut tag).then_some(())?;
+        parse_hex(digits, &mut tag).then_some(())?;
         Some(Self {
             key: KeyId::parse(id)?,
             body,
@@ -81,19 +81,19 @@ impl<'a> Envelope<'a> {
         })
     }
 
-    /// Whether `key` signed exactly this.
+    /// Whether `key` signed this datagram.
     pub fn is_signed_by(&self, key: &Key) -> bool {
         key.id() == self.key
-            && key.verify(&[self.kind.mark(), self.id, b"\n", self.body], &self.tag)
+            && key.verify(&[self.kind.prefix(), self.id, b"\n", self.body], &self.tag)
     }
 }
 
 /// Signs a body.
-pub fn seal(kind: DatagramKind, key: &Key, body: &[u8]) -> Vec<u8> {
+pub fn sign(kind: DatagramKind, key: &Key, body: &[u8]) -> Vec<u8> {
     let mut datagram = Vec::with_capacity(96 + body.len());
     let id = key.id().to_string();
-    let tag = key.sign(&[kind.mark(), id.as_bytes(), b"\n", body]);
-    datagram.extend_from_slice(kind.mark());
+    let tag = key.sign(&[kind.prefix(), id.as_bytes(), b"\n", body]);
+    datagram.extend_from_slice(kind.prefix());
     datagram.extend_from_slice(id.as_bytes());
     datagram.push(b' ');
     write_hex(&tag, &mut datagram);
@@ -110,8 +110,8 @@ pub fn encode(
 ) -> Result<Vec<u8>, Refusal> {
     let body = serde_json::to_vec(body)?;
     Ok(match key {
-        Some(key) => seal(kind, key, &body),
-        None => [kind.mark().trim_ascii_end(), b"\n", &body].concat(),
+        Some(key) => sign(kind, key, &body),
+        None => [kind.prefix().trim_ascii_end(), b"\n", &body].concat(),
     })
 }
 

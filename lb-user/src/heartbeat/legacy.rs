@@ -2,8 +2,8 @@
 //!
 //! `worker1_memory.json`, then
 //! `[{"NamaWorker": "worker1", "IP": "192.168.56.103", "Waktu": "2018-06-04 14:00:59", "freeMemory": "394"}]`.
-//! The list alone is the heartbeat, so that it does not matter whether the name arrives. The
-//! address and the time are the sender's own claims: shown, never trusted.
+//! The list alone is the heartbeat, so that the first datagram may be lost. The sender claims address and time: memlb
+//! shows them and never trusts them.
 
 use std::fmt;
 
@@ -13,29 +13,30 @@ use serde::Deserialize;
 use super::Refusal;
 use crate::worker_name::check_name;
 
-/// Far more than any machine has, far less than would overflow in bytes.
-const MOST_FREE_MIB: u64 = 1 << 40;
+/// More than any machine has; in bytes, it does not overflow.
+const MAX_FREE_MIB: u64 = 1 << 40;
 const MIB: u64 = 1 << 20;
 /// The most characters of the claimed address or time.
-const CLAIM_LIMIT: usize = 40;
+const MAX_CLAIM_CHARACTERS: usize = 40;
 
 /// A 2018 worker's heartbeat.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LegacyHeartbeat {
     pub worker: String,
     pub free_memory_bytes: u64,
-    /// The address that it claims, in printable characters.
+    /// The address that the sender claims, in printable characters.
     pub claimed_address: Option<String>,
-    /// The time that it claims, in printable characters.
+    /// The time that the sender claims, in printable characters.
     pub claimed_time: Option<String>,
 }
 
 impl LegacyHeartbeat {
     /// Decodes the second datagram. The caller has checked its size.
     pub(super) fn decode(datagram: &[u8]) -> Result<Self, Refusal> {
-        let list: Vec<Entry> = serde_json::from_slice(datagram)?;
+        let list: Vec<LegacyEntry> = serde_json::from_slice(datagram)?;
         let length = list.len();
-        let [entry] = <[Entry; 1]>::try_from(list).map_err(|_| Refusal::LegacyLength { length })?;
+        let [entry] =
+            <[LegacyEntry; 1]>::try_from(list).map_err(|_| Refusal::LegacyLength { length })?;
         check_name(&entry.worker)?;
         Ok(Self {
             worker: entry.worker,
@@ -70,7 +71,7 @@ impl fmt::Display for LegacyHeartbeat {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{} (2018 form): {} free",
+            "{} (2018 format): {} free",
             self.worker,
             Bytes(self.free_memory_bytes)
         )?;
@@ -92,7 +93,7 @@ pub(super) fn file_name(datagram: &[u8]) -> Option<&str> {
 }
 
 #[derive(Deserialize)]
-struct Entry {
+struct LegacyEntry {
     #[serde(rename = "NamaWorker")]
     worker: String,
     #[serde(rename = "IP")]
@@ -117,17 +118,14 @@ impl FreeMemory {
             Self::Number(number) => *number,
             Self::Text(text) => {
                 let text = text.trim();
-                // `f64` alone would take "inf" and "nan", too.
-                if !text
-                    .bytes()
-                    .all(|byte| byte.is_ascii_digit() || byte == b'.')
-                {
-                    return Err(Refusal::AbsurdFreeMemory);
-                }
-                text.parse().map_err(|_| Refusal::AbsurdFreeMemory)?
+                // `f64` alone would accept "inf" and "nan", too.
+                let mut bytes = text.bytes();
+                let number = text.parse().ok();
+                let number = number.filter(|_| bytes.all(|it| it.is_ascii_digit() || it == b'.'));
+                number.ok_or(Refusal::AbsurdFreeMemory)?
             }
         };
-        if !(0.0..=MOST_FREE_MIB as f64).contains(&mib) {
+        if !(0.0..=MAX_FREE_MIB as f64).contains(&mib) {
             return Err(Refusal::AbsurdFreeMemory);
         }
         Ok((mib * MIB as f64) as u64)
@@ -136,5 +134,5 @@ impl FreeMemory {
 
 fn printable(claim: String) -> String {
     let escaped = claim.chars().flat_map(char::escape_debug);
-    escaped.take(CLAIM_LIMIT).collect()
+    escaped.take(MAX_CLAIM_CHARACTERS).collect()
 }

@@ -9,6 +9,8 @@ use std::hash::{BuildHasher, RandomState};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use crate::token_bucket::TokenBucket;
+
 /// How many refused datagrams a source may send at once, and for each second.
 const BURST: u32 = 1_000;
 const REFILL_PER_SECOND: u32 = 200;
@@ -18,34 +20,25 @@ const REFILL_PER_SECOND: u32 = 200;
 const BUCKETS: usize = 4_096;
 
 /// How long an accepted heartbeat exempts its source, and how many sources are exempt at most.
-const PROVEN_FOR: Duration = Duration::from_secs(30);
-const MAX_PROVEN: usize = 16_384;
+const EXEMPT_FOR: Duration = Duration::from_secs(30);
+const MAX_EXEMPT: usize = 16_384;
 
 /// The limits of all sources.
 #[derive(Debug)]
 pub struct SourceLimits {
-    buckets: Vec<Bucket>,
-    proven: HashMap<SocketAddr, Instant>,
-    /// When expired entries of `proven` were last removed.
+    buckets: Vec<TokenBucket>,
+    /// The sources of accepted heartbeats, with the time of the last one.
+    exempt: HashMap<SocketAddr, Instant>,
+    /// When expired entries of `exempt` were last removed.
     swept: Instant,
     hasher: RandomState,
 }
 
-#[derive(Debug, Clone, Copy)]
-struct Bucket {
-    left: u32,
-    filled: Instant,
-}
-
 impl SourceLimits {
     pub fn new(now: Instant) -> Self {
-        let full = Bucket {
-            left: BURST,
-            filled: now,
-        };
         Self {
-            buckets: vec![full; BUCKETS],
-            proven: HashMap::new(),
+            buckets: vec![TokenBucket::with_burst(REFILL_PER_SECOND, BURST, now); BUCKETS],
+            exempt: HashMap::new(),
             swept: now,
             hasher: RandomState::new(),
         }
@@ -53,48 +46,36 @@ impl SourceLimits {
 
     /// Whether a datagram of this source is within the limit.
     pub fn allows(&mut self, from: SocketAddr, now: Instant) -> bool {
-        self.bucket(from, now).left > 0
-            || self
-                .proven
-                .get(&from)
-                .is_some_and(|at| now.saturating_duration_since(*at) < PROVEN_FOR)
+        let is_recent = |at: &Instant| now.saturating_duration_since(*at) < EXEMPT_FOR;
+        self.bucket(from).left(now) > 0 || self.exempt.get(&from).is_some_and(is_recent)
     }
 
     /// Records that a datagram was refused.
-    pub fn refused(&mut self, from: SocketAddr, now: Instant) {
-        let bucket = self.bucket(from, now);
-        bucket.left = bucket.left.saturating_sub(1);
+    pub fn record_refused(&mut self, from: SocketAddr, now: Instant) {
+        self.bucket(from).try_acquire(1, now);
     }
 
     /// Records that a heartbeat was accepted.
-    pub fn accepted(&mut self, from: SocketAddr, now: Instant) {
-        if let Some(at) = self.proven.get_mut(&from) {
+    pub fn record_accepted(&mut self, from: SocketAddr, now: Instant) {
+        if let Some(at) = self.exempt.get_mut(&from) {
             *at = now;
             return;
         }
-        // Once a second at most: it takes time with many sources.
-        let full = self.proven.len() >= MAX_PROVEN;
+        // Once a second at most, because it takes time with many sources.
+        let full = self.exempt.len() >= MAX_EXEMPT;
         if full && now.saturating_duration_since(self.swept) >= Duration::from_secs(1) {
             self.swept = now;
-            self.proven
-                .retain(|_, at| now.saturating_duration_since(*at) < PROVEN_FOR);
+            self.exempt
+                .retain(|_, at| now.saturating_duration_since(*at) < EXEMPT_FOR);
         }
-        if self.proven.len() < MAX_PROVEN {
-            self.proven.insert(from, now);
+        if self.exempt.len() < MAX_EXEMPT {
+            self.exempt.insert(from, now);
         }
     }
 
-    fn bucket(&mut self, from: SocketAddr, now: Instant) -> &mut Bucket {
+    fn bucket(&mut self, from: SocketAddr) -> &mut TokenBucket {
         let index = self.hasher.hash_one(from) as usize % BUCKETS;
-        let bucket = &mut self.buckets[index];
-        let waited = now.saturating_duration_since(bucket.filled).as_millis();
-        let drops = waited * u128::from(REFILL_PER_SECOND) / 1_000;
-        if drops > 0 {
-            let drops = u32::try_from(drops).unwrap_or(BURST).min(BURST);
-            bucket.left = (bucket.left + drops).min(BURST);
-            bucket.filled = now;
-        }
-        bucket
+        &mut self.buckets[index]
     }
 }
 
@@ -106,15 +87,15 @@ mod tests {
         ([192, 168, 56, 103], port).into()
     }
 
-    /// Sends that many bad datagrams; returns how many were looked at.
+    /// Sends that many bad datagrams; returns how many were processed.
     fn flood(limits: &mut SourceLimits, from: SocketAddr, count: u32, now: Instant) -> u32 {
         (0..count)
             .filter(|_| {
-                let looked_at = limits.allows(from, now);
-                if looked_at {
-                    limits.refused(from, now);
+                let is_allowed = limits.allows(from, now);
+                if is_allowed {
+                    limits.record_refused(from, now);
                 }
-                looked_at
+                is_allowed
             })
             .count() as u32
     }
@@ -136,7 +117,7 @@ mod tests {
     fn a_flood_from_its_own_host_or_with_its_very_address_silences_no_agent() {
         let start = Instant::now();
         let mut limits = SourceLimits::new(start);
-        limits.accepted(source(1), start);
+        limits.record_accepted(source(1), start);
         flood(&mut limits, source(1), 100_000, start);
         flood(&mut limits, source(2), 100_000, start);
         assert!(limits.allows(source(1), start + Duration::from_secs(29)));
@@ -157,7 +138,7 @@ mod tests {
                 let address = (number * 7 + second).to_be_bytes();
                 let from = (address, 9).into();
                 if limits.allows(from, now) {
-                    limits.refused(from, now);
+                    limits.record_refused(from, now);
                 }
             }
         }
@@ -165,12 +146,12 @@ mod tests {
         assert_eq!(cut_off.count(), 0);
         assert_eq!(limits.buckets.len(), BUCKETS);
         for port in 0..u16::MAX {
-            limits.accepted(source(port), now);
+            limits.record_accepted(source(port), now);
         }
-        assert!(limits.proven.len() <= MAX_PROVEN);
+        assert!(limits.exempt.len() <= MAX_EXEMPT);
         // Later sources find room again.
-        let later = now + PROVEN_FOR;
-        limits.accepted(([10, 0, 0, 1], 1).into(), later);
-        assert_eq!(limits.proven.len(), 1);
+        let later = now + EXEMPT_FOR;
+        limits.record_accepted(([10, 0, 0, 1], 1).into(), later);
+        assert_eq!(limits.exempt.len(), 1);
     }
 }

@@ -1,6 +1,6 @@
 //! Heartbeat datagrams: what an agent sends and what a manager accepts.
 //!
-//! A version-1 datagram is one JSON object in fewer than 1,200 bytes, so that no path fragments it:
+//! A datagram of version 1 is one JSON object in fewer than 1,200 bytes, so that no path fragments it:
 //!
 //! ```json
 //! {"memlb":1,"worker":"worker1","boot":"00c0ffee00c0ffee","seq":17,"interval_ms":100,
@@ -8,11 +8,11 @@
 //!  "state":"ready","healthy":true,"version":"0.1.0"}
 //! ```
 //!
-//! docs/heartbeat.md describes every field. Unknown fields are ignored, so that the format can grow; a field must
-//! never change its meaning without a new number in `memlb`. The format of 2018 is in [`legacy`](LegacyHeartbeat).
+//! docs/heartbeat.md specifies every field. Unknown fields are ignored, so that the format can grow. A field never changes
+//! its meaning under the same number in `memlb`. [`LegacyHeartbeat`] is the format of 2018.
 //!
-//! Everyone can send to the manager's port: decoding never panics, bounds everything that it stores, and quotes
-//! no control characters.
+//! Everyone can send to the manager's port. So decoding never panics, bounds everything that it stores, and quotes no
+//! control characters.
 
 mod acknowledgement;
 mod authenticator;
@@ -29,14 +29,12 @@ mod wire;
 pub use crate::worker_name::{MAX_NAME_BYTES, NameProblem, check_name};
 pub use acknowledgement::Acknowledgement;
 pub use authenticator::{Authentication, Authenticator, PingSender, Refused, Signature, Verified};
-pub use connection_query::{ConnectionQuery, ConnectionReply, MAX_CLIENTS, is_connection_reply};
+pub use connection_query::{ConnectionQuery, ConnectionReply, is_connection_reply};
 pub use legacy::LegacyHeartbeat;
 pub use nonce::Nonce;
 pub use ping::{Ping, Pong, is_ping};
 pub use refusal::Refusal;
-pub use v1::{
-    CgroupMemory, Heartbeat, MAX_TRANSLATED, MemoryReport, PressureReport, VERSION, check_pause,
-};
+pub use v1::{CgroupMemory, Heartbeat, MemoryReport, PressureReport, check_pause};
 
 use std::time::Duration;
 
@@ -45,18 +43,28 @@ use lb_core::Report;
 /// A datagram must be shorter than this. A receive buffer of this size shows whether one is.
 pub const SIZE_LIMIT: usize = 1_200;
 
+/// The version of the format, in field `memlb`.
+pub const VERSION: u64 = 1;
+
+/// The most services of mode `dsr` that a worker may translate. A heartbeat with this many IPv6 addresses still fits into
+/// a datagram.
+pub const MAX_TRANSLATED: usize = 8;
+
+/// The most clients of a [`ConnectionQuery`].
+pub const MAX_CLIENTS: usize = 45;
+
 /// A decoded datagram.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Decoded {
     Heartbeat(Heartbeat),
     /// The second datagram of the 2018 format, which is the heartbeat.
     Legacy(LegacyHeartbeat),
-    /// The first datagram of the 2018 format: only the name of a file.
+    /// The first datagram of the 2018 format, the name of a file.
     LegacyFileName(String),
 }
 
 impl Decoded {
-    /// Returns the name of the worker that it claims.
+    /// Returns the worker that the sender claims to be.
     pub fn worker(&self) -> Option<&str> {
         match self {
             Self::Heartbeat(heartbeat) => Some(&heartbeat.worker),
@@ -65,7 +73,7 @@ impl Decoded {
         }
     }
 
-    /// Returns how long the worker announces to be silent.
+    /// Returns the pause that the worker announces.
     pub fn pause(&self) -> Option<Duration> {
         match self {
             Self::Heartbeat(heartbeat) => heartbeat.pause,

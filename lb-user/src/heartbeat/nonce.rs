@@ -1,4 +1,4 @@
-//! Nonces prove that a heartbeat is fresh: the manager issues them, and heartbeats must carry them back.
+//! Nonces prove that a heartbeat is fresh: the manager issues them, and heartbeats carry them back.
 //!
 //! A nonce is a keyed hash of the sender's address, so that the manager stores nothing for each sender. The
 //! secret changes every ten seconds. A heartbeat recorded before the manager's start, more than twenty seconds
@@ -33,6 +33,7 @@ pub enum Freshness {
     Fresh,
     /// Made from the former secret: valid, but the sender needs the newest nonce.
     Ageing,
+    /// Not valid, or missing.
     Stale,
 }
 
@@ -49,7 +50,7 @@ impl Nonces {
     ///
     /// # Errors
     ///
-    /// Returns the kernel's error if it gives no random number.
+    /// Returns the kernel's error if there is no random number.
     pub fn new(now: Instant) -> Result<Self> {
         Ok(Self {
             newest: generate()?,
@@ -58,13 +59,13 @@ impl Nonces {
         })
     }
 
-    /// Generates the next secret if it is due. At most one at a time: after a pause of the manager, the
+    /// Generates the next secret if it is due. It generates one at most, so that after a pause of the manager the
     /// heartbeats in its queue are still fresh.
     pub fn rotate(&mut self, now: Instant) {
         if now.saturating_duration_since(self.generated) < ROTATE_AFTER {
             return;
         }
-        // If the kernel gives no random number now, the old secret stays.
+        // Without a random number, the old secret stays.
         if let Ok(next) = generate() {
             self.before = Some(std::mem::replace(&mut self.newest, next));
             self.generated = now;

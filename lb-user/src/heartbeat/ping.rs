@@ -1,11 +1,14 @@
-//! The ping with which an agent tests whether it reaches a manager, and the reply, the pong. A ping has no figures of
-//! a worker and changes nothing.
+//! The ping with which an agent tests whether it reaches a manager, and the manager's reply, the pong. A ping has no
+//! figures of a worker and changes nothing.
 
 use lb_core::Sequence;
 use serde::{Deserialize, Serialize};
 
 use super::envelope::{self, DatagramKind, Envelope};
-use super::{Refusal, check_name, v1::VERSION, wire::WireSequence};
+use super::{
+    Refusal, VERSION, check_name,
+    wire::{WireSequence, check_version},
+};
 use crate::keys::Key;
 
 /// An agent's ping.
@@ -15,11 +18,11 @@ pub struct Ping {
     pub sequence: Sequence,
 }
 
-/// A manager's answer to a ping. It is always shorter than the ping.
+/// A manager's reply to a ping. It is always shorter than the ping.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Pong {
     pub ping: Sequence,
-    /// Whether the manager has signed it with the worker's key.
+    /// Whether the manager signed it with the worker's key.
     pub is_signed: bool,
     /// Whether no service has such a worker.
     pub is_unknown: bool,
@@ -31,13 +34,13 @@ pub(super) enum PingDatagram<'a> {
     Unsigned(&'a [u8]),
 }
 
-/// Recognises a ping; nothing if the datagram is something else.
+/// Recognises a ping; `None` if the datagram is something else.
 pub(super) fn parse(datagram: &[u8]) -> Option<Result<PingDatagram<'_>, Refusal>> {
     if let Some(body) = DatagramKind::Ping.unsigned_body(datagram) {
         return Some(Ok(PingDatagram::Unsigned(body)));
     }
     datagram
-        .starts_with(DatagramKind::Ping.mark())
+        .starts_with(DatagramKind::Ping.prefix())
         .then(|| Envelope::parse(DatagramKind::Ping, datagram).map(PingDatagram::Signed))
 }
 
@@ -64,10 +67,7 @@ impl Ping {
 
     pub(super) fn decode(body: &[u8]) -> Result<Self, Refusal> {
         let wire: WirePing = serde_json::from_slice(body)?;
-        if wire.memlb != VERSION {
-            let version = wire.memlb;
-            return Err(Refusal::OtherVersion { version });
-        }
+        check_version(Some(wire.memlb))?;
         check_name(&wire.worker)?;
         Ok(Self {
             sequence: wire.sequence.parse()?,
@@ -75,7 +75,7 @@ impl Ping {
         })
     }
 
-    /// Encodes the answer. `is_unknown` says that no service has such a worker.
+    /// Encodes the reply. `is_unknown` says that no service has such a worker.
     pub(super) fn pong(&self, key: Option<&Key>, is_unknown: bool) -> Result<Vec<u8>, Refusal> {
         let wire = WirePong {
             sequence: self.sequence.into(),
@@ -86,7 +86,7 @@ impl Ping {
 }
 
 impl Pong {
-    /// Decodes an answer, signed or not.
+    /// Decodes a pong, signed or not.
     ///
     /// # Errors
     ///
@@ -96,9 +96,8 @@ impl Pong {
             Some(body) => (body, false),
             None => {
                 let envelope = Envelope::parse(DatagramKind::Pong, datagram)?;
-                let id = envelope.key;
                 if !key.is_some_and(|key| envelope.is_signed_by(key)) {
-                    return Err(Refusal::BadSignature { key: id });
+                    return Err(Refusal::BadSignature { key: envelope.key });
                 }
                 (envelope.body, true)
             }

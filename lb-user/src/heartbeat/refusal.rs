@@ -6,8 +6,8 @@ use super::{MAX_CLIENTS, MAX_TRANSLATED, SIZE_LIMIT, VERSION};
 use crate::keys::KeyId;
 use crate::worker_name::NameProblem;
 
-/// The most characters of a parser's message: it may quote unauthenticated input.
-const QUOTE_LIMIT: usize = 120;
+/// The most characters of a parser's message, which may quote unauthenticated input.
+const MAX_QUOTE_CHARACTERS: usize = 120;
 
 /// Declares the reasons: the name of the counter, which never changes, and the text.
 macro_rules! refusals {
@@ -46,7 +46,7 @@ refusals! {
     /// A JSON object without a version number.
     NoVersion = "no_version", "the datagram has no version number in \"memlb\"";
     OtherVersion { version: u64 } = "other_version",
-        "the heartbeat is of version {version}, this manager understands version {VERSION}";
+        "the heartbeat has version {version}, and this memlb supports version {VERSION}";
     /// A field is missing or has the wrong type.
     Malformed { problem: String } = "malformed", "the heartbeat is malformed: {problem}";
     BadBoot = "bad_boot", "\"boot\" is not 16 hexadecimal digits";
@@ -74,34 +74,34 @@ refusals! {
         "the heartbeat is not signed, while the same worker sends signed ones";
     UnknownKey { key: KeyId } = "unknown_key",
         "the heartbeat is signed with key {key}, which is not among the manager's keys";
-    /// It was changed on its way, or its sender knows only the key's id.
+    /// It was changed on its way, or its sender does not know the key's secret.
     BadSignature { key: KeyId } = "bad_signature",
-        "the signature is wrong: changed on its way, or not made with key {key}";
+        "the signature is wrong: the datagram was changed on its way, or not signed with key {key}";
     /// Signed with a valid key of another worker.
     OtherWorkersKey { key: KeyId, of: String } = "other_workers_key",
         "the heartbeat is signed with key {key} of {of}, but names another worker";
-    /// The signature is valid, but without proof that it is not a recording.
+    /// The signature is valid, but nothing proves that the datagram is not a recording.
     NotFresh = "not_fresh",
-        "the heartbeat does not prove that it is new; the manager has sent a nonce (usual at the start of an agent or of the manager)";
+        "the heartbeat does not prove that it is new; the manager has sent a nonce (normal at the start of an agent or of the manager)";
     /// A ping.
     Ping = "ping", "the datagram is a ping";
-    /// A question about no client or too many.
+    /// A query about no client, or about too many.
     AbsurdClients { clients: usize } = "absurd_clients",
-        "the question names {clients} clients, not 1 to {MAX_CLIENTS}";
-    /// An answer to a question that was not asked, or no longer counts.
-    NotAsked = "not_asked", "the answer belongs to no question of the last second";
-    /// A question that does not name one of the agent's last heartbeats.
-    OldQuestion = "old_question", "the question names none of this agent's last heartbeats";
-    /// Too many datagrams of its source were refused; it was not processed.
-    RateLimited = "rate_limited", "too many datagrams of its source were refused; it is ignored for now";
+        "the query names {clients} clients, not 1 to {MAX_CLIENTS}";
+    /// A reply to no query, or to one that has expired.
+    NotAsked = "not_asked", "the reply belongs to no query of the last second";
+    /// A query that does not name one of the agent's last heartbeats.
+    OldQuery = "old_question", "the query names none of this agent's last heartbeats";
+    /// Too many datagrams of its source were refused. It was not processed.
+    RateLimited = "rate_limited", "too many datagrams of its source were refused, so that it was not processed";
     /// The 2018 format, which is not enabled.
-    LegacyOff = "legacy_off", "the datagram is in the 2018 form, which legacy_heartbeats = true would accept";
-    /// A list in the 2018 format must have exactly one worker.
-    LegacyLength { length: usize } = "legacy_length", "the list in the 2018 form has {length} entries, not one";
-    AbsurdFreeMemory = "absurd_free_memory", "\"freeMemory\" is not a believable number of MiB";
+    LegacyOff = "legacy_off", "the datagram is in the 2018 format, which only legacy_heartbeats = true accepts";
+    /// A list in the 2018 formatat must have exactly one worker.
+    LegacyLength { length: usize } = "legacy_length", "the list in the 2018 format has {length} entries, not one";
+    AbsurdFreeMemory = "absurd_free_memory", "\"freeMemory\" is not a plausible number of MiB";
 }
 
-/// Classifies a parser's error: no JSON, or JSON with another structure.
+/// Distinguishes text that is not JSON from JSON with another structure.
 impl From<serde_json::Error> for Refusal {
     fn from(error: serde_json::Error) -> Self {
         if !error.is_data() {
@@ -110,7 +110,7 @@ impl From<serde_json::Error> for Refusal {
         let problem = error.to_string();
         let printable = problem.chars().flat_map(char::escape_debug);
         Self::Malformed {
-            problem: printable.take(QUOTE_LIMIT).collect(),
+            problem: printable.take(MAX_QUOTE_CHARACTERS).collect(),
         }
     }
 }

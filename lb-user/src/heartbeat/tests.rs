@@ -412,7 +412,7 @@ fn another_version_is_refused_by_its_number() {
     assert_eq!(error, Refusal::OtherVersion { version: 2 });
     assert_eq!(
         error.to_string(),
-        "the heartbeat is of version 2, this manager understands version 1"
+        "the heartbeat has version 2, and this memlb supports version 1"
     );
 }
 
@@ -459,7 +459,7 @@ fn the_2018_form_is_a_heartbeat_when_switched_on() {
     };
     assert_eq!(
         expected.to_string(),
-        "worker1 (2018 form): 394.0 MiB free, its clock says 2018-06-04 14:00:59"
+        "worker1 (2018 format): 394.0 MiB free, its clock says 2018-06-04 14:00:59"
     );
     assert_eq!(decoded, Decoded::Legacy(expected));
     let report = decoded.report().expect("a report");

@@ -8,20 +8,13 @@ use lb_core::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::{Refusal, nonce::Nonce};
+use super::{MAX_TRANSLATED, Refusal, nonce::Nonce};
 use crate::worker_name::check_name;
 
-/// The number in `memlb` that this code writes and reads.
-pub const VERSION: u64 = 1;
+const MAX_INTERVAL: Duration = Duration::from_secs(3_600);
+const MAX_AGENT_VERSION_BYTES: usize = 32;
 
-/// How many services of mode `dsr` a worker may translate: with as many IPv6 addresses a heartbeat still
-/// fits into its datagram.
-pub const MAX_TRANSLATED: usize = 8;
-
-const LONGEST_INTERVAL: Duration = Duration::from_secs(3_600);
-const LONGEST_AGENT_VERSION: usize = 32;
-
-/// What an agent sends at each interval.
+/// A heartbeat of version 1.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Heartbeat {
     pub worker: String,
@@ -33,29 +26,29 @@ pub struct Heartbeat {
     pub state: WorkerState,
     /// Whether the worker's service answers its agent.
     pub healthy: bool,
-    /// Whether the agent checks that; without a check, `healthy` is always true.
+    /// Whether the agent checks the service; without a check, `healthy` is always true.
     pub checked: bool,
     /// The services of mode `dsr` that the agent's DSR translator translates.
     pub translates: Vec<Endpoint>,
-    /// The agent's own version, for display.
+    /// The agent's version, for display.
     pub version: String,
-    /// How long the worker will be silent; it counts only if it is signed.
+    /// For how long the worker will be silent. It counts only if the heartbeat is signed.
     pub pause: Option<Duration>,
-    /// The manager's last nonce; nothing before the first one, and without a key.
+    /// The manager's last nonce; `None` before the first one, and without a key.
     pub nonce: Option<Nonce>,
 }
 
 /// The worker's memory, as its agent reads it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MemoryReport {
-    /// Of the host: `MemAvailable`.
+    /// `MemAvailable` of the host.
     pub available_bytes: u64,
-    /// Of the host: `MemTotal`.
+    /// `MemTotal` of the host.
     pub total_bytes: u64,
-    /// Present where the agent runs under a limit.
+    /// The cgroup whose limit applies, if there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cgroup: Option<CgroupMemory>,
-    /// Present where the kernel measures it: of the limited cgroup, else of the host.
+    /// Of the limited cgroup, else of the host; `None` if the kernel does not measure it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pressure: Option<PressureReport>,
     /// The age of the figures, if the agent cannot read new ones.
@@ -70,14 +63,14 @@ pub struct CgroupMemory {
     pub limit_bytes: u64,
     /// `memory.current`, which counts the page cache, too.
     pub current_bytes: u64,
-    /// `inactive_file` of `memory.stat`: the cache that is given up first.
+    /// `inactive_file` of `memory.stat`: the cache that the kernel reclaims first.
     pub inactive_file_bytes: u64,
 }
 
-/// Pressure stall information: how much tasks waited for memory over the last ten seconds.
+/// Pressure stall information: the share of the last ten seconds in which tasks waited for memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PressureReport {
-    /// Some task waited.
+    /// At least one task waited.
     #[serde(with = "percent")]
     pub some_avg10: Pressure,
     /// All tasks waited.
@@ -86,9 +79,9 @@ pub struct PressureReport {
 }
 
 impl MemoryReport {
-    /// Returns the figures for decisions: the host's, or the smaller ones of the limit.
+    /// Returns the figures for decisions: the host's, or those of the cgroup's limit if they are smaller.
     ///
-    /// Cache that the kernel gives up first counts as available, as in `MemAvailable`.
+    /// Cache that the kernel reclaims first counts as available, as in `MemAvailable`.
     pub fn effective(&self) -> Memory {
         let Some(cgroup) = self.cgroup else {
             return Memory {
@@ -104,10 +97,10 @@ impl MemoryReport {
 }
 
 impl CgroupMemory {
-    /// Returns what may still be used under the limit.
+    /// Returns the memory that is left under the limit.
     ///
-    /// The files are read one after another and a limit may be lowered below what is used: where
-    /// the figures do not fit together, nothing is left.
+    /// The figures may contradict each other: the agent reads the files one after another, and a limit may be below the
+    /// usage. Then nothing is left.
     pub fn headroom_bytes(&self) -> u64 {
         let used = self.current_bytes.saturating_sub(self.inactive_file_bytes);
         self.limit_bytes.saturating_sub(used)
@@ -156,7 +149,7 @@ impl Heartbeat {
         if cgroup.is_some_and(|cgroup| cgroup.limit_bytes == 0) {
             return Err(Refusal::ZeroMemoryLimit);
         }
-        if self.interval < Duration::from_millis(1) || self.interval > LONGEST_INTERVAL {
+        if self.interval < Duration::from_millis(1) || self.interval > MAX_INTERVAL {
             return Err(Refusal::AbsurdInterval {
                 interval_ms: lb_core::milliseconds(self.interval),
             });
@@ -174,15 +167,15 @@ impl Heartbeat {
             });
         }
         let version = self.version.as_bytes();
-        let sensible = (1..=LONGEST_AGENT_VERSION).contains(&version.len());
-        if !sensible || !version.iter().all(u8::is_ascii_graphic) {
+        let fits = (1..=MAX_AGENT_VERSION_BYTES).contains(&version.len());
+        if !fits || !version.iter().all(u8::is_ascii_graphic) {
             return Err(Refusal::BadAgentVersion);
         }
         Ok(())
     }
 }
 
-/// Checks how long a worker announces to be silent.
+/// Checks the length of an announced pause.
 ///
 /// # Errors
 ///

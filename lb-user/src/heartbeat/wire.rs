@@ -1,14 +1,14 @@
-//! The version-1 JSON, byte for byte, as in docs/heartbeat.md.
+//! The JSON of version 1, as docs/heartbeat.md specifies it.
 
 use std::borrow::Cow;
 use std::time::Duration;
 
-use lb_core::{BootId, Endpoint, Sequence, WorkerState};
+use lb_core::{BootId, Endpoint, Sequence, WorkerState, milliseconds};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
 
 use super::nonce::Nonce;
-use super::v1::{Heartbeat, MemoryReport, VERSION};
-use super::{Refusal, check_size, envelope};
+use super::v1::{Heartbeat, MemoryReport};
+use super::{Refusal, VERSION, check_size, envelope};
 use crate::keys::Key;
 
 impl Heartbeat {
@@ -28,7 +28,7 @@ impl Heartbeat {
     ///
     /// Refuses to send what a manager would refuse to accept.
     pub fn encode_signed(&self, key: &Key) -> Result<Vec<u8>, Refusal> {
-        let datagram = envelope::seal(envelope::DatagramKind::Heartbeat, key, &self.encode()?);
+        let datagram = envelope::sign(envelope::DatagramKind::Heartbeat, key, &self.encode()?);
         check_size(&datagram)?;
         Ok(datagram)
     }
@@ -41,22 +41,21 @@ impl Heartbeat {
     }
 }
 
-/// Writes a heartbeat that was checked.
+/// Encodes a heartbeat that was checked.
 fn encode(heartbeat: &Heartbeat) -> Result<Vec<u8>, Refusal> {
-    let wire = Wire {
+    let wire = WireHeartbeat {
         memlb: Some(VERSION),
         worker: Cow::Borrowed(&heartbeat.worker),
         boot: Cow::Owned(heartbeat.boot.to_string()),
         seq: heartbeat.seq,
-        interval_ms: u64::try_from(heartbeat.interval.as_millis()).unwrap_or(u64::MAX),
+        interval_ms: milliseconds(heartbeat.interval),
         memory: heartbeat.memory,
         state: heartbeat.state,
         healthy: heartbeat.healthy,
         checked: heartbeat.checked,
         dsr: Translated(heartbeat.translates.clone()),
         version: Cow::Borrowed(&heartbeat.version),
-        pause_ms: (heartbeat.pause)
-            .map(|pause| u64::try_from(pause.as_millis()).unwrap_or(u64::MAX)),
+        pause_ms: heartbeat.pause.map(milliseconds),
         nonce: heartbeat.nonce.map(|nonce| Cow::Owned(nonce.to_string())),
     };
     let datagram = serde_json::to_vec(&wire)?;
@@ -64,19 +63,15 @@ fn encode(heartbeat: &Heartbeat) -> Result<Vec<u8>, Refusal> {
     Ok(datagram)
 }
 
-/// Reads a heartbeat. The caller checks its values.
+/// Decodes a heartbeat. The caller checks its values.
 fn decode(datagram: &[u8]) -> Result<Heartbeat, Refusal> {
-    let wire: Wire<'_> = serde_json::from_slice(datagram).map_err(|error| {
+    let wire: WireHeartbeat<'_> = serde_json::from_slice(datagram).map_err(|error| {
         // The fields of another version may differ.
-        match serde_json::from_slice(datagram) {
-            Ok(Versioned { memlb }) => refuse_version(memlb),
-            Err(_) => None,
-        }
-        .unwrap_or_else(|| Refusal::from(error))
+        let version = serde_json::from_slice(datagram);
+        let refusal = version.map_or(Ok(()), |Versioned { memlb }| check_version(memlb));
+        refusal.err().unwrap_or_else(|| Refusal::from(error))
     })?;
-    if let Some(refusal) = refuse_version(wire.memlb) {
-        return Err(refusal);
-    }
+    check_version(wire.memlb)?;
     Ok(Heartbeat {
         boot: BootId(number(&wire.boot).ok_or(Refusal::BadBoot)?),
         worker: wire.worker.into_owned(),
@@ -99,7 +94,7 @@ struct Versioned {
 }
 
 #[derive(Serialize, Deserialize)]
-struct Wire<'a> {
+struct WireHeartbeat<'a> {
     memlb: Option<u64>,
     #[serde(borrow)]
     worker: Cow<'a, str>,
@@ -122,7 +117,7 @@ struct Wire<'a> {
     nonce: Option<Cow<'a, str>>,
 }
 
-/// Services, each as the text of its endpoint.
+/// The services that a DSR translator translates, each as the text of its endpoint.
 #[derive(Default)]
 struct Translated(Vec<Endpoint>);
 
@@ -141,20 +136,17 @@ impl Serialize for Translated {
 impl<'de> Deserialize<'de> for Translated {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
         let texts = Vec::<Cow<'_, str>>::deserialize(from)?;
-        let endpoint = |text: &Cow<'_, str>| text.parse().map_err(D::Error::custom);
-        texts
-            .iter()
-            .map(endpoint)
-            .collect::<Result<_, _>>()
-            .map(Self)
+        let endpoints = texts.iter().map(|text| text.parse());
+        let endpoints: Result<_, _> = endpoints.collect();
+        endpoints.map(Self).map_err(D::Error::custom)
     }
 }
 
-fn refuse_version(version: Option<u64>) -> Option<Refusal> {
+pub(super) fn check_version(version: Option<u64>) -> Result<(), Refusal> {
     match version {
-        None => Some(Refusal::NoVersion),
-        Some(VERSION) => None,
-        Some(version) => Some(Refusal::OtherVersion { version }),
+        None => Err(Refusal::NoVersion),
+        Some(VERSION) => Ok(()),
+        Some(version) => Err(Refusal::OtherVersion { version }),
     }
 }
 
@@ -187,7 +179,7 @@ pub(super) fn nonce(text: &str) -> Result<Nonce, Refusal> {
     number(text).map(Nonce).ok_or(Refusal::BadNonce)
 }
 
-/// Reads a number written as exactly 16 hexadecimal digits.
+/// Parses exactly 16 hexadecimal digits.
 fn number(text: &str) -> Option<u64> {
     // `from_str_radix` alone would accept a sign.
     let digits = text.len() == 16 && text.bytes().all(|byte| byte.is_ascii_hexdigit());

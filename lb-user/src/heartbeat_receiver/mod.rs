@@ -1,16 +1,16 @@
 //! Receives heartbeats: reads datagrams, authenticates and parses them, and counts what is refused.
 //!
-//! The manager's loop takes each [`Received`] datagram, drives the core with it, and reports the outcome
-//! back with [`HeartbeatReceiver::finish`], which acknowledges, counts and logs it.
+//! The manager's loop passes each [`Received`] heartbeat to the core, and the outcome to
+//! [`HeartbeatReceiver::handle_outcome`], which acknowledges, counts and logs it.
 
 mod rate_limit;
 mod socket;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
+    collections::{BTreeMap, VecDeque},
     fmt::{self, Write},
     io,
-    net::{IpAddr, SocketAddr},
+    net::IpAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -28,8 +28,8 @@ use crate::{
     status::{Heartbeats, RefusedDatagram},
 };
 use lb_core::{Event, HeartbeatOutcome, Report, counted, milliseconds};
-use rate_limit::{LastRefused, RateLimiter, WorkerLog};
-use socket::{DatagramPath, Socket};
+use rate_limit::{RateLimiter, RefusalLog, WorkerLog};
+use socket::{DatagramPath, HeartbeatSocket};
 
 /// The least time between two log lines about the same reason of refusal.
 const REFUSAL_INTERVAL: Duration = Duration::from_secs(10);
@@ -46,29 +46,29 @@ const QUEUE_FULL: &str = "queue_full";
 /// Receives and authenticates heartbeats.
 #[derive(Debug)]
 pub struct HeartbeatReceiver {
-    socket: Socket,
+    socket: HeartbeatSocket,
     authenticator: Authenticator,
     counts: Heartbeats,
     workers: BTreeMap<Arc<str>, WorkerLog>,
-    refusals: BTreeMap<&'static str, RateLimiter>,
-    last_refused: BTreeMap<&'static str, LastRefused>,
+    /// By reason.
+    refusals: BTreeMap<&'static str, RefusalLog>,
     unsigned: RateLimiter,
     events: VecDeque<Event>,
 }
 
-/// What one read of the socket gave.
+/// The result of one read of the socket.
 #[derive(Debug)]
 pub enum Received {
     Heartbeat(Box<ReceivedHeartbeat>),
     Ping(ReceivedPing),
     ConnectionReply(ReceivedConnectionReply),
-    /// A datagram that is handled completely: refused, or without meaning for the core.
+    /// A datagram that needs no further handling: refused, or without meaning for the core.
     Handled,
     /// No datagram is waiting.
     Nothing,
 }
 
-/// An authenticated heartbeat. Whether the core accepts it is not known yet.
+/// An authenticated heartbeat, which the core may still refuse.
 #[derive(Debug)]
 pub struct ReceivedHeartbeat {
     pub report: Report,
@@ -77,23 +77,23 @@ pub struct ReceivedHeartbeat {
     verified: Verified,
 }
 
-/// An agent's question whether a manager is there.
+/// A ping of an agent.
 #[derive(Debug)]
 pub struct ReceivedPing {
     path: DatagramPath,
-    answer: Vec<u8>,
-    /// Nothing if the sender may not learn whether a service has such a worker.
+    pong: Vec<u8>,
+    /// `None` if the sender may not learn whether a service has its worker.
     sender: Option<PingSender>,
 }
 
-/// An agent's answer to a question whose connections these are.
+/// An agent's reply to a connection query.
 #[derive(Debug)]
 pub struct ReceivedConnectionReply {
     pub reply: ConnectionReply,
     pub agent: AgentAddress,
 }
 
-/// Where an agent sends from, and the key of what it sends.
+/// The address of an agent, and the key that signs its heartbeats.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct AgentAddress {
     path: DatagramPath,
@@ -116,7 +116,7 @@ impl ReceivedHeartbeat {
         self.path.from.ip()
     }
 
-    /// Returns where a question to its agent goes.
+    /// Returns the address for queries to its agent.
     pub fn agent(&self) -> AgentAddress {
         AgentAddress {
             path: self.path,
@@ -124,8 +124,8 @@ impl ReceivedHeartbeat {
         }
     }
 
-    /// Returns how long the worker will be silent, if it announces that and has signed it. Unsigned
-    /// announcements do not count: a forged one would keep a worker from new connections.
+    /// Returns the announced pause of a signed heartbeat. Unsigned announcements do not count: a forged one would keep new
+    /// connections from a worker.
     pub fn pause(&self) -> Option<Duration> {
         self.verified.decoded.pause().filter(|_| self.report.signed)
     }
@@ -156,7 +156,7 @@ impl HeartbeatReceiver {
             Instant::now(),
         )?;
         Ok(Self {
-            socket: Socket::bind(config.manager.heartbeat_listen)?,
+            socket: HeartbeatSocket::bind(config.manager.heartbeat_listen)?,
             authenticator,
             counts: Heartbeats {
                 authentication: authentication.name().to_owned(),
@@ -164,7 +164,6 @@ impl HeartbeatReceiver {
             },
             workers: BTreeMap::new(),
             refusals: BTreeMap::new(),
-            last_refused: BTreeMap::new(),
             unsigned: RateLimiter::default(),
             events: VecDeque::new(),
         })
@@ -192,20 +191,19 @@ impl HeartbeatReceiver {
 
     /// Returns a warning that names the workers whose heartbeats cannot count, because they have no key.
     pub fn missing_keys(&self, config: &Config) -> Option<String> {
-        let without = self.without_key(config);
-        if self.authenticator.authentication() != Authentication::Enforce || without.is_empty() {
-            return None;
-        }
-        let names: Vec<&str> = without.into_iter().collect();
-        Some(format!(
-            "no key for {}; only signed heartbeats count, so these workers stay down",
-            names.join(", ")
-        ))
+        let names = self.without_key(config)?;
+        let is_enforced = self.authenticator.authentication() == Authentication::Enforce;
+        is_enforced.then(|| {
+            format!("no key for {names}; only signed heartbeats count, so these workers stay down")
+        })
     }
 
-    fn without_key<'a>(&self, config: &'a Config) -> BTreeSet<&'a str> {
+    /// Returns the names of the workers that have no key, if there are any.
+    fn without_key(&self, config: &Config) -> Option<String> {
         let workers = config.workers().map(|worker| worker.name.as_str());
-        self.authenticator.keys().lacking(workers)
+        let without = self.authenticator.keys().workers_without_key(workers);
+        let names: Vec<&str> = without.into_iter().collect();
+        (!names.is_empty()).then(|| names.join(", "))
     }
 
     /// Logs which heartbeats count, and warns where unsigned ones do.
@@ -232,13 +230,8 @@ impl HeartbeatReceiver {
             counted(keys.len(), "key"),
             config.heartbeats.keys.display()
         );
-        let without = self.without_key(config);
-        if !without.is_empty() {
-            let names: Vec<&str> = without.into_iter().collect();
-            warn!(
-                "no key for {}: make one with `memlb keygen --name NAME`",
-                names.join(", ")
-            );
+        if let Some(names) = self.without_key(config) {
+            warn!("no key for {names}: make one with `memlb keygen --name NAME`");
         }
     }
 
@@ -253,13 +246,14 @@ impl HeartbeatReceiver {
 
     /// Returns the counters since the start, and the datagrams refused within the last minute.
     pub fn counts(&self, now: Instant) -> Heartbeats {
-        let last = self.last_refused.iter();
-        let recent = last.filter_map(|(reason, refused)| {
-            let age = now.saturating_duration_since(refused.at);
+        let refusals = self.refusals.iter();
+        let recent = refusals.filter_map(|(reason, log)| {
+            let (at, from) = log.last?;
+            let age = now.saturating_duration_since(at);
             let refused = RefusedDatagram {
                 age_ms: milliseconds(age),
-                from: refused.from.to_string(),
-                detail: refused.detail.clone(),
+                from: from.to_string(),
+                detail: log.detail.clone(),
             };
             (age <= RECENT).then(|| ((*reason).to_owned(), refused))
         });
@@ -269,13 +263,13 @@ impl HeartbeatReceiver {
         }
     }
 
-    /// Reads one datagram and authenticates it; refused ones are counted and logged here.
+    /// Reads one datagram and authenticates it. It counts and logs a refused datagram itself.
     pub fn receive(&mut self) -> Received {
         let mut buffer = [0; heartbeat::SIZE_LIMIT];
         match self.socket.receive(&mut buffer) {
             Ok((length, path)) => self.handle_datagram(&buffer[..length], path, Instant::now()),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Received::Nothing,
-            // For example an ICMP error about an acknowledgement that was sent before.
+            // For example an ICMP error about an earlier acknowledgement.
             Err(error) => {
                 debug!("receive a heartbeat: {error}");
                 Received::Handled
@@ -295,9 +289,9 @@ impl HeartbeatReceiver {
         if overflowed == 0 {
             return;
         }
-        self.count_refused(QUEUE_FULL, overflowed);
-        let limiter = self.refusals.entry(QUEUE_FULL).or_default();
-        if limiter.due(Instant::now(), REFUSAL_INTERVAL).is_some() {
+        add(&mut self.counts.refused, QUEUE_FULL, overflowed);
+        let log = self.refusals.entry(QUEUE_FULL).or_default();
+        if log.limiter.due(Instant::now(), REFUSAL_INTERVAL).is_some() {
             warn!(
                 "datagrams arrive at the heartbeat port faster than the manager reads them: {} were lost \
                  since the start ({QUEUE_FULL})",
@@ -308,7 +302,10 @@ impl HeartbeatReceiver {
 
     fn handle_datagram(&mut self, datagram: &[u8], path: DatagramPath, now: Instant) -> Received {
         if heartbeat::is_connection_reply(datagram) {
-            return match self.authenticator.verify_mine(datagram, path.from, now) {
+            return match self
+                .authenticator
+                .verify_connection_reply(datagram, path.from, now)
+            {
                 Ok((reply, key)) => Received::ConnectionReply(ReceivedConnectionReply {
                     reply,
                     agent: AgentAddress { path, key },
@@ -323,20 +320,16 @@ impl HeartbeatReceiver {
             Ok(verified) => verified,
             Err(Refused {
                 refusal: Refusal::Ping,
-                reply: Some(answer),
+                reply: Some(pong),
                 sender,
             }) => {
-                self.authenticator.refused(path.from, now);
-                return Received::Ping(ReceivedPing {
-                    path,
-                    answer,
-                    sender,
-                });
+                self.authenticator.record_refused(path.from, now);
+                return Received::Ping(ReceivedPing { path, pong, sender });
             }
-            // No heartbeat is lost with it.
+            // It is not counted as a refused heartbeat, because no heartbeat is lost.
             Err(Refused { refusal, .. }) if heartbeat::is_ping(datagram) => {
-                debug!("a ping from {} is not answered: {refusal}", path.from);
-                self.authenticator.refused(path.from, now);
+                debug!("no pong to {}: {refusal}", path.from);
+                self.authenticator.record_refused(path.from, now);
                 return Received::Handled;
             }
             Err(Refused { refusal, reply, .. }) => {
@@ -360,25 +353,25 @@ impl HeartbeatReceiver {
         }))
     }
 
-    /// Answers a ping. `is_unknown` says that no service has or would accept such a worker.
-    pub fn answer_ping(&self, ping: &ReceivedPing, is_unknown: bool) {
-        let answer = match &ping.sender {
+    /// Sends a pong. `is_unknown` says that no service has the worker or would accept it.
+    pub fn reply_to_ping(&self, ping: &ReceivedPing, is_unknown: bool) {
+        let pong = match &ping.sender {
             Some(sender) if is_unknown => &sender.if_unknown,
-            _ => &ping.answer,
+            _ => &ping.pong,
         };
-        self.socket.reply(ping.path, answer);
+        self.socket.reply(ping.path, pong);
     }
 
-    /// Asks an agent whose connections these are; returns about how many of the clients.
+    /// Sends a connection query to an agent. It removes the clients that do not fit into one datagram from the query.
     ///
     /// # Errors
     ///
-    /// Says that there is no client to ask about, or that the agent's key is no longer known.
-    pub fn ask(
+    /// Says that the query names no client, or that the agent's key is no longer known.
+    pub fn send_query(
         &self,
         agent: AgentAddress,
-        question: &mut ConnectionQuery,
-    ) -> Result<usize, Refusal> {
+        query: &mut ConnectionQuery,
+    ) -> Result<(), Refusal> {
         let key = match agent.key {
             Some(id) => {
                 let key = self.authenticator.keys().find(id);
@@ -386,24 +379,18 @@ impl HeartbeatReceiver {
             }
             None => None,
         };
-        let datagram = question.encode(key)?;
-        self.socket.reply(agent.path, &datagram);
-        Ok(question.clients.len())
+        self.socket.reply(agent.path, &query.encode(key)?);
+        Ok(())
     }
 
-    /// Refuses an answer that belongs to no question.
+    /// Refuses a connection reply that belongs to no query.
     pub fn refuse_connection_reply(&mut self, received: &ReceivedConnectionReply) {
-        let refusal = Refusal::NotAsked;
-        self.refuse(
-            refusal.name(),
-            &refusal,
-            received.agent.path,
-            Instant::now(),
-        );
+        let (refusal, path) = (Refusal::NotAsked, received.agent.path);
+        self.refuse(refusal.name(), &refusal, path, Instant::now());
     }
 
-    /// Acknowledges, counts and logs a heartbeat by what the core made of it.
-    pub fn finish(&mut self, heartbeat: &ReceivedHeartbeat, outcome: HeartbeatOutcome) {
+    /// Acknowledges, counts and logs a heartbeat, by the outcome of the core.
+    pub fn handle_outcome(&mut self, heartbeat: &ReceivedHeartbeat, outcome: HeartbeatOutcome) {
         let ReceivedHeartbeat {
             report,
             at: now,
@@ -411,20 +398,23 @@ impl HeartbeatReceiver {
             verified,
         } = heartbeat;
         if outcome == HeartbeatOutcome::SequenceReset
-            && let Some(reply) = self.authenticator.demand_new_boot(verified, path.from)
+            && let Some(reply) = self.authenticator.request_new_boot(verified, path.from)
         {
             self.socket.reply(*path, &reply);
         }
         if let Some(reason) = outcome.refusal() {
             let worker = report.worker.as_str();
-            let usual = self.workers.get(worker).and_then(WorkerLog::from);
+            let usual = self.workers.get(worker).and_then(WorkerLog::last_address);
             let usual = usual.filter(|usual| *usual != path.from.ip());
             let usual = usual.map(|address| format!(", whose heartbeats come from {address}"));
             let detail = format_args!("from worker {worker}{}", usual.unwrap_or_default());
             return self.refuse(reason, &detail, *path, *now);
         }
         self.counts.accepted += 1;
-        if let Some(acknowledgement) = self.authenticator.accepted(verified, path.from, *now) {
+        if let Some(acknowledgement) = self
+            .authenticator
+            .record_accepted(verified, path.from, *now)
+        {
             self.socket.reply(*path, &acknowledgement);
         }
         self.log_heartbeat(&verified.decoded, report, *path, *now);
@@ -441,19 +431,14 @@ impl HeartbeatReceiver {
         self.refuse("join_refused", &detail, heartbeat.path, Instant::now());
     }
 
-    /// Refuses the heartbeat of an agent that is no worker.
+    /// Refuses the heartbeat of an agent of no worker.
     pub fn refuse_unknown(&mut self, heartbeat: &ReceivedHeartbeat) {
-        self.finish(heartbeat, HeartbeatOutcome::UnknownWorker);
+        self.handle_outcome(heartbeat, HeartbeatOutcome::UnknownWorker);
     }
 
     /// Counts unsigned heartbeats by worker, and logs the workers' names from time to time.
     fn log_unsigned(&mut self, worker: &str, path: DatagramPath, now: Instant) {
-        match self.counts.unsigned.get_mut(worker) {
-            Some(count) => *count += 1,
-            None => {
-                self.counts.unsigned.insert(worker.to_owned(), 1);
-            }
-        }
+        add(&mut self.counts.unsigned, worker, 1);
         if self.unsigned.due(now, UNSIGNED_INTERVAL).is_some() {
             let names: Vec<&str> = self.counts.unsigned.keys().map(String::as_str).collect();
             warn!(
@@ -478,18 +463,18 @@ impl HeartbeatReceiver {
             self.workers.insert(name, WorkerLog::default());
         }
         let (memory, workers) = (report.memory, self.workers.len());
-        let Some(worker_log) = self.workers.get_mut(report.worker.as_str()) else {
+        let Some(log) = self.workers.get_mut(report.worker.as_str()) else {
             return;
         };
         let boot = report.sequence.map(|sequence| sequence.boot);
-        let moved = worker_log.moved(now, from.ip(), boot);
+        let moved = log.moved_from(now, from.ip(), boot);
         self.events
             .extend(moved.map(|before| Event::HeartbeatSourceChanged {
                 worker: report.worker.clone(),
                 from: from.ip(),
                 before,
             }));
-        let heartbeats = worker_log.due(now, memory, workers);
+        let heartbeats = log.sample_due(now, memory, workers);
         self.events
             .extend(heartbeats.map(|heartbeats| Event::Heartbeat {
                 worker: report.worker.clone(),
@@ -500,33 +485,6 @@ impl HeartbeatReceiver {
             }));
     }
 
-    fn count_refused(&mut self, reason: &'static str, datagrams: u64) {
-        match self.counts.refused.get_mut(reason) {
-            Some(count) => *count += datagrams,
-            None => {
-                self.counts.refused.insert(reason.to_owned(), datagrams);
-            }
-        }
-    }
-
-    fn record_refused(
-        &mut self,
-        reason: &'static str,
-        from: SocketAddr,
-        detail: &dyn fmt::Display,
-        now: Instant,
-    ) {
-        let last = self.last_refused.entry(reason);
-        let last = last.or_insert_with(|| LastRefused {
-            at: now,
-            from,
-            detail: String::new(),
-        });
-        (last.at, last.from) = (now, from);
-        last.detail.clear();
-        _ = write!(last.detail, "{detail}");
-    }
-
     fn refuse(
         &mut self,
         reason: &'static str,
@@ -535,19 +493,28 @@ impl HeartbeatReceiver {
         now: Instant,
     ) {
         let from = path.from;
-        self.authenticator.refused(from, now);
-        self.count_refused(reason, 1);
-        self.record_refused(reason, from, detail, now);
-        let limiter = self.refusals.entry(reason).or_default();
-        let Some(datagrams) = limiter.due(now, REFUSAL_INTERVAL) else {
-            return;
-        };
-        self.events.push_back(Event::HeartbeatRefused {
-            reason,
-            from,
-            detail: detail.to_string(),
-            datagrams,
-        });
+        self.authenticator.record_refused(from, now);
+        add(&mut self.counts.refused, reason, 1);
+        let log = self.refusals.entry(reason).or_default();
+        log.last = Some((now, from));
+        log.detail.clear();
+        _ = write!(log.detail, "{detail}");
+        let datagrams = log.limiter.due(now, REFUSAL_INTERVAL);
+        self.events
+            .extend(datagrams.map(|datagrams| Event::HeartbeatRefused {
+                reason,
+                from,
+                detail: log.detail.clone(),
+                datagrams,
+            }));
+    }
+}
+
+/// Adds to a counter. It allocates only for a new name.
+fn add(counts: &mut BTreeMap<String, u64>, name: &str, more: u64) {
+    match counts.get_mut(name) {
+        Some(count) => *count += more,
+        None => _ = counts.insert(name.to_owned(), more),
     }
 }
 

@@ -1,4 +1,4 @@
-//! How often datagrams are logged: a flood of datagrams must not become a flood of log lines.
+//! Limits how often datagrams are logged, so that a flood of datagrams does not become a flood of log lines.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -7,27 +7,29 @@ use std::{
 
 use lb_core::{BootId, Memory};
 
-/// Where a heartbeat came from: the address, and the boot id of the agent if it has one.
+/// The source of a heartbeat: its address, and the boot id of the agent if it has one.
 #[derive(Debug, Clone, Copy)]
-struct AgentSource {
-    from: IpAddr,
+struct HeartbeatSource {
+    address: IpAddr,
     boot: Option<BootId>,
 }
 
-/// The time between two samples of a worker: the least, if its memory changes, and the most.
+/// The least time between two samples of a worker whose memory changes.
 const MIN_INTERVAL: Duration = Duration::from_secs(1);
+
+/// The time between two samples of a worker whose memory does not change.
 const MAX_INTERVAL: Duration = Duration::from_secs(10);
 
-/// The least interval for each worker, so that all workers together get ten samples a second.
+/// The least time between two samples of any workers: all workers together get ten samples a second.
 const INTERVAL_PER_WORKER: Duration = Duration::from_millis(100);
 
-/// The least time between two reports that a worker's heartbeats come from another address.
+/// The least time between two events that a worker's heartbeats come from another address.
 const MOVE_INTERVAL: Duration = Duration::from_secs(60);
 
-/// The last heartbeat of a worker, and the last log lines about it.
+/// The last heartbeat of a worker, and when it was last logged.
 #[derive(Debug, Default)]
 pub(super) struct WorkerLog {
-    source: Option<AgentSource>,
+    source: Option<HeartbeatSource>,
     move_reported: Option<Instant>,
     /// When the last sample was logged, and the available memory in it.
     sampled: Option<(Instant, u64)>,
@@ -36,29 +38,34 @@ pub(super) struct WorkerLog {
 
 impl WorkerLog {
     /// Returns the address of the last heartbeat.
-    pub fn from(&self) -> Option<IpAddr> {
-        self.source.map(|source| source.from)
+    pub fn last_address(&self) -> Option<IpAddr> {
+        self.source.map(|source| source.address)
     }
 
-    /// Records where a heartbeat comes from. Returns the former address if both address and agent differ
-    /// and no move was reported within the last minute.
+    /// Records the source of a heartbeat. Returns the former address if both address and agent differ and no move was
+    /// reported within [`MOVE_INTERVAL`].
     ///
     /// One agent may reach the manager from several addresses.
-    pub fn moved(&mut self, now: Instant, from: IpAddr, boot: Option<BootId>) -> Option<IpAddr> {
-        let before = self.source.replace(AgentSource { from, boot })?;
+    pub fn moved_from(
+        &mut self,
+        now: Instant,
+        address: IpAddr,
+        boot: Option<BootId>,
+    ) -> Option<IpAddr> {
+        let before = self.source.replace(HeartbeatSource { address, boot })?;
         let other_agent = boot.is_none() || before.boot != boot;
         let reported = self.move_reported;
         let is_due = reported.is_none_or(|at| now.saturating_duration_since(at) >= MOVE_INTERVAL);
-        (before.from != from && other_agent && is_due).then(|| {
+        (before.address != address && other_agent && is_due).then(|| {
             self.move_reported = Some(now);
-            before.from
+            before.address
         })
     }
 
-    /// Counts a heartbeat. Returns the number since the last sample if a sample is due: for the first
-    /// heartbeat, after the longest interval, and after the shortest if the available memory has changed by a
-    /// twentieth of the total.
-    pub fn due(&mut self, now: Instant, memory: Memory, workers: usize) -> Option<u64> {
+    /// Counts a heartbeat. Returns the number of heartbeats since the last sample if a sample is due: for the first
+    /// heartbeat, after [`MAX_INTERVAL`], and after [`MIN_INTERVAL`] if the available memory has changed by a twentieth of
+    /// the total.
+    pub fn sample_due(&mut self, now: Instant, memory: Memory, workers: usize) -> Option<u64> {
         self.unreported += 1;
         let available = memory.available_bytes;
         let due = self.sampled.is_none_or(|(at, before)| {
@@ -76,11 +83,13 @@ impl WorkerLog {
     }
 }
 
-/// The last datagram that was refused for one reason.
-#[derive(Debug)]
-pub(super) struct LastRefused {
-    pub at: Instant,
-    pub from: SocketAddr,
+/// The last datagram that was refused for one reason, and when such datagrams were last logged.
+#[derive(Debug, Default)]
+pub(super) struct RefusalLog {
+    pub limiter: RateLimiter,
+    /// When and from where the last datagram came.
+    pub last: Option<(Instant, SocketAddr)>,
+    /// Why it was refused.
     pub detail: String,
 }
 
@@ -92,8 +101,7 @@ pub(super) struct RateLimiter {
 }
 
 impl RateLimiter {
-    /// Counts one occurrence. Returns the number since the last report if a report is due, as it is for
-    /// the first one.
+    /// Counts one occurrence. Returns the number since the last report if a report is due. The first one is always due.
     pub fn due(&mut self, now: Instant, interval: Duration) -> Option<u64> {
         self.unreported += 1;
         let due = self
@@ -122,10 +130,10 @@ mod tests {
     /// How many lines a minute of ten heartbeats a second makes, for so many workers.
     fn lines(workers: usize, available_mib: impl Fn(u64) -> u64) -> (u64, u64) {
         let start = Instant::now();
-        let mut heard = WorkerLog::default();
+        let mut log = WorkerLog::default();
         let said = (0..600).filter_map(|beat| {
             let now = start + Duration::from_millis(100) * u32::try_from(beat).unwrap();
-            heard.due(now, memory(available_mib(beat)), workers)
+            log.sample_due(now, memory(available_mib(beat)), workers)
         });
         said.fold((0, 0), |(lines, beats), more| (lines + 1, beats + more))
     }
@@ -147,9 +155,9 @@ mod tests {
     fn reports_another_agent_of_the_same_name_now_and_then() {
         let [one, other]: [IpAddr; 2] = [[10, 0, 0, 1].into(), [10, 0, 0, 2].into()];
         let start = Instant::now();
-        let mut heard = WorkerLog::default();
+        let mut log = WorkerLog::default();
         let mut after = |seconds, from, boot: Option<u64>| {
-            heard.moved(start + Duration::from_secs(seconds), from, boot.map(BootId))
+            log.moved_from(start + Duration::from_secs(seconds), from, boot.map(BootId))
         };
         assert_eq!(after(0, one, Some(1)), None);
         assert_eq!(after(1, other, Some(2)), Some(one));

@@ -1,4 +1,4 @@
-//! The socket for heartbeats: a large receive buffer, and replies from the address that received.
+//! The UDP socket for heartbeats. It has a large receive buffer, and replies leave from the address that received.
 
 use std::{
     io::{self, IoSlice, IoSliceMut},
@@ -21,17 +21,17 @@ use tracing::debug;
 
 use crate::{dual_stack::both_families, sockets::udp_holder};
 
-/// A flood of small datagrams fills the kernel's default of 208 KiB in milliseconds, and heartbeats would be
-/// lost with the rest.
+/// The size of the receive buffer. A flood of small datagrams fills the kernel's default of 208 KiB in milliseconds, and
+/// heartbeats would be lost with the rest.
 const RECEIVE_BUFFER_BYTES: usize = 8 << 20;
 
 /// A datagram's source and destination.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DatagramPath {
-    /// An IPv4 address also where the socket serves both families.
+    /// The source. It is an IPv4 address also if the socket serves both families.
     pub from: SocketAddr,
-    /// The manager's address that received the datagram. With several addresses, the kernel might reply
-    /// from another one, which a firewall on the worker would drop.
+    /// The manager's address that received the datagram. If the manager has several addresses, the kernel might reply from
+    /// another one, and a firewall on the worker would drop that.
     to: IpAddr,
 }
 
@@ -48,17 +48,18 @@ impl DatagramPath {
 
 /// The UDP socket of heartbeats.
 #[derive(Debug)]
-pub struct Socket {
+pub struct HeartbeatSocket {
     socket: UdpSocket,
     is_ipv6: bool,
-    /// Control messages: the destination address, and the number of datagrams that did not fit.
+    /// The buffer of control messages: the destination address, and the number of dropped datagrams.
     control: Vec<u8>,
-    /// The last value of the kernel's counter of datagrams that did not fit.
+    /// The last value of the kernel's counter of dropped datagrams.
     overflowed: u32,
+    /// Dropped datagrams since the last call of [`HeartbeatSocket::overflowed`].
     unreported: u64,
 }
 
-impl Socket {
+impl HeartbeatSocket {
     /// Listens at `address`.
     ///
     /// # Errors
@@ -80,13 +81,13 @@ impl Socket {
             };
             anyhow::anyhow!("receive heartbeats at UDP {address}: {error}{hint}")
         })?;
-        let asked = match address {
+        let requested = match address {
             SocketAddr::V4(_) => setsockopt(&socket, Ipv4PacketInfo, &true),
             SocketAddr::V6(_) => setsockopt(&socket, Ipv6RecvPacketInfo, &true),
         };
-        asked.context("request the destination address of heartbeats")?;
+        requested.context("request the destination address of heartbeats")?;
         setsockopt(&socket, RxqOvfl, &1).context("request the count of dropped heartbeats")?;
-        // Beyond the system's limit with CAP_NET_ADMIN, else up to the limit.
+        // CAP_NET_ADMIN allows more than the system's limit.
         let forced = setsockopt(&socket, RcvBufForce, &RECEIVE_BUFFER_BYTES);
         if let Err(error) = forced.or_else(|_| setsockopt(&socket, RcvBuf, &RECEIVE_BUFFER_BYTES)) {
             debug!("enlarge the receive buffer for heartbeats: {error}");
@@ -109,8 +110,8 @@ impl Socket {
         self.socket.readable().await
     }
 
-    /// Returns how many datagrams were lost since the last call because the queue was full. The kernel
-    /// reports them with the next datagram that fits.
+    /// Returns the number of datagrams that the kernel dropped since the last call because the queue was full. The kernel
+    /// reports it with the next datagram that fits.
     pub fn overflowed(&mut self) -> u64 {
         mem::take(&mut self.unreported)
     }
@@ -153,7 +154,7 @@ impl Socket {
                     _ => {}
                 }
             }
-            let from = message.address.as_ref().and_then(source);
+            let from = message.address.as_ref().and_then(socket_address);
             let path = DatagramPath {
                 from: from
                     .ok_or_else(|| io::Error::other("a datagram without a source address"))?,
@@ -163,46 +164,45 @@ impl Socket {
         })
     }
 
-    /// Sends a reply from the address that received the datagram. A reply that would block is dropped.
+    /// Sends a reply from the address that received the datagram. If that would block, the reply is dropped.
     pub fn reply(&self, path: DatagramPath, datagram: &[u8]) {
-        let fd = self.socket.as_raw_fd();
-        let parts = [IoSlice::new(datagram)];
-        let sent = self.socket.try_io(Interest::WRITABLE, || {
-            let flags = MsgFlags::empty();
-            let sent = match (path.from, path.to) {
-                (SocketAddr::V4(from), IpAddr::V4(to)) if !self.is_ipv6 => {
-                    let source = libc::in_pktinfo {
-                        ipi_ifindex: 0,
-                        ipi_spec_dst: libc::in_addr {
-                            s_addr: u32::from(to).to_be(),
-                        },
-                        ipi_addr: libc::in_addr { s_addr: 0 },
-                    };
-                    let control = [ControlMessage::Ipv4PacketInfo(&source)];
-                    sendmsg(fd, &parts, &control, flags, Some(&SockaddrIn::from(from)))
-                }
-                (from, to) => {
-                    let source = libc::in6_pktinfo {
-                        ipi6_addr: libc::in6_addr {
-                            s6_addr: as_ipv6(to).octets(),
-                        },
-                        ipi6_ifindex: 0,
-                    };
-                    let control = [ControlMessage::Ipv6PacketInfo(&source)];
-                    let from = match from {
-                        SocketAddr::V6(from) => from,
-                        SocketAddr::V4(_) => {
-                            SocketAddrV6::new(as_ipv6(from.ip()), from.port(), 0, 0)
-                        }
-                    };
-                    sendmsg(fd, &parts, &control, flags, Some(&SockaddrIn6::from(from)))
-                }
-            };
-            Ok(sent?)
-        });
+        let sent = (self.socket).try_io(Interest::WRITABLE, || self.send(path, datagram));
         if let Err(error) = sent {
-            debug!("acknowledge a heartbeat of {}: {error}", path.from);
+            debug!("reply to a heartbeat of {}: {error}", path.from);
         }
+    }
+
+    fn send(&self, path: DatagramPath, datagram: &[u8]) -> io::Result<usize> {
+        let (fd, parts) = (self.socket.as_raw_fd(), [IoSlice::new(datagram)]);
+        let flags = MsgFlags::empty();
+        let sent = match (path.from, path.to) {
+            (SocketAddr::V4(from), IpAddr::V4(to)) if !self.is_ipv6 => {
+                let source = libc::in_pktinfo {
+                    ipi_ifindex: 0,
+                    ipi_spec_dst: libc::in_addr {
+                        s_addr: u32::from(to).to_be(),
+                    },
+                    ipi_addr: libc::in_addr { s_addr: 0 },
+                };
+                let control = [ControlMessage::Ipv4PacketInfo(&source)];
+                sendmsg(fd, &parts, &control, flags, Some(&SockaddrIn::from(from)))
+            }
+            (from, to) => {
+                let source = libc::in6_pktinfo {
+                    ipi6_addr: libc::in6_addr {
+                        s6_addr: as_ipv6(to).octets(),
+                    },
+                    ipi6_ifindex: 0,
+                };
+                let control = [ControlMessage::Ipv6PacketInfo(&source)];
+                let from = match from {
+                    SocketAddr::V6(from) => from,
+                    SocketAddr::V4(_) => SocketAddrV6::new(as_ipv6(from.ip()), from.port(), 0, 0),
+                };
+                sendmsg(fd, &parts, &control, flags, Some(&SockaddrIn6::from(from)))
+            }
+        };
+        Ok(sent?)
     }
 }
 
@@ -215,7 +215,7 @@ fn bind(address: SocketAddr) -> io::Result<UdpSocket> {
     UdpSocket::from_std(socket)
 }
 
-fn source(address: &SockaddrStorage) -> Option<SocketAddr> {
+fn socket_address(address: &SockaddrStorage) -> Option<SocketAddr> {
     if let Some(address) = address.as_sockaddr_in() {
         return Some(SocketAddr::from(*address));
     }
@@ -238,8 +238,8 @@ fn as_ipv6(ip: IpAddr) -> Ipv6Addr {
 mod tests {
     use super::*;
 
-    /// Sends a heartbeat to `manager`, and expects the answer from there.
-    async fn converse(socket: &mut Socket, manager: SocketAddr) {
+    /// Sends a heartbeat to `manager`, and expects the reply from there.
+    async fn exchange(socket: &mut HeartbeatSocket, manager: SocketAddr) {
         let any = match manager {
             SocketAddr::V4(_) => "127.0.0.1:0",
             SocketAddr::V6(_) => "[::1]:0",
@@ -257,29 +257,29 @@ mod tests {
         assert_eq!(&buffer[..length], b"heartbeat");
         assert_eq!(path.from, agent.local_addr().unwrap());
         assert_eq!(path.to, manager.ip());
-        socket.reply(path, b"answer");
+        socket.reply(path, b"reply");
         let (length, from) = agent.recv_from(&mut buffer).await.unwrap();
-        assert_eq!((&buffer[..length], from), (&b"answer"[..], manager));
+        assert_eq!((&buffer[..length], from), (&b"reply"[..], manager));
     }
 
     #[tokio::test]
-    async fn answers_from_the_very_address_that_was_written_to() {
+    async fn replies_from_the_address_that_received() {
         for any in ["0.0.0.0:0", "[::]:0"] {
-            let mut socket = Socket::bind(any.parse().unwrap()).unwrap();
+            let mut socket = HeartbeatSocket::bind(any.parse().unwrap()).unwrap();
             let port = socket.socket.local_addr().unwrap().port();
             // By itself the kernel would answer the first of them from 127.0.0.1.
             for last in [7, 1] {
-                converse(&mut socket, ([127, 0, 0, last], port).into()).await;
+                exchange(&mut socket, ([127, 0, 0, last], port).into()).await;
             }
             if socket.is_ipv6 {
-                converse(&mut socket, (Ipv6Addr::LOCALHOST, port).into()).await;
+                exchange(&mut socket, (Ipv6Addr::LOCALHOST, port).into()).await;
             }
         }
     }
 
     #[tokio::test]
     async fn counts_what_does_not_fit_into_the_queue() {
-        let mut socket = Socket::bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let mut socket = HeartbeatSocket::bind("127.0.0.1:0".parse().unwrap()).unwrap();
         setsockopt(&socket.socket, RcvBuf, &4_096).unwrap();
         let agent = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
         agent.connect(socket.socket.local_addr().unwrap()).unwrap();
@@ -307,12 +307,12 @@ mod tests {
     #[tokio::test]
     async fn an_address_that_cannot_be_bound_gives_a_remedy() {
         let taken = UdpSocket::bind("127.0.0.1:0").await.unwrap();
-        let error = Socket::bind(taken.local_addr().unwrap())
+        let error = HeartbeatSocket::bind(taken.local_addr().unwrap())
             .unwrap_err()
             .to_string();
         assert!(error.contains("another manager"), "{error}");
         let elsewhere = ([203, 0, 113, 1], 9999).into();
-        let error = Socket::bind(elsewhere).unwrap_err().to_string();
+        let error = HeartbeatSocket::bind(elsewhere).unwrap_err().to_string();
         assert!(error.contains("does not have that address"), "{error}");
     }
 }

@@ -1,4 +1,4 @@
-//! Key files: one line `memlb-key-1 WORKER ID SECRET` for each key, readable by their owner alone.
+//! Key files: one line `memlb-key-1 WORKER ID SECRET` for each key. Only the owner of a file can read it.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -14,35 +14,36 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use nix::{fcntl::OFlag, unistd::geteuid};
 use zeroize::Zeroizing;
 
-use super::{Key, KeyId, KeyRing, SECRET_BYTES, hex};
+use super::{Key, KeyId, KeyRing, SECRET_BYTES, parse_hex};
 use crate::{
     encoding::{self, BYTE_ORDER_MARK},
     worker_name::check_name,
 };
 
-/// The first word of a key's line: what it is, and the version of its form.
-pub(super) const MARK: &str = "memlb-key-1";
+/// The first word of the line of a worker's key: its kind, and the version of its format.
+pub(super) const WORKER_MARK: &str = "memlb-key-1";
 
-/// The first word of the line. It differs from that of a worker's key, so that neither stands for the other.
+/// The first word of the line of a peer's key. It differs from that of a worker's key, so that neither is accepted as the
+/// other.
 pub(super) const PEER_MARK: &str = "memlb-peer-key-1";
 
-/// What the files in a directory of keys end in.
-const ENDING: &str = "key";
+/// The extension of files in a directory of keys.
+const EXTENSION: &str = "key";
 
-/// More than a thousand keys need.
-const MOST_BYTES: u64 = 1 << 20;
+/// The largest key file, more than a thousand keys need.
+const MAX_BYTES: u64 = 1 << 20;
 
-/// Where systemd puts what a unit's `LoadCredential=` names.
-const CREDENTIALS: &str = "CREDENTIALS_DIRECTORY";
+/// The variable with the directory of the unit's credentials (`LoadCredential=`).
+const CREDENTIALS_VARIABLE: &str = "CREDENTIALS_DIRECTORY";
 
-/// Where systemd keeps the credentials of services.
-const SERVICES: &str = "/run/credentials";
+/// The directory where systemd keeps the credentials of services.
+const SERVICE_CREDENTIALS: &str = "/run/credentials";
 
-/// Reads an agent's key file, which holds the one key of `worker`.
+/// Reads an agent's key file, which has the one key of `worker`.
 ///
 /// # Errors
 ///
-/// Says why the file cannot be trusted or read, or whose key it holds instead.
+/// Says why the file cannot be trusted or read, or that it has the key of another worker.
 pub fn read_key(path: &Path, worker: &str) -> Result<Key> {
     let mut keys = KeyRing::default();
     read_into(&mut keys, path)?;
@@ -50,105 +51,97 @@ pub fn read_key(path: &Path, worker: &str) -> Result<Key> {
     match (all.next(), all.next()) {
         (Some(key), None) if key.worker() == worker => Ok(key.clone()),
         (Some(key), None) => bail!(
-            "{} holds a key of {}, not of {worker}: give the right file, or --name {}",
+            "{} has a key of {}, not of {worker}: give the right file, or --name {}",
             path.display(),
             key.worker(),
             key.worker()
         ),
         _ => bail!(
-            "{} holds {}: an agent signs with one; only the manager uses several",
+            "{} has {}: an agent signs with one; only the manager uses several",
             path.display(),
             lb_core::counted(keys.len(), "key")
         ),
     }
 }
 
-/// Reads a manager's keys: a file of any number of them, or a directory of files ending in `.key`. Other
-/// files in the directory are not read, but named in [`KeyRing::warning`].
+/// Reads a manager's keys: a file with any number of keys, or a directory of files ending in `.key`.
+/// [`KeyRing::warning`] names the other files in the directory.
 ///
 /// # Errors
 ///
-/// Says which file cannot be trusted or read, and why; no key counts then.
+/// Says which file cannot be trusted or read, and why.
 pub fn read_keys(path: &Path) -> Result<KeyRing> {
     let mut keys = KeyRing::default();
-    let about = match fs::metadata(path) {
+    let metadata = match fs::metadata(path) {
         Err(error) if error.kind() == ErrorKind::NotFound => bail!(
-            "read the keys at {}: {error}; make the directory, or set heartbeats.keys",
+            "read the keys at {}: {error}; create the directory, or set heartbeats.keys",
             path.display()
         ),
-        about => about.with_context(|| format!("read the keys at {}", path.display()))?,
+        metadata => metadata.with_context(|| format!("read the keys at {}", path.display()))?,
     };
-    if !about.is_dir() {
+    if !metadata.is_dir() {
         read_into(&mut keys, path)?;
         return Ok(keys);
     }
-    // A user who may put a file there can create a worker.
-    let mode = about.mode();
+    // A user who can write a file there can create a worker.
+    let mode = metadata.mode();
     let real = fs::canonicalize(path).unwrap_or_default();
     ensure!(
-        ours(about.uid(), &real) && mode & 0o022 == 0,
+        is_trusted(metadata.uid(), &real) && mode & 0o022 == 0,
         "{}: others may write to this directory of keys (owner {}, mode {:04o}): chown root and \
          chmod 700 it",
         path.display(),
-        about.uid(),
+        metadata.uid(),
         mode & 0o7777
     );
-    let Files {
-        keys: files,
-        others,
-    } = files(path)?;
+    let (files, others) = list(path)?;
     for file in files {
         read_into(&mut keys, &file)?;
     }
-    keys.skip(others);
+    keys.set_skipped(others);
     Ok(keys)
 }
 
-/// What lies in a directory of keys, by name.
-#[derive(Default)]
-struct Files {
-    keys: Vec<PathBuf>,
-    /// What is not read: backups, lock files and metadata of other programs, directories.
-    others: Vec<String>,
-}
-
-fn files(directory: &Path) -> Result<Files> {
+/// Returns the key files in a directory, and the names of everything else in it: backups, lock files and metadata of other
+/// programs, directories. Both are sorted.
+fn list(directory: &Path) -> Result<(Vec<PathBuf>, Vec<String>)> {
     let context = || format!("list the keys in {}", directory.display());
-    let mut files = Files::default();
+    let (mut keys, mut others) = (Vec::new(), Vec::new());
     for entry in fs::read_dir(directory).with_context(context)? {
         let path = entry.with_context(context)?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         let is_hidden = name.starts_with('.');
-        let is_key = path.extension().is_some_and(|ending| ending == ENDING);
+        let is_key = path
+            .extension()
+            .is_some_and(|extension| extension == EXTENSION);
         match (is_key && !is_hidden, path.is_dir()) {
-            (true, false) => files.keys.push(path),
-            // Where Kubernetes keeps the versions of a mounted secret.
+            (true, false) => keys.push(path),
+            // Kubernetes keeps the versions of a mounted secret there.
             (_, true) if is_hidden => {}
-            _ => files.others.push(name.into_owned()),
+            _ => others.push(name.into_owned()),
         }
     }
-    files.keys.sort();
-    files.others.sort();
-    Ok(files)
+    keys.sort();
+    others.sort();
+    Ok((keys, others))
 }
 
 fn read_into(keys: &mut KeyRing, path: &Path) -> Result<()> {
-    let made = "memlb keygen --name WORKER";
-    read_lines(path, made, |line, place| {
-        keys.add(parse(line).with_context(|| place.to_owned())?, place)
+    read_lines(path, "memlb keygen --name WORKER", |line, location| {
+        keys.add(parse(line).with_context(|| location.to_owned())?, location)
     })
 }
 
-/// Reads the lines of a key file that only its owner can read; `made` is the command that makes such a file.
+/// Reads a key file, and passes each line with its location to `each`. `keygen` is the command that creates such a file.
 pub(super) fn read_lines(
     path: &Path,
-    made: &str,
+    keygen: &str,
     mut each: impl FnMut(&str, &str) -> Result<()>,
 ) -> Result<()> {
     let bytes = read_private(path)?;
     let text = encoding::check(&bytes).map_err(|found| {
         let shown = path.display().to_string();
-        // The bytes are a secret, and not quoted.
+        // The bytes are a secret, so that the error does not quote them.
         anyhow!(
             "read the key file {shown}: it is not encoded in UTF-8: {}",
             found.remedy(&shown)
@@ -162,18 +155,18 @@ pub(super) fn read_lines(
             continue;
         }
         lines += 1;
-        let place = format!("{}, line {}", path.display(), index + 1);
-        each(line, &place)?;
+        let location = format!("{}, line {}", path.display(), index + 1);
+        each(line, &location)?;
     }
     ensure!(
         lines > 0,
-        "{} holds no key: `{made}` writes one",
+        "{} has no key: `{keygen}` creates one",
         path.display()
     );
     Ok(())
 }
 
-/// Parses one line. Errors do not quote it: it is a secret.
+/// Parses one line. It is a secret, so that errors do not quote it.
 fn parse(line: &str) -> Result<Key> {
     let mut words = line.split_whitespace();
     let parts = (
@@ -183,18 +176,18 @@ fn parse(line: &str) -> Result<Key> {
         words.next(),
         words.next(),
     );
-    let (Some(MARK), Some(worker), Some(id), Some(digits), None) = parts else {
+    let (Some(WORKER_MARK), Some(worker), Some(id), Some(digits), None) = parts else {
         ensure!(
             parts.0 != Some(PEER_MARK),
-            "a key of managers, not of a worker: [[peer]] names its file, and no worker has it"
+            "this is a key of managers, not of a worker: [[peer]] names its file, and no worker has it"
         );
         bail!(
-            "not a key: expected \"{MARK} WORKER ID SECRET\" as `memlb keygen` writes it, with the \
+            "not a key: expected \"{WORKER_MARK} WORKER ID SECRET\" as `memlb keygen` writes it, with the \
              secret in 64 hexadecimal digits"
         );
     };
     if let Err(problem) = check_name(worker) {
-        bail!("the worker's name cannot be one: {problem}");
+        bail!("the worker's name is not valid: {problem}");
     }
     let (id, secret) = parse_secret(id, digits)?;
     Ok(Key::new(worker.to_owned(), id, &secret))
@@ -209,87 +202,88 @@ pub(super) fn parse_secret(
         .context("the key's id is not 8 hexadecimal digits in lower case")?;
     let mut secret = Zeroizing::new([0; SECRET_BYTES]);
     ensure!(
-        hex(digits.as_bytes(), secret.as_mut()),
+        parse_hex(digits.as_bytes(), secret.as_mut()),
         "the secret is not 64 hexadecimal digits in lower case"
     );
     ensure!(
         secret.iter().any(|byte| *byte != secret[0]),
-        "the secret is one byte repeated: `memlb keygen` draws one at random"
+        "the secret is one repeated byte: `memlb keygen` draws a random one"
     );
     Ok((id, secret))
 }
 
-/// Reads a file that only its owner, root or this user, can read or write.
+/// Reads a file that only its owner can read or write, who is root or this user.
 fn read_private(path: &Path) -> Result<Zeroizing<Vec<u8>>> {
-    // Without waiting for the other end, should it be a pipe.
+    // The file may be a pipe: opening it must not wait for the other end.
     let file = OpenOptions::new()
         .read(true)
         .custom_flags(OFlag::O_NONBLOCK.bits())
         .open(path)
         .with_context(|| format!("open the key file {}", path.display()))?;
     let length = check_permissions(path, &file)?;
-    // Room for all of it at once: growing would leave copies behind.
+    // Enough capacity at once, because a reallocation would leave copies of the secret.
     let mut bytes = Zeroizing::new(Vec::with_capacity(length + 64));
-    file.take(MOST_BYTES)
+    file.take(MAX_BYTES)
         .read_to_end(&mut bytes)
         .with_context(|| format!("read the key file {}", path.display()))?;
     Ok(bytes)
 }
 
-/// Checks the open file, which cannot be exchanged meanwhile; returns its length.
+/// Checks the permissions of the open file, which nobody can replace meanwhile; returns its length.
 fn check_permissions(path: &Path, file: &File) -> Result<usize> {
     let shown = path.display();
-    let about = file
+    let metadata = file
         .metadata()
-        .with_context(|| format!("look at the key file {shown}"))?;
-    ensure!(about.is_file(), "{shown} is not a regular file");
-    // Where the open file is, whatever links led there.
+        .with_context(|| format!("examine the key file {shown}"))?;
+    ensure!(metadata.is_file(), "{shown} is not a regular file");
+    // The path of the open file, without links.
     let link = format!("/proc/self/fd/{}", file.as_raw_fd());
     let real = fs::read_link(link).unwrap_or_default();
     ensure!(
-        ours(about.uid(), &real),
+        is_trusted(metadata.uid(), &real),
         "{shown} belongs to user {}: chown it to the user that reads it, or to root",
-        about.uid()
+        metadata.uid()
     );
-    // systemd lets the unit's user in by an access list, whose mask shows as the group's right.
+    // systemd grants the unit's user access by an access control list, whose mask appears as the group's mode.
     let group_may_read = if is_credential(path) { 0o040 } else { 0 };
-    let mode = about.mode() & 0o777;
+    let mode = metadata.mode() & 0o777;
     ensure!(
         mode & 0o077 & !group_may_read == 0,
-        "{shown} can be used by others than its owner (mode {mode:04o}): chmod 600 it, and draw a \
-         new key if somebody may have read it"
+        "{shown} can be used by others than its owner (mode {mode:04o}): chmod 600 it, and create a new \
+         key if somebody may have read it"
     );
     ensure!(
-        about.len() < MOST_BYTES,
+        metadata.len() < MAX_BYTES,
         "{shown} is too large for a key file"
     );
-    Ok(usize::try_from(about.len())?)
+    Ok(usize::try_from(metadata.len())?)
 }
 
-/// `real` is the path without links.
-fn ours(owner: u32, real: &Path) -> bool {
-    owner == 0 || owner == geteuid().as_raw() || is_of_a_service(real)
+/// Whether the owner of a file or directory may be trusted. `real` is its path without links.
+fn is_trusted(owner: u32, real: &Path) -> bool {
+    owner == 0 || owner == geteuid().as_raw() || is_service_credential(real)
 }
 
-/// Whether systemd has put it there: only root may write where it keeps the credentials of services, whose users own
-/// them (systemd.exec(5)).
-fn is_of_a_service(real: &Path) -> bool {
-    let is_roots =
-        || fs::metadata(SERVICES).is_ok_and(|it| it.uid() == 0 && it.mode() & 0o022 == 0);
-    real.starts_with(SERVICES) && is_roots()
+/// Whether a file is a service's credential. The service's user owns it, but only root can write to the directory
+/// (systemd.exec(5)).
+fn is_service_credential(real: &Path) -> bool {
+    let is_protected = || {
+        fs::metadata(SERVICE_CREDENTIALS).is_ok_and(|it| it.uid() == 0 && it.mode() & 0o022 == 0)
+    };
+    real.starts_with(SERVICE_CREDENTIALS) && is_protected()
 }
 
 fn is_credential(path: &Path) -> bool {
     credentials().is_some_and(|directory| path.starts_with(directory))
 }
 
-/// Returns the file of the credential `name`, if systemd has handed one over.
+/// Returns the file of the credential `name`, if systemd has passed one.
 pub fn credential(name: &str) -> Option<PathBuf> {
     let file = credentials()?.join(name);
     file.exists().then_some(file)
 }
 
 fn credentials() -> Option<PathBuf> {
-    let directory = PathBuf::from(std::env::var_os(CREDENTIALS)?);
+    let directory = PathBuf::from(std::env::var_os(CREDENTIALS_VARIABLE)?);
     directory.is_absolute().then_some(directory)
 }

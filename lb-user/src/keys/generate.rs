@@ -1,4 +1,4 @@
-//! Draws a new key and writes its file.
+//! Creates a key and writes its file.
 
 use std::{
     fs::OpenOptions,
@@ -12,7 +12,7 @@ use zeroize::Zeroizing;
 
 use super::{
     KeyId, SECRET_BYTES,
-    file::{MARK, PEER_MARK},
+    file::{PEER_MARK, WORKER_MARK},
     write_hex,
 };
 
@@ -20,27 +20,27 @@ use super::{
 ///
 /// # Errors
 ///
-/// Says why the file cannot be made; one that exists is never touched.
+/// Says why the file cannot be created. An existing file stays as it is.
 pub fn write_new(path: &Path, worker: &str) -> Result<KeyId> {
-    write(path, &format!("{MARK} {worker}"))
+    write(path, &format!("{WORKER_MARK} {worker}"))
 }
 
 /// Writes a new key of managers to a new file that only this user can read; returns the key's id.
 ///
 /// # Errors
 ///
-/// Says why the file cannot be made; one that exists is never touched.
+/// Says why the file cannot be created. An existing file stays as it is.
 pub fn write_new_peer(path: &Path) -> Result<KeyId> {
     write(path, PEER_MARK)
 }
 
-fn write(path: &Path, beginning: &str) -> Result<KeyId> {
+fn write(path: &Path, words: &str) -> Result<KeyId> {
     let id = KeyId(getrandom::u32().context("draw a key's id")?);
     let mut secret = Zeroizing::new([0; SECRET_BYTES]);
     getrandom::fill(secret.as_mut()).context("draw a secret")?;
-    // Room for all of it at once: growing would leave copies behind.
+    // Enough capacity at once, because a reallocation would leave copies of the secret.
     let mut line = Zeroizing::new(Vec::with_capacity(256));
-    line.extend_from_slice(format!("{beginning} {id} ").as_bytes());
+    line.extend_from_slice(format!("{words} {id} ").as_bytes());
     write_hex(secret.as_ref(), &mut line);
     line.push(b'\n');
     let mut file = OpenOptions::new()
@@ -51,14 +51,14 @@ fn write(path: &Path, beginning: &str) -> Result<KeyId> {
         .map_err(|error| {
             let remedy = match error.kind() {
                 ErrorKind::AlreadyExists => {
-                    "; a file that exists is never overwritten: choose another with --output"
+                    "; memlb overwrites no file: choose another with --output"
                 }
                 ErrorKind::NotFound => {
-                    "; make its directory first, or choose another with --output"
+                    "; create its directory first, or choose another with --output"
                 }
                 _ => "",
             };
-            anyhow!("make the key file {}: {error}{remedy}", path.display())
+            anyhow!("create the key file {}: {error}{remedy}", path.display())
         })?;
     file.write_all(&line)
         .and_then(|()| file.sync_all())

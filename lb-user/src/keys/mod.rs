@@ -1,7 +1,7 @@
-//! Keys that sign heartbeats and their acknowledgements, one or two for each worker; and those of peers.
+//! Keys of workers, which sign heartbeats and their acknowledgements, and keys of peers.
 //!
-//! A key belongs to one worker's name and authenticates no other. Two of them may hold at a time,
-//! so that a new key can be brought out before the old one is withdrawn. docs/heartbeat.md says how.
+//! A key authenticates one worker by its name. A worker may have two keys at a time, so that a new key can be distributed
+//! before the old one is removed. docs/heartbeat.md describes how.
 
 mod file;
 mod generate;
@@ -21,21 +21,21 @@ pub use generate::{write_new, write_new_peer};
 pub use peer::{PEER_KEY, PeerKeys, read_peer_keys};
 pub use ring::{DuplicateKey, KEYS_PER_WORKER, KeyRing};
 
-/// Where an agent's key usually is; the package's service hands this one to its agent.
+/// The usual file of an agent's key. The package's service passes it to its agent.
 pub const AGENT_KEY: &str = "/etc/memlb/agent.key";
 
-/// What lets a running manager on any machine take up a changed key.
+/// The command that makes a running manager read its keys again.
 ///
-/// systemd hands the package's service its keys when it starts.
+/// systemd passes the keys to the package's service only at its start.
 pub const APPLY_KEYS: &str =
     "memlb reload    (with the package's service: systemctl restart memlb-manager)";
 
-/// The same for the manager of this machine.
+/// Returns the same command for the manager of this machine.
 pub fn apply_keys_here() -> String {
     Unit::Manager.restart("memlb reload")
 }
 
-/// Whether a key cannot be read because this user lacks the permission.
+/// Whether a key cannot be read because this user has no permission.
 pub fn is_forbidden(error: &anyhow::Error) -> bool {
     let mut causes = error
         .chain()
@@ -43,25 +43,25 @@ pub fn is_forbidden(error: &anyhow::Error) -> bool {
     causes.any(|it| it.kind() == std::io::ErrorKind::PermissionDenied)
 }
 
-/// Bytes of a key's secret: as many as SHA-256 gives.
+/// The bytes of a key's secret, as many as of a SHA-256 hash.
 pub const SECRET_BYTES: usize = 32;
 
-/// Bytes of a signature: the whole HMAC-SHA256.
+/// The bytes of a signature, a whole HMAC-SHA256.
 pub const TAG_BYTES: usize = 32;
 
-/// Names a key in the open, written as 8 hexadecimal digits.
+/// The public id of a key, written as 8 hexadecimal digits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct KeyId(pub u32);
 
 impl KeyId {
-    /// Its length in text.
+    /// The length of its text.
     pub const DIGITS: usize = 8;
 
-    /// Reads exactly 8 lower-case hexadecimal digits.
+    /// Parses exactly 8 lower-case hexadecimal digits.
     pub fn parse(text: &[u8]) -> Option<Self> {
         let digits: &[u8; Self::DIGITS] = text.try_into().ok()?;
         let mut bytes = [0; Self::DIGITS / 2];
-        hex(digits, &mut bytes).then(|| Self(u32::from_be_bytes(bytes)))
+        parse_hex(digits, &mut bytes).then(|| Self(u32::from_be_bytes(bytes)))
     }
 }
 
@@ -71,13 +71,14 @@ impl fmt::Display for KeyId {
     }
 }
 
-/// A secret with its id, ready to sign: the schedule of its HMAC is computed once.
+/// A secret with its id. The state of its HMAC is computed once.
 ///
-/// Its memory is overwritten when it is dropped, and it shows its id only.
+/// Its memory is overwritten when it is dropped, and `Debug` shows its id only.
 #[derive(Clone)]
 pub struct SigningKey {
     id: KeyId,
-    schedule: Hmac<Sha256>,
+    /// After the secret, before any data.
+    hmac: Hmac<Sha256>,
 }
 
 /// One worker's key.
@@ -89,13 +90,13 @@ pub struct Key {
 
 impl SigningKey {
     pub fn new(id: KeyId, secret: &Zeroizing<[u8; SECRET_BYTES]>) -> Self {
-        // HMAC fills a key up with zeros to SHA-256's block.
+        // HMAC pads a key with zeros to the block size of SHA-256.
         let mut block = Zeroizing::new([0; 2 * SECRET_BYTES]);
         block[..SECRET_BYTES].copy_from_slice(secret.as_ref());
         let block: &[u8; 2 * SECRET_BYTES] = &block;
         Self {
             id,
-            schedule: <Hmac<Sha256> as KeyInit>::new(block.into()),
+            hmac: <Hmac<Sha256> as KeyInit>::new(block.into()),
         }
     }
 
@@ -103,8 +104,8 @@ impl SigningKey {
         self.id
     }
 
-    /// Whether that is this key, its secret included.
-    pub fn is(&self, other: &Self) -> bool {
+    /// Whether the other key has the same id and secret.
+    pub fn is_same_as(&self, other: &Self) -> bool {
         self.id == other.id && self.verify(&[], &other.sign(&[]))
     }
 
@@ -113,18 +114,18 @@ impl SigningKey {
         self.over(parts).finalize().into_bytes().into()
     }
 
-    /// Compares in a time that does not depend on where a wrong tag differs.
+    /// Whether the tag is right. The comparison takes constant time.
     pub fn verify(&self, parts: &[&[u8]], tag: &[u8; TAG_BYTES]) -> bool {
         self.over(parts).verify_slice(tag).is_ok()
     }
 
-    /// The same for the first bytes of a tag, at least one.
+    /// Whether the first bytes of a tag, at least one, are right.
     pub fn verify_left(&self, parts: &[&[u8]], tag: &[u8]) -> bool {
         self.over(parts).verify_truncated_left(tag).is_ok()
     }
 
     fn over(&self, parts: &[&[u8]]) -> Hmac<Sha256> {
-        let mut mac = self.schedule.clone();
+        let mut mac = self.hmac.clone();
         for part in parts {
             mac.update(part);
         }
@@ -152,14 +153,14 @@ impl Key {
         self.key.sign(parts)
     }
 
-    /// Compares in a time that does not depend on where a wrong tag differs.
+    /// Whether the tag is right. The comparison takes constant time.
     pub fn verify(&self, parts: &[&[u8]], tag: &[u8; TAG_BYTES]) -> bool {
         self.key.verify(parts, tag)
     }
 
-    /// Whether that is this key, its secret included.
-    fn is(&self, other: &Self) -> bool {
-        self.worker == other.worker && self.key.is(&other.key)
+    /// Whether the other key has the same worker, id and secret.
+    fn is_same_as(&self, other: &Self) -> bool {
+        self.worker == other.worker && self.key.is_same_as(&other.key)
     }
 }
 
@@ -175,8 +176,8 @@ impl fmt::Debug for Key {
     }
 }
 
-/// Reads lower-case hexadecimal digits, two for each byte; says whether all were.
-pub(crate) fn hex(digits: &[u8], bytes: &mut [u8]) -> bool {
+/// Parses lower-case hexadecimal digits, two for each byte; returns whether they are valid.
+pub(crate) fn parse_hex(digits: &[u8], bytes: &mut [u8]) -> bool {
     let value = |digit: u8| match digit {
         b'0'..=b'9' => Some(digit - b'0'),
         b'a'..=b'f' => Some(digit - b'a' + 10),

@@ -1,4 +1,4 @@
-//! The keys that a manager knows.
+//! The keys of a manager.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -9,23 +9,22 @@ use anyhow::{Result, ensure};
 
 use super::{Key, KeyId};
 
-/// How many keys of one worker hold at a time: the one in use and the one that replaces it.
+/// The most keys of one worker: the one in use and the one that replaces it.
 pub const KEYS_PER_WORKER: usize = 2;
 
 /// Keys by their ids.
 #[derive(Debug, Clone, Default)]
 pub struct KeyRing {
     keys: BTreeMap<KeyId, Key>,
-    places: BTreeMap<KeyId, String>,
+    /// File and line of each key.
+    locations: BTreeMap<KeyId, String>,
     /// Names of files in the directory of keys that were not read.
     skipped: Vec<String>,
 }
 
-/// A key's id is at two places, each a file and a line.
+/// Two keys have one id. `first` and `second` are file and line.
 #[derive(Debug, thiserror::Error)]
-#[error(
-    "{second}: the key {id} is there twice, first (of {worker}) in {first}: remove one of the two"
-)]
+#[error("{second}: key {id} exists twice, first (of {worker}) in {first}: remove one of the two")]
 pub struct DuplicateKey {
     id: KeyId,
     worker: String,
@@ -34,39 +33,39 @@ pub struct DuplicateKey {
 }
 
 impl KeyRing {
-    /// Adds a key, which came from `place`.
+    /// Adds a key, with its file and line.
     ///
     /// # Errors
     ///
-    /// Says that the id is taken, or that the worker has enough keys.
-    pub fn add(&mut self, key: Key, place: &str) -> Result<()> {
+    /// Says that the id exists, or that the worker has [`KEYS_PER_WORKER`] keys.
+    pub fn add(&mut self, key: Key, location: &str) -> Result<()> {
         let (worker, id) = (key.worker(), key.id());
         if let Some(other) = self.keys.get(&id) {
             let twice = DuplicateKey {
                 id,
                 worker: other.worker().to_owned(),
-                first: self.places.get(&id).cloned().unwrap_or_default(),
-                second: place.to_owned(),
+                first: self.locations.get(&id).cloned().unwrap_or_default(),
+                second: location.to_owned(),
             };
             return Err(twice.into());
         }
         let held = self.of_worker(worker).count();
         ensure!(
             held < KEYS_PER_WORKER,
-            "{place}: {worker} has {KEYS_PER_WORKER} keys already: remove the file of the one that \
+            "{location}: {worker} has {KEYS_PER_WORKER} keys already: remove the file of the one that \
              its agent uses no longer"
         );
         self.keys.insert(id, key);
-        self.places.insert(id, place.to_owned());
+        self.locations.insert(id, location.to_owned());
         Ok(())
     }
 
-    /// Notes files that were not read.
-    pub fn skip(&mut self, names: Vec<String>) {
+    /// Sets the names of files that were not read.
+    pub fn set_skipped(&mut self, names: Vec<String>) {
         self.skipped = names;
     }
 
-    /// Says which files in the directory of keys were not read, if there are any.
+    /// Returns a warning that names the files in the directory of keys that were not read, if there are any.
     pub fn warning(&self, path: &Path) -> Option<String> {
         const SHOWN: usize = 5;
         let count = self.skipped.len();
@@ -90,15 +89,16 @@ impl KeyRing {
         })
     }
 
-    /// Returns what is different in its successor, one sentence each.
+    /// Returns the differences of another ring, one sentence each.
     pub fn changes(&self, new: &Self) -> Vec<String> {
-        let said = |key: &Key, what| format!("key {} of {} {what}", key.id(), key.worker());
-        let same = |ring: &Self, key: &Key| ring.find(key.id()).is_some_and(|it| it.is(key));
+        let text = |key: &Key, what| format!("key {} of {} {what}", key.id(), key.worker());
+        let same =
+            |ring: &Self, key: &Key| ring.find(key.id()).is_some_and(|it| it.is_same_as(key));
         let added = new.iter().filter(|key| !same(self, key));
         let removed = self.iter().filter(|key| !same(new, key));
         removed
-            .map(|key| said(key, "removed"))
-            .chain(added.map(|key| said(key, "added")))
+            .map(|key| text(key, "removed"))
+            .chain(added.map(|key| text(key, "added")))
             .collect()
     }
 
@@ -107,7 +107,10 @@ impl KeyRing {
     }
 
     /// Returns those of these workers that have no key.
-    pub fn lacking<'a>(&self, workers: impl Iterator<Item = &'a str>) -> BTreeSet<&'a str> {
+    pub fn workers_without_key<'a>(
+        &self,
+        workers: impl Iterator<Item = &'a str>,
+    ) -> BTreeSet<&'a str> {
         let has_none = |worker: &&str| self.of_worker(worker).next().is_none();
         workers.filter(has_none).collect()
     }

@@ -34,7 +34,7 @@ fn signs_as_rfc_4231_says() {
     let key = Key::new("worker1".to_owned(), KeyId(1), &secret);
     let expected = "5bdcc146bf60754e6a042426089575c75a003f089d2739839dec58b964ec3843";
     let mut tag = [0; TAG_BYTES];
-    assert!(hex(expected.as_bytes(), &mut tag));
+    assert!(parse_hex(expected.as_bytes(), &mut tag));
     let parts: [&[u8]; 3] = [b"what do ya ", b"want for", b" nothing?"];
     assert_eq!(key.sign(&parts), tag);
     assert!(key.verify(&parts, &tag));
@@ -54,13 +54,13 @@ fn a_new_key_is_private_different_each_time_and_never_overwrites() {
     );
     let key = read_key(&one, "worker1").unwrap();
     assert_eq!((key.id(), key.worker()), (id, "worker1"));
-    assert!(refusal(write_new(&one, "worker1")).contains("never overwritten"));
+    assert!(refusal(write_new(&one, "worker1")).contains("overwrites no file"));
     let lost = refusal(write_new(
         &directory.path().join("absent/one.key"),
         "worker1",
     ));
-    assert!(lost.contains("make its directory first"), "{lost}");
-    assert!(!lost.contains("overwritten"), "{lost}");
+    assert!(lost.contains("create its directory first"), "{lost}");
+    assert!(!lost.contains("overwrites"), "{lost}");
     write_new(&other, "worker1").unwrap();
     let secret = |path: &Path| fs::read_to_string(path).unwrap()[29..].to_owned();
     assert_ne!(secret(&one), secret(&other));
@@ -91,7 +91,7 @@ fn keys_are_read_from_a_file_or_a_directory() {
     assert!(refusal(read_keys(directory.path())).contains("worker1 has 2 keys already"));
     write(&at("c.key"), &line("worker3", "0000000a"), 0o600);
     let twice = refusal(read_keys(directory.path()));
-    assert!(twice.contains("0000000a is there twice"), "{twice}");
+    assert!(twice.contains("0000000a exists twice"), "{twice}");
     assert!(
         twice.contains("c.key, line 1") && twice.contains("a.key, line 3"),
         "{twice}"
@@ -185,22 +185,22 @@ fn reports_what_is_wrong_with_key_files() {
     let path = directory.path().join("worker1.key");
     let good = line("worker1", "0000000a");
     for (text, said) in [
-        (String::new(), "holds no key"),
-        ("# nothing\n".to_owned(), "holds no key"),
+        (String::new(), "has no key"),
+        ("# nothing\n".to_owned(), "has no key"),
         (good.replace("key-1", "key-2"), "not a key"),
         (good.replace(" 0000000a", ""), "not a key"),
         (good.replace('\n', " more\n"), "not a key"),
-        (good.replace("worker1", "w/1"), "cannot be one"),
+        (good.replace("worker1", "w/1"), "is not valid"),
         (good.replace("0000000a", "000000A0"), "the key's id"),
         (good.replace("0000000a", "a"), "the key's id"),
         (good.replace("1f\n", "\n"), "the secret is not"),
         (good.replace("1f\n", "1F\n"), "the secret is not"),
-        (good.replace(SECRET, &"00".repeat(32)), "one byte repeated"),
+        (good.replace(SECRET, &"00".repeat(32)), "one repeated byte"),
         (
             format!("{good}{}", good.replace("0a ", "0b ")),
-            "holds 2 keys",
+            "has 2 keys",
         ),
-        (good.replace("worker1", "worker2"), "holds a key of worker2"),
+        (good.replace("worker1", "worker2"), "has a key of worker2"),
         (format!("\n\n{}", good.replace("key-1", "")), "line 3"),
     ] {
         write(&path, &text, 0o600);
@@ -250,7 +250,7 @@ fn a_key_of_peers_is_not_a_workers_and_may_have_a_successor() {
     let keys = read_peer_keys(&at("peer.key")).unwrap();
     assert_eq!(keys.signing().id(), id);
     assert!(keys.find(KeyId(!id.0)).is_none());
-    assert!(refusal(write_new_peer(&at("peer.key"))).contains("never overwritten"));
+    assert!(refusal(write_new_peer(&at("peer.key"))).contains("overwrites no file"));
 
     write_new_peer(&at("next.key")).unwrap();
     let text = |name: &str| fs::read_to_string(at(name)).unwrap();
@@ -258,14 +258,18 @@ fn a_key_of_peers_is_not_a_workers_and_may_have_a_successor() {
     write(&at("both.key"), &both, 0o600);
     let both_keys = read_peer_keys(&at("both.key")).unwrap();
     assert_ne!(both_keys.signing().id(), id);
-    assert!(both_keys.find(id).is_some_and(|key| key.is(keys.signing())));
+    assert!(
+        both_keys
+            .find(id)
+            .is_some_and(|key| key.is_same_as(keys.signing()))
+    );
     assert!(!format!("{both_keys:?}").contains(&text("peer.key")[26..]));
 
     let line = format!("memlb-peer-key-1 0000000a {SECRET}\n");
     for (text, said) in [
-        (self::line("worker1", "0000000a"), "a worker's key"),
+        (self::line("worker1", "0000000a"), "a key of a worker"),
         (format!("{both}{line}"), "has 2 keys already"),
-        (format!("{line}{line}"), "0000000a is there twice"),
+        (format!("{line}{line}"), "0000000a exists twice"),
         (line.replace(" 0000000a", ""), "not a key"),
         (String::new(), "memlb keygen --peer"),
     ] {

@@ -1,4 +1,4 @@
-//! A service whose interface does not exist yet waits for it, instead of being restarted every second.
+//! Waits for an interface that does not exist yet, so that systemd does not restart the service every second.
 
 use std::{fs, path::Path, time::Duration};
 
@@ -8,16 +8,16 @@ use tracing::{info, warn};
 
 use crate::{datapath::Netlink, systemd};
 
-/// In the service's runtime directory: a former start failed for want of an interface.
+/// The file in the service's runtime directory that says that the last start failed because an interface was missing.
 const MARKER: &str = "interface-absent";
 
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The longest pause between two lines of the log about the same interface.
-const MAX_PAUSE: Duration = Duration::from_secs(3600);
+/// The longest pause between two log lines about a missing interface.
+const MAX_LOG_PAUSE: Duration = Duration::from_secs(3600);
 
-/// Waits until the interfaces exist, if systemd runs this service and restarted it for want of one. The first start
-/// fails at once, so that `systemctl start` reports a wrong name; a manager started by hand always does.
+/// Waits until the interfaces exist, if systemd restarted the service because one was missing. The first start fails at
+/// once, so that `systemctl start` reports a wrong name. A manager that is started by hand never waits.
 ///
 /// # Errors
 ///
@@ -28,29 +28,29 @@ pub(super) async fn wait_for_interfaces(netlink: &mut Netlink, names: &[String])
     };
     let marker = directory.join(MARKER);
     let Err(error) = netlink.interfaces(names).await else {
-        return forget(&marker);
+        return remove(&marker);
     };
     if !marker.exists() {
         fs::write(&marker, "").with_context(|| format!("write {}", marker.display()))?;
         return Err(error);
     }
     let mut pause = POLL_INTERVAL;
-    let mut next_line = Instant::now();
+    let mut next_log = Instant::now();
     while let Err(error) = netlink.interfaces(names).await {
         let text = format!("{error:#}");
-        if Instant::now() >= next_line {
+        if Instant::now() >= next_log {
             warn!("{text}; waiting for it, checked every second");
-            next_line = Instant::now() + pause;
-            pause = (pause * 2).min(MAX_PAUSE);
+            next_log = Instant::now() + pause;
+            pause = (pause * 2).min(MAX_LOG_PAUSE);
         }
         systemd::waiting(&text);
         sleep(POLL_INTERVAL).await;
     }
     info!("all interfaces exist now: {}", names.join(", "));
-    forget(&marker)
+    remove(&marker)
 }
 
-fn forget(marker: &Path) -> Result<()> {
+fn remove(marker: &Path) -> Result<()> {
     match marker.exists() {
         true => fs::remove_file(marker).with_context(|| format!("remove {}", marker.display())),
         false => Ok(()),

@@ -1,30 +1,32 @@
-//! Background tasks of the manager. They wait for the kernel or read large tables, so that the manager's
-//! task does not, and report by a [`BackgroundResult`].
+//! Background tasks of the manager. They wait for the kernel or read large tables, so that the manager's task does not,
+//! and send a [`BackgroundResult`].
 
 use std::{
     collections::BTreeSet,
     net::IpAddr,
+    path::PathBuf,
     time::{Duration, Instant},
 };
 
-use tokio::{sync::mpsc, task::spawn_blocking};
+use tokio::{
+    sync::mpsc,
+    task::{JoinSet, spawn_blocking},
+};
 use tracing::debug;
 
-use super::{
-    Manager, connection_count::ConnectionCountReconciler, reload, route_monitor::RouteMonitor,
-};
+use super::{Manager, connection_count::reconcile_forever};
 use crate::datapath::{Routes, Stats};
 use lb_core::{BackendId, TrialOutcome};
 
 /// How often the connections of removed workers are counted.
 const REMOVED_BACKENDS_INTERVAL: Duration = Duration::from_secs(10);
 
-/// What a background task found out.
+/// The result of a background task.
 #[derive(Debug)]
 pub(super) enum BackgroundResult {
     /// The routes to the agents that want to join from these addresses.
     JoinRoutes(BTreeSet<IpAddr>, Routes),
-    /// The routes to the workers as the kernel has them now.
+    /// The present routes to the workers.
     Routes(Routes),
     /// This next hop has another link address.
     NextHopMoved(IpAddr),
@@ -35,35 +37,24 @@ pub(super) enum BackgroundResult {
     Trial(BackendId, TrialOutcome),
 }
 
-/// The background tasks that run all the time, and the state of the others.
+/// How background tasks report, and those that run all the time. They end when this is dropped.
 #[derive(Debug)]
 pub(super) struct Background {
-    pub route_monitor: RouteMonitor,
-    _reconciler: ConnectionCountReconciler,
-    results: mpsc::Sender<BackgroundResult>,
-    /// Whether the routes to agents that want to join are being looked up.
-    pub looking_up_joins: bool,
+    pub results: mpsc::Sender<BackgroundResult>,
     /// When the connections of removed backends were last counted.
     removed_counted: Instant,
+    _tasks: JoinSet<()>,
 }
 
 impl Background {
-    pub fn new(
-        route_monitor: RouteMonitor,
-        reconciler: ConnectionCountReconciler,
-        results: mpsc::Sender<BackgroundResult>,
-    ) -> Self {
+    pub fn new(pin_path: PathBuf, results: mpsc::Sender<BackgroundResult>) -> Self {
+        let mut tasks = JoinSet::new();
+        tasks.spawn(reconcile_forever(pin_path));
         Self {
-            route_monitor,
-            _reconciler: reconciler,
             results,
-            looking_up_joins: false,
             removed_counted: Instant::now(),
+            _tasks: tasks,
         }
-    }
-
-    pub fn results(&self) -> mpsc::Sender<BackgroundResult> {
-        self.results.clone()
     }
 }
 
@@ -88,23 +79,6 @@ impl Manager {
                 }
             }
         }
-    }
-
-    /// Starts to look up the routes to agents that want to join.
-    pub(super) fn look_up_join_requests(&mut self) {
-        let addresses = self.join_requests.addresses();
-        if self.background.looking_up_joins || addresses.is_empty() {
-            return;
-        }
-        self.background.looking_up_joins = true;
-        let results = self.background.results.clone();
-        tokio::spawn(async move {
-            let routes = reload::routes(&addresses).await;
-            // Fails only when the manager ends.
-            _ = results
-                .send(BackgroundResult::JoinRoutes(addresses, routes))
-                .await;
-        });
     }
 
     /// Starts to count the connections of backends that are no longer configured.

@@ -1,13 +1,10 @@
-//! Corrects the counters of open connections from time to time. Packet programs cannot count flows that the
-//! table evicts. A task of its own reads the flow table, because that takes time.
+//! Corrects the counters of open connections from time to time: packet programs cannot count the flows that the table
+//! evicts. A task of its own reads the flow table, because that takes time.
 
 use std::{path::PathBuf, time::Duration};
 
 use nix::time::{ClockId, clock_gettime};
-use tokio::{
-    task::{JoinHandle, spawn_blocking},
-    time::sleep,
-};
+use tokio::{task::spawn_blocking, time::sleep};
 use tracing::{debug, warn};
 
 use crate::datapath;
@@ -15,26 +12,11 @@ use crate::datapath;
 /// The least time between two counts.
 const INTERVAL: Duration = Duration::from_secs(5);
 
-/// The pause after a count, in multiples of its CPU time: counting takes a hundredth of one CPU at most.
+/// The pause after a count, in multiples of its CPU time. So counting takes a hundredth of one CPU at most.
 const PAUSE_FACTOR: u32 = 100;
 
-/// The background task. It ends when this is dropped.
-#[derive(Debug)]
-pub(super) struct ConnectionCountReconciler(JoinHandle<()>);
-
-impl ConnectionCountReconciler {
-    pub fn start(pin_path: PathBuf) -> Self {
-        Self(tokio::spawn(run(pin_path)))
-    }
-}
-
-impl Drop for ConnectionCountReconciler {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
-}
-
-async fn run(pin_path: PathBuf) {
+/// Counts the open connections again and again.
+pub(super) async fn reconcile_forever(pin_path: PathBuf) {
     let mut failing = false;
     loop {
         let pin_path = pin_path.clone();
@@ -56,7 +38,7 @@ async fn run(pin_path: PathBuf) {
     }
 }
 
-/// The CPU time of this thread.
+/// Returns the CPU time of this thread.
 fn cpu_time() -> Duration {
     clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map_or(Duration::ZERO, Duration::from)
 }

@@ -1,7 +1,7 @@
-//! Asks the agents whose connections unknown clients of services of mode `dsr` have.
+//! Queries the agents about clients of services of mode `dsr` whose connections the manager does not know.
 //!
-//! The programs drop such a client's packets for a second and report the client. A worker that has the connection
-//! gets its flow, and the client's repeated packet continues it.
+//! The packet programs drop such a client's packets for a second and report the client. If an agent has the connection, the
+//! manager writes its flow, and the client's repeated packet continues it.
 
 use std::{
     collections::BTreeMap,
@@ -22,7 +22,7 @@ use tracing::{debug, warn};
 
 use super::{
     Manager,
-    pending_lookups::{ASK_FOR, Candidate, LookupClient, LookupCounts, PendingLookups},
+    pending_lookups::{Candidate, LOOKUP_TIMEOUT, LookupClient, LookupCounts, PendingLookups},
 };
 use crate::{
     datapath::{Datapath, Intake, UnknownClients, from_mapped, monotonic_ns},
@@ -30,56 +30,56 @@ use crate::{
     heartbeat_receiver::{AgentAddress, ReceivedConnectionReply, ReceivedHeartbeat},
 };
 
-/// How often unanswered queries, and workers that come up, are checked.
+/// How often queries without a reply, and workers that come up, are checked.
 const TICK: Duration = Duration::from_millis(20);
 
 /// The least time between two events about lookups.
 const EVENT_INTERVAL: Duration = Duration::from_secs(10);
 
-/// The lookups, and what they work with.
+/// The lookups, with the ring of unknown clients and the agents.
 #[derive(Debug)]
 pub(super) struct ConnectionLookup {
-    /// Nothing if the map can no longer be read.
+    /// `None` if the map can no longer be read.
     events: Option<UnknownClients>,
-    /// Loaded when a service of mode `dsr` needs it: the verifier takes its time.
+    /// Loaded when a service of mode `dsr` needs it, because the verifier takes a while.
     intake: Option<Intake>,
     pending: PendingLookups,
-    /// While clients wait for an answer.
-    next_look: Option<Instant>,
-    /// Read, and not asked about yet.
+    /// When pending lookups are checked next; `None` if no client waits.
+    next_check: Option<Instant>,
+    /// Unknown clients that were read from the ring.
     unknown: Vec<FlowRecord>,
-    /// By worker, those with a DSR translator.
+    /// The agents with a DSR translator, by worker.
     agents: BTreeMap<String, (AgentAddress, Sequence)>,
-    /// Not in an event yet.
-    outcome: LookupCounts,
+    /// The outcomes that no event has reported yet.
+    counts: LookupCounts,
     emitted: Option<Instant>,
 }
 
 impl ConnectionLookup {
-    /// Opens the ring of unknown clients, and the intake for their flows if a service `asks` about them.
+    /// Opens the ring of unknown clients. If a service has mode `dsr`, it also loads the intake.
     ///
     /// # Errors
     ///
     /// Names the map or the program that cannot be opened.
-    pub fn open(datapath: &mut Datapath, asks: bool) -> Result<Self> {
+    pub fn open(datapath: &mut Datapath, has_dsr: bool) -> Result<Self> {
         Ok(Self {
             events: Some(UnknownClients::open(datapath.pin_path())?),
-            intake: asks.then(|| datapath.intake()).transpose()?,
+            intake: has_dsr.then(|| datapath.intake()).transpose()?,
             pending: PendingLookups::new(Instant::now()),
-            next_look: None,
+            next_check: None,
             unknown: Vec::new(),
             agents: BTreeMap::new(),
-            outcome: LookupCounts::default(),
+            counts: LookupCounts::default(),
             emitted: None,
         })
     }
 
-    /// Waits until there is something to ask, or to look at again. Cancel safe.
+    /// Waits until there are unknown clients, or until the next check of pending lookups. Cancel safe.
     pub async fn due(&mut self) {
         let Some(events) = &mut self.events else {
             return pending().await;
         };
-        let read = match self.next_look {
+        let read = match self.next_check {
             // A flood wakes the manager no more often than this.
             Some(next) => {
                 sleep_until(next.into()).await;
@@ -89,13 +89,13 @@ impl ConnectionLookup {
             None => events.next_batch(&mut self.unknown).await,
         };
         if let Err(error) = read {
-            warn!("agents are no longer asked about unknown connections: {error}");
+            warn!("agents are no longer queried about unknown connections: {error}");
             self.events = None;
         }
     }
 
-    /// Notes where the agent of a worker with a DSR translator sends from.
-    pub fn note_agent(&mut self, heartbeat: &ReceivedHeartbeat) {
+    /// Records the address of an agent with a DSR translator.
+    pub fn record_agent(&mut self, heartbeat: &ReceivedHeartbeat) {
         let report = &heartbeat.report;
         let Some(sequence) = report.sequence.filter(|_| !report.translates.is_empty()) else {
             return;
@@ -111,32 +111,31 @@ impl ConnectionLookup {
 }
 
 impl Manager {
-    /// Reads the unknown clients, and asks the agents.
-    pub(super) fn ask_agents(&mut self) {
+    /// Reads the unknown clients, and queries the agents.
+    pub(super) fn query_agents(&mut self) {
         let now = Instant::now();
         let clock = monotonic_ns().unwrap_or(0);
         // The kernel has reset the connections of older records, which a former manager left.
         let is_recent = |record: &FlowRecord| {
-            u128::from(elapsed_ns(clock, record.created_ticks)) < ASK_FOR.as_nanos()
+            u128::from(elapsed_ns(clock, record.created_ticks)) < LOOKUP_TIMEOUT.as_nanos()
         };
         for record in self.connection_lookup.unknown.drain(..).filter(is_recent) {
             if let Some(client) = client_of(&record) {
-                self.connection_lookup
-                    .pending
-                    .add(client, present(record), now);
+                let pending = &mut self.connection_lookup.pending;
+                pending.add(client, present(record), now);
             }
         }
         for candidate in self.candidates() {
-            while self.ask(candidate, now) {}
+            while self.query_agent(candidate, now) {}
         }
         self.connection_lookup.pending.expire(now);
         let is_waiting = self.connection_lookup.pending.is_waiting();
-        self.connection_lookup.next_look = is_waiting.then(|| now + TICK);
+        self.connection_lookup.next_check = is_waiting.then(|| now + TICK);
         self.report_lookups(now);
     }
 
-    /// Asks one agent about as many clients as one datagram holds; returns whether there may be more.
-    fn ask(&mut self, candidate: Candidate, now: Instant) -> bool {
+    /// Queries one agent about as many clients as one datagram holds; returns whether there may be more.
+    fn query_agent(&mut self, candidate: Candidate, now: Instant) -> bool {
         let clients = self.connection_lookup.pending.due(&candidate, now);
         if clients.is_empty() {
             return false;
@@ -144,32 +143,31 @@ impl Manager {
         let nonce = match getrandom::u64() {
             Ok(nonce) => nonce,
             Err(error) => {
-                warn!("ask the agents: {error}");
+                warn!("query the agents: {error}");
                 return false;
             }
         };
-        let mut question = ConnectionQuery {
+        let mut query = ConnectionQuery {
             heartbeat: candidate.heartbeat,
             nonce,
             service: candidate.service,
             clients,
         };
-        if let Err(refusal) = self.receiver.ask(candidate.agent, &mut question) {
-            debug!("ask an agent: {refusal}");
+        if let Err(refusal) = self.receiver.send_query(candidate.agent, &mut query) {
+            debug!("query an agent: {refusal}");
             return false;
         }
-        self.connection_lookup
-            .pending
-            .asked(nonce, candidate, question.clients, now);
+        let pending = &mut self.connection_lookup.pending;
+        pending.record_query(nonce, candidate, query.clients, now);
         true
     }
 
-    /// The workers that serve a service with pending lookups, and whose agents are known.
+    /// Returns the workers of the services with pending lookups whose agents are known.
     fn candidates(&self) -> Vec<Candidate> {
-        let asked = self.connection_lookup.pending.services();
+        let pending = self.connection_lookup.pending.services();
         let services = self.configuration.settings.services.iter();
-        let services = services
-            .filter(|service| service.mode == Mode::Dsr && asked.contains(&service.endpoint()));
+        let services =
+            services.filter(|it| it.mode == Mode::Dsr && pending.contains(&it.endpoint()));
         let of = |service: Endpoint, backend: BackendId, worker: &str| {
             let (agent, heartbeat) = *self.connection_lookup.agents.get(worker)?;
             self.datapath.keeps_flows(backend).then_some(Candidate {
@@ -187,7 +185,7 @@ impl Manager {
             .collect()
     }
 
-    /// Writes the flows of an agent's answer.
+    /// Writes the flows of an agent's reply.
     pub(super) fn handle_connection_reply(&mut self, received: &ReceivedConnectionReply) {
         let pending = &mut self.connection_lookup.pending;
         let Some(found) = pending.handle_reply(received.reply, &received.agent, Instant::now())
@@ -207,15 +205,15 @@ impl Manager {
             unloaded => unloaded.insert(self.datapath.intake()?),
         };
         let outcome = intake.admit(found)?;
-        debug!("connections that agents know: {outcome:?}");
+        debug!("admitted connections that agents have: {outcome:?}");
         Ok(())
     }
 
-    /// Counts what became of the clients, and emits an event from time to time.
+    /// Counts the outcomes of lookups, and emits an event from time to time.
     pub(super) fn report_lookups(&mut self, now: Instant) {
         let ConnectionLookup {
             pending,
-            outcome,
+            counts,
             emitted,
             ..
         } = &mut self.connection_lookup;
@@ -223,12 +221,12 @@ impl Manager {
         self.emitter
             .metrics
             .count_lookups(new.found, new.not_found, new.limited);
-        outcome.found += new.found;
-        outcome.not_found += new.not_found;
-        outcome.limited += new.limited;
+        counts.found += new.found;
+        counts.not_found += new.not_found;
+        counts.limited += new.limited;
         let is_recent = |at| now.saturating_duration_since(at) < EVENT_INTERVAL;
-        if *outcome == LookupCounts::default()
-            || pending.is_waiting() && outcome.limited == 0
+        if *counts == LookupCounts::default()
+            || pending.is_waiting() && counts.limited == 0
             || emitted.is_some_and(is_recent)
         {
             return;
@@ -238,7 +236,7 @@ impl Manager {
             found,
             not_found,
             limited,
-        } = std::mem::take(outcome);
+        } = std::mem::take(counts);
         self.emitter.emit(&Event::AgentsAsked {
             found,
             not_found,
@@ -247,7 +245,7 @@ impl Manager {
     }
 }
 
-/// The client and the service of a record.
+/// Returns the service and the client of a record.
 fn client_of(record: &FlowRecord) -> Option<LookupClient> {
     let protocol = match record.protocol {
         PROTOCOL_TCP => Protocol::Tcp,
@@ -262,7 +260,7 @@ fn client_of(record: &FlowRecord) -> Option<LookupClient> {
     Some((service, socket(record.client, record.client_port)))
 }
 
-/// The record of the connection for the intake, but for its backend. In mode `dsr`, a worker sees the client's own
+/// Returns the record of the connection for the intake, without its backend. In mode `dsr`, a worker sees the client's own
 /// address, and its replies do not pass the manager.
 fn present(record: FlowRecord) -> FlowRecord {
     FlowRecord {

@@ -14,7 +14,7 @@ pub enum DenyChange {
 /// A change in force.
 #[derive(Debug)]
 pub struct DenyOutcome {
-    /// What was added, or removed.
+    /// The prefixes that were added or removed.
     pub changed: Vec<Denied>,
     /// Effects that the operator may not have intended, one sentence each.
     pub warnings: Vec<String>,

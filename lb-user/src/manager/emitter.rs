@@ -14,7 +14,7 @@ pub(super) struct Emitter {
 
 impl Emitter {
     pub fn emit(&self, event: &Event) {
-        // The log to the journal has the event's fields, too.
+        // In systemd's journal, the entry also has the event's fields.
         match event.severity() {
             Severity::Info => info!(event = fields(event), "{event}"),
             Severity::Warn => warn!(event = fields(event), "{event}"),
@@ -27,7 +27,7 @@ impl Emitter {
     }
 }
 
-/// Returns an event as JSON; as the log's field `event`, it is no part of its text.
+/// Returns an event as JSON, for the field `event` of a log entry.
 fn fields(event: &Event) -> String {
     serde_json::to_string(event).unwrap_or_default()
 }

@@ -1,4 +1,4 @@
-//! The handle by which the control socket and the HTTP server reach the manager.
+//! The handle by which the control socket, the HTTP server and the replication reach the manager.
 
 use std::{
     fmt,
@@ -15,11 +15,11 @@ use tokio::{
     task::spawn_blocking,
     time::timeout,
 };
+use tracing::debug;
 
 use super::{
-    CommandReceipt, DenyChange, DenyOutcome, ManagerRequest, ReloadError, Reloaded, SourceError,
-    SourceReceipt, SourceUpdate,
-    reload::{self, Reloader},
+    CommandReceipt, DenyChange, DenyOutcome, Manager, ReadConfig, ReloadError, Reloaded,
+    SourceError, SourceReceipt, SourceUpdate, reload, route_monitor::look_up_routes,
 };
 use crate::{
     config::Config,
@@ -41,13 +41,19 @@ const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(1);
 /// Counters, and when they were read.
 type TimedStats = (Instant, Arc<Stats>);
 
-/// Sends requests to the manager's task, and reads maps and shared records in the caller's. Clones share one
-/// cache of counters.
+/// A short step that the manager's task runs. The step sends its result to the caller after the maps are written, so that
+/// a command is in force when its caller continues. Whatever takes time runs in the caller's task.
+pub(crate) type ManagerRequest = Box<dyn FnOnce(&mut Manager) + Send>;
+
+/// Sends requests to the manager's task, and reads maps and shared state in the caller's task. Clones share one cache of
+/// counters.
 #[derive(Clone)]
 pub struct ManagerHandle {
     requests: mpsc::Sender<ManagerRequest>,
-    reloader: Reloader,
-    records: Records,
+    read_config: ReadConfig,
+    /// The content of the configuration file in force; locked during a reload.
+    in_force: Arc<Mutex<Config>>,
+    shared: SharedState,
     last_stats: Arc<Mutex<Option<TimedStats>>>,
 }
 
@@ -57,9 +63,9 @@ impl fmt::Debug for ManagerHandle {
     }
 }
 
-/// The records that the manager's task writes and the handle reads.
+/// State that the manager's task writes and the handle reads.
 #[derive(Debug, Clone)]
-pub(super) struct Records {
+pub(super) struct SharedState {
     pub pin_path: PathBuf,
     pub event_stream: EventStream,
     pub history: History,
@@ -71,35 +77,38 @@ pub(super) struct Records {
 impl ManagerHandle {
     pub(super) fn new(
         requests: mpsc::Sender<ManagerRequest>,
-        reloader: Reloader,
-        records: Records,
+        read_config: ReadConfig,
+        in_force: Config,
+        shared: SharedState,
     ) -> Self {
         Self {
             requests,
-            reloader,
-            records,
+            read_config,
+            in_force: Arc::new(Mutex::new(in_force)),
+            shared,
             last_stats: Arc::default(),
         }
     }
 
-    /// Returns the configuration in force, options of the command line included, and without workers that joined.
+    /// Returns the configuration in force with the options of the command line, and without workers that joined. It waits
+    /// for the end of a reload.
     pub async fn configuration(&self) -> Config {
-        self.reloader.in_force().await
+        self.in_force.lock().await.clone()
     }
 
-    /// Returns what the manager's task knows now.
+    /// Returns the state of the manager's task.
     ///
     /// # Errors
     ///
-    /// Says that its loop does not answer.
+    /// Says that the manager's loop does not answer.
     pub async fn snapshot(&self) -> Result<ManagerSnapshot> {
-        timeout(SNAPSHOT_TIMEOUT, self.request(ManagerRequest::Snapshot))
-            .await
-            .context("the manager's loop does not answer")?
+        let snapshot = self.request(|manager| manager.snapshot());
+        let snapshot = timeout(SNAPSHOT_TIMEOUT, snapshot).await;
+        snapshot.context("the manager's loop does not answer")?
     }
 
-    /// Returns the snapshot with counters that were read at most `max_age` ago. To read a full flow table
-    /// takes a tenth of a second, and any number of clients may ask.
+    /// Returns the snapshot with counters that are at most `max_age` old. Reading a full flow table takes a tenth of a
+    /// second, and any number of clients may request it.
     ///
     /// # Errors
     ///
@@ -125,14 +134,14 @@ impl ManagerHandle {
         let relayed_packets = relayed.map_or(0, |it| it.packets);
         let peers = self.peers().into_iter();
         Ok(Status {
-            // A packet goes to all living peers.
+            // Each packet goes to all living peers.
             peers: peers
                 .map(|peer| PeerStatus {
                     relayed_packets,
                     ..peer
                 })
                 .collect(),
-            handed_over: self.records.track_file.handed_over(),
+            handed_over: self.shared.track_file.handed_over(),
             ..status
         })
     }
@@ -146,7 +155,7 @@ impl ManagerHandle {
         &self,
         command: AdminCommand,
     ) -> Result<Result<CommandReceipt, AdminError>> {
-        self.request(|reply| ManagerRequest::Admin(command, reply))
+        self.request(move |manager| manager.apply_admin_command(&command))
             .await
     }
 
@@ -159,30 +168,31 @@ impl ManagerHandle {
         &self,
         change: DenyChange,
     ) -> Result<Result<DenyOutcome, DenyError>> {
-        self.request(|reply| ManagerRequest::Deny(change, reply))
-            .await
+        self.request(|manager| manager.change_denied(change)).await
     }
 
+    /// Returns the denied clients.
+    ///
     /// # Errors
     ///
     /// Says that the manager ends.
     pub async fn denied(&self) -> Result<DenyList> {
-        self.request(ManagerRequest::ListDenied).await
+        self.request(|manager| manager.denied.clone()).await
     }
 
-    /// Adds a worker that joined a peer, or with no address removes one that a peer has removed. Returns when that is
+    /// Adds a worker that joined a peer, or without an address removes one that a peer has removed. Returns when that is
     /// in force.
     ///
     /// # Errors
     ///
-    /// Says that the manager ends; the inner result says why it stays as it is.
-    pub async fn join(
+    /// Says that the manager ends; the inner result refuses the change.
+    pub async fn apply_peer_member(
         &self,
         worker: String,
         address: Option<IpAddr>,
     ) -> Result<Result<(), JoinError>> {
-        let routes = reload::routes(&address.into_iter().collect()).await;
-        self.request(|reply| ManagerRequest::Join(worker, address, routes, reply))
+        let routes = look_up_routes(&address.into_iter().collect()).await;
+        self.request(move |manager| manager.apply_peer_member(worker, address, &routes))
             .await
     }
 
@@ -192,7 +202,15 @@ impl ManagerHandle {
     ///
     /// Says why nothing was changed.
     pub async fn reload(&self) -> Result<Reloaded, ReloadError> {
-        self.reloader.reload(&self.requests).await
+        let mut in_force = self.in_force.lock().await;
+        let prepared = reload::prepare(self.read_config.clone(), in_force.clone()).await;
+        let file = prepared.as_ref().ok().map(|it| it.file.clone());
+        let outcome = self.request(|manager| manager.reload(prepared)).await;
+        let reloaded = outcome.map_err(ReloadError::RunTime)??;
+        if let Some(file) = file {
+            *in_force = file;
+        }
+        Ok(reloaded)
     }
 
     /// Replaces a source's list of workers, as a whole or not at all. Returns when that is in force.
@@ -204,13 +222,12 @@ impl ManagerHandle {
         &self,
         update: SourceUpdate,
     ) -> Result<Result<SourceReceipt, SourceError>> {
-        let routes = reload::routes(&update.addresses()).await;
-        let update = Box::new(update);
-        self.request(|reply| ManagerRequest::SetWorkers(update, routes, reply))
+        let routes = look_up_routes(&update.addresses()).await;
+        self.request(move |manager| manager.set_workers(update, &routes))
             .await
     }
 
-    /// Records why a source cannot say which workers there are; its last ones stay.
+    /// Records why a source cannot give its list. Its last list stays in force.
     ///
     /// # Errors
     ///
@@ -220,7 +237,7 @@ impl ManagerHandle {
         source: String,
         problem: String,
     ) -> Result<Result<(), SourceError>> {
-        self.request(|reply| ManagerRequest::SourceProblem(source, problem, reply))
+        self.request(move |manager| manager.source_failed(&source, problem))
             .await
     }
 
@@ -248,19 +265,19 @@ impl ManagerHandle {
     }
 
     pub fn pin_path(&self) -> &Path {
-        &self.records.pin_path
+        &self.shared.pin_path
     }
 
     pub fn event_stream(&self) -> &EventStream {
-        &self.records.event_stream
+        &self.shared.event_stream
     }
 
     pub fn history(&self) -> &History {
-        &self.records.history
+        &self.shared.history
     }
 
     pub fn metrics(&self) -> &Metrics {
-        &self.records.metrics
+        &self.shared.metrics
     }
 
     /// Publishes an event of a caller's task.
@@ -269,40 +286,46 @@ impl ManagerHandle {
     ///
     /// Says that the manager ends.
     pub async fn emit(&self, event: Event) -> Result<()> {
-        self.request(|reply| ManagerRequest::Emit(Box::new(event), reply))
+        self.request(move |manager| manager.emitter.emit(&event))
             .await
     }
 
     /// Returns the file by which this manager asks keepalived for a lower priority.
     pub fn track_file(&self) -> &TrackFile {
-        &self.records.track_file
+        &self.shared.track_file
     }
 
     /// Returns the state of every peer.
     pub fn peers(&self) -> Vec<PeerStatus> {
-        self.records.peers.statuses()
+        self.shared.peers.statuses()
     }
 
-    /// Waits until every peer knows all connections of this manager and has acknowledged what happened before.
+    /// Waits until every peer knows all connections of this manager and has acknowledged all records up to now.
     ///
     /// # Errors
     ///
-    /// Says of each peer what is missing after `wait`, in a sentence.
+    /// Returns for each peer what is missing after `wait`, in a sentence.
     pub async fn peers_acknowledged(&self, wait: Duration) -> Result<(), Vec<String>> {
-        self.records.peers.flush(wait).await
+        self.shared.peers.flush(wait).await
     }
 
-    async fn request<T>(
+    /// Runs a step in the manager's task, and returns its result.
+    async fn request<T: Send + 'static>(
         &self,
-        request: impl FnOnce(oneshot::Sender<T>) -> ManagerRequest,
+        step: impl FnOnce(&mut Manager) -> T + Send + 'static,
     ) -> Result<T> {
-        let (reply, answer) = oneshot::channel();
-        let sent = self.requests.send(request(reply)).await;
+        let (reply, result) = oneshot::channel();
+        let request: ManagerRequest = Box::new(move |manager| {
+            if reply.send(step(manager)).is_err() {
+                debug!("the sender of a request has gone");
+            }
+        });
+        let sent = self.requests.send(request).await;
         sent.ok().context("the manager stops")?;
-        answer.await.context("the manager stops")
+        result.await.ok().context("the manager stops")
     }
 
-    /// One caller reads; the others wait for its result.
+    /// Returns the counters. One caller reads them, and others wait for its result.
     async fn stats(&self, max_age: Duration) -> Result<Arc<Stats>> {
         let called = Instant::now();
         let mut last = self.last_stats.lock().await;
@@ -317,12 +340,12 @@ impl ManagerHandle {
         Ok(stats)
     }
 
-    /// Reads maps in a thread for blocking work: that takes a while, and must not delay heartbeats.
+    /// Reads maps in a thread for blocking work, because that takes a while and must not delay heartbeats.
     async fn read<T: Send + 'static>(
         &self,
         read: impl FnOnce(&Path) -> Result<T> + Send + 'static,
     ) -> Result<T> {
-        let pin_path = self.records.pin_path.clone();
+        let pin_path = self.shared.pin_path.clone();
         let result = spawn_blocking(move || read(&pin_path)).await;
         result.context("read the maps")?
     }
@@ -334,7 +357,7 @@ impl ManagerHandle {
     pub(crate) fn without_manager() -> (Self, mpsc::Receiver<ManagerRequest>) {
         let config = crate::config::Config::example(&Default::default(), None).unwrap();
         let (requests, inputs) = mpsc::channel(1);
-        let records = Records {
+        let shared = SharedState {
             pin_path: PathBuf::new(),
             event_stream: EventStream::default(),
             history: History::default(),
@@ -346,7 +369,6 @@ impl ManagerHandle {
             let config = config.clone();
             Arc::new(move || Ok(config.clone()))
         };
-        let reloader = Reloader::new(read_config, config);
-        (Self::new(requests, reloader, records), inputs)
+        (Self::new(requests, read_config, config, shared), inputs)
     }
 }

@@ -1,4 +1,4 @@
-//! Drives the core with received heartbeats.
+//! Passes received heartbeats to the core.
 
 use std::time::Duration;
 
@@ -11,10 +11,10 @@ use crate::{
 };
 use lb_core::{AdminAction, AdminCommand, Audited, HeartbeatOutcome, milliseconds};
 
-/// The most datagrams in one round, so that deadlines and requests get their turn.
+/// The most datagrams of one round, so that they do not delay deadlines and requests.
 const BATCH: usize = 256;
 
-/// The author of a pause that an agent announced; of an operator's command it is the user.
+/// The author of a pause that an agent announced. The author of an operator's command is the user.
 const AGENT: &str = "its agent";
 
 impl Manager {
@@ -23,7 +23,7 @@ impl Manager {
             match self.receiver.receive() {
                 Received::Heartbeat(heartbeat) => self.handle_heartbeat(*heartbeat),
                 Received::Ping(ping) => self.handle_ping(&ping),
-                Received::ConnectionReply(answer) => self.handle_connection_reply(&answer),
+                Received::ConnectionReply(reply) => self.handle_connection_reply(&reply),
                 Received::Handled => {}
                 Received::Nothing => break,
             }
@@ -38,7 +38,7 @@ impl Manager {
         }
     }
 
-    /// Passes a heartbeat to the core, or to the join requests if it comes from no worker.
+    /// Passes a heartbeat to the core, or to the join requests if no service has its worker.
     pub(super) fn handle_heartbeat(&mut self, heartbeat: ReceivedHeartbeat) {
         let report = &heartbeat.report;
         let from = heartbeat.address();
@@ -50,26 +50,26 @@ impl Manager {
         if outcome == HeartbeatOutcome::UnknownWorker {
             return self.request_join(heartbeat);
         }
-        self.receiver.finish(&heartbeat, outcome);
-        if outcome == HeartbeatOutcome::Accepted {
-            self.connection_lookup.note_agent(&heartbeat);
+        self.receiver.handle_outcome(&heartbeat, outcome);
+        if outcome != HeartbeatOutcome::Accepted {
+            return;
         }
-        if outcome == HeartbeatOutcome::Accepted
-            && let Some(pause) = heartbeat.pause()
-        {
-            self.pause_announced(&heartbeat.report.worker, pause);
+        self.connection_lookup.record_agent(&heartbeat);
+        if let Some(pause) = heartbeat.pause() {
+            self.apply_announced_pause(&heartbeat.report.worker, pause);
         }
     }
 
     fn handle_ping(&mut self, ping: &ReceivedPing) {
         let is_unknown = ping.worker().is_some_and(|it| !self.core.has_worker(it));
         let is_unknown = is_unknown && !self.configuration.may_join(ping.address());
-        self.receiver.answer_ping(ping, is_unknown);
+        self.receiver.reply_to_ping(ping, is_unknown);
     }
 
-    /// Pauses a worker whose agent announces a pause, as it does in several heartbeats.
-    fn pause_announced(&mut self, worker: &str, pause: Duration) {
-        let is_this = |(paused, mark): (&str, &Audited<u64>)| paused == worker && mark.by == AGENT;
+    /// Pauses a worker whose agent announces a pause. The agent repeats that in several heartbeats.
+    fn apply_announced_pause(&mut self, worker: &str, pause: Duration) {
+        let is_this =
+            |(paused, pause): (&str, &Audited<u64>)| paused == worker && pause.by == AGENT;
         if self.core.admin_overrides().pauses().any(is_this) {
             return;
         }

@@ -8,42 +8,42 @@ use std::{
 
 use tracing::warn;
 
-use super::{Configuration, Manager};
+use super::{Configuration, Manager, background::BackgroundResult, route_monitor::look_up_routes};
 use crate::{
     datapath::Routes,
     heartbeat_receiver::ReceivedHeartbeat,
-    membership::{Applied, JoinError},
+    membership::{ComposedConfig, JoinError},
 };
 use lb_core::Event;
 
 /// How long a member may be silent before it is removed.
 const REMOVED_AFTER: Duration = Duration::from_secs(3_600);
 
-/// The most join requests that wait; further agents try again with their next heartbeat.
+/// The most join requests that wait. Further agents try again with their next heartbeat.
 const MAX_JOIN_REQUESTS: usize = 1_024;
 
 /// The signed heartbeats of agents that want to join: no service has such a worker, or the worker has
 /// another address.
 #[derive(Debug, Default)]
-pub(super) struct JoinRequests(Vec<ReceivedHeartbeat>);
+pub(super) struct JoinRequests {
+    waiting: Vec<ReceivedHeartbeat>,
+    /// Whether a background task looks up the routes to some of the agents.
+    is_looking_up: bool,
+}
 
 impl JoinRequests {
-    pub fn addresses(&self) -> BTreeSet<IpAddr> {
-        self.0.iter().map(ReceivedHeartbeat::address).collect()
-    }
-
     pub fn clear(&mut self) {
-        self.0.clear();
+        self.waiting.clear();
     }
 
-    /// Adds a request if none of this worker waits. Returns it if it cannot wait.
+    /// Adds a request, unless one of this worker and address waits. Returns the request if it is refused.
     fn add(&mut self, heartbeat: ReceivedHeartbeat) -> Option<ReceivedHeartbeat> {
         let worker = &heartbeat.report.worker;
-        let waiting = self.0.iter().find(|it| it.report.worker == *worker);
+        let waiting = self.waiting.iter().find(|it| it.report.worker == *worker);
         match waiting.map(ReceivedHeartbeat::address) {
             Some(address) if address == heartbeat.address() => None,
-            None if self.0.len() < MAX_JOIN_REQUESTS => {
-                self.0.push(heartbeat);
+            None if self.waiting.len() < MAX_JOIN_REQUESTS => {
+                self.waiting.push(heartbeat);
                 None
             }
             _ => Some(heartbeat),
@@ -52,7 +52,7 @@ impl JoinRequests {
 
     fn remove(&mut self, addresses: &BTreeSet<IpAddr>) -> Vec<ReceivedHeartbeat> {
         let is_there = |it: &mut ReceivedHeartbeat| addresses.contains(&it.address());
-        self.0.extract_if(.., is_there).collect()
+        self.waiting.extract_if(.., is_there).collect()
     }
 }
 
@@ -78,9 +78,30 @@ impl Manager {
         }
     }
 
+    /// Starts to look up the routes to agents that want to join.
+    pub(super) fn look_up_join_routes(&mut self) {
+        let JoinRequests {
+            waiting,
+            is_looking_up,
+        } = &mut self.join_requests;
+        if *is_looking_up || waiting.is_empty() {
+            return;
+        }
+        *is_looking_up = true;
+        let addresses: BTreeSet<IpAddr> = waiting.iter().map(ReceivedHeartbeat::address).collect();
+        let results = self.background.results.clone();
+        tokio::spawn(async move {
+            let routes = look_up_routes(&addresses).await;
+            // Fails only when the manager ends.
+            _ = results
+                .send(BackgroundResult::JoinRoutes(addresses, routes))
+                .await;
+        });
+    }
+
     /// Admits or refuses the agents at these addresses, whose routes are known now.
     pub(super) fn handle_join_routes(&mut self, addresses: &BTreeSet<IpAddr>, routes: &Routes) {
-        self.background.looking_up_joins = false;
+        self.join_requests.is_looking_up = false;
         let mut admitted = Vec::new();
         for heartbeat in self.join_requests.remove(addresses) {
             match self.admit(&heartbeat.report.worker, heartbeat.address()) {
@@ -100,8 +121,8 @@ impl Manager {
         self.apply_outputs();
     }
 
-    /// Adds or removes a worker as a peer did.
-    pub(super) fn join_as_told(
+    /// Adds a worker that joined a peer, or removes one that a peer has removed.
+    pub(super) fn apply_peer_member(
         &mut self,
         worker: String,
         address: Option<IpAddr>,
@@ -110,9 +131,7 @@ impl Manager {
         match address {
             Some(address) => self.admit(&worker, address)?,
             None => {
-                let silence = self.core.silent_for(&worker, Instant::now());
-                let down_after = self.configuration.file.failover.down_after;
-                if silence.is_some_and(|silence| silence <= down_after) {
+                if self.is_present(&worker, Instant::now()) {
                     return Err(JoinError::Occupied { by: worker });
                 }
                 self.membership.remove(&worker);
@@ -125,15 +144,10 @@ impl Manager {
 
     fn admit(&mut self, worker: &str, address: IpAddr) -> Result<(), JoinError> {
         let now = Instant::now();
-        let (core, down_after) = (&self.core, self.configuration.file.failover.down_after);
-        let present = |worker: &str| {
-            core.silent_for(worker, now)
-                .is_some_and(|silence| silence <= down_after)
-        };
-        let parting = self.datapath.retiring();
         let base = self.with_sources(&self.configuration.file).config;
-        self.membership
-            .admit(&base, worker, address, parting, present)?;
+        let retiring = self.datapath.retiring();
+        let is_present = |worker: &str| self.is_present(worker, now);
+        self.membership = (self.membership).admit(&base, worker, address, retiring, is_present)?;
         self.emitter.emit(&Event::WorkerJoined {
             worker: worker.to_owned(),
             address,
@@ -141,7 +155,13 @@ impl Manager {
         Ok(())
     }
 
-    /// Removes the members that have been silent for long.
+    /// Whether a worker has sent a heartbeat within `down_after`.
+    fn is_present(&self, worker: &str, now: Instant) -> bool {
+        let silence = self.core.silent_for(worker, now);
+        silence.is_some_and(|it| it <= self.configuration.file.failover.down_after)
+    }
+
+    /// Removes the members that have been silent for [`REMOVED_AFTER`].
     pub(super) fn remove_absent_members(&mut self) {
         let now = Instant::now();
         let is_absent = |worker: &&str| {
@@ -166,9 +186,9 @@ impl Manager {
         self.state_files.membership.save(self.membership.clone());
         match self.datapath.pinned_ids() {
             Ok(numbers) => {
-                let Applied { config, absent } = self.compose(&self.configuration.file);
+                let ComposedConfig { config, absent } = self.compose(&self.configuration.file);
                 self.apply_config(config, &numbers, routes);
-                self.note_absent(absent);
+                self.record_absent(absent);
             }
             Err(error) => warn!("backend ids for the workers that joined: {error:#}"),
         }

@@ -1,4 +1,4 @@
-//! Whether the kernel's map still selects what the manager chose: a person with bpftool may have written it.
+//! Compares map `selection` with the manager's choices. Another program, such as bpftool, may have written it.
 
 use std::time::Instant;
 
@@ -11,60 +11,63 @@ use crate::status::KernelSelection;
 
 /// A service whose entry in map `selection` is not the manager's choice.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Moved {
+pub(super) struct ForeignSelection {
     service: String,
     selected: u32,
     since: Instant,
 }
 
 impl Manager {
-    /// Compares the map with the choices, and remembers since when they differ.
+    /// Compares the map with the choices, and records since when they differ.
     pub(super) fn check_selections(&mut self) {
         let now = Instant::now();
-        let found = self.moved_selections(&self.core.snapshot(now).services, now);
-        for moved in &found {
-            if !self.moved.contains(moved) {
-                let Moved {
-                    service, selected, ..
-                } = moved;
-                warn!(
-                    "{service}: map selection holds {selected}, which the manager did not write: it \
-                     stays until the manager's next choice"
-                );
-            }
+        let found = self.foreign_selections_in(&self.core.snapshot(now).services, now);
+        let known = &self.foreign_selections;
+        for ForeignSelection {
+            service, selected, ..
+        } in found.iter().filter(|it| !known.contains(it))
+        {
+            warn!(
+                "{service}: map selection holds {selected}, which the manager did not write: it stays \
+                 until the manager's next choice"
+            );
         }
-        self.moved = found;
+        self.foreign_selections = found;
     }
 
-    fn moved_selections(&self, services: &[ServiceSnapshot], now: Instant) -> Vec<Moved> {
+    fn foreign_selections_in(
+        &self,
+        services: &[ServiceSnapshot],
+        now: Instant,
+    ) -> Vec<ForeignSelection> {
         let settings = self.configuration.settings.services.iter();
         let pairs = settings.filter_map(|it| {
             let service = services.iter().find(|service| service.name == it.name)?;
             // An entry that cannot be read is reported by the next write.
             Some((service, self.datapath.selected(it.id).ok()?))
         });
-        let moved = pairs.filter(|(service, selected)| chosen(service) != Some(*selected));
-        let moved = moved.map(|(service, selected)| {
-            let known = self.moved.iter();
+        let foreign = pairs.filter(|(service, selected)| chosen(service) != Some(*selected));
+        let foreign = foreign.map(|(service, selected)| {
+            let known = self.foreign_selections.iter();
             let mut known =
                 known.filter(|it| it.service == service.name && it.selected == selected);
-            Moved {
+            ForeignSelection {
                 service: service.name.clone(),
                 selected,
                 since: known.next().map_or(now, |it| it.since),
             }
         });
-        moved.collect()
+        foreign.collect()
     }
 
-    /// Returns what the map says of the services whose entry is not the manager's choice.
+    /// Returns the map's entries that are not the manager's choice, for the status.
     pub(super) fn kernel_selections(
         &self,
         services: &[ServiceSnapshot],
         now: Instant,
     ) -> Vec<KernelSelection> {
-        let moved = self.moved_selections(services, now).into_iter();
-        let shown = moved.filter_map(|it| {
+        let foreign = self.foreign_selections_in(services, now).into_iter();
+        let shown = foreign.filter_map(|it| {
             let service = services.iter().find(|service| service.name == it.service)?;
             Some(KernelSelection {
                 selected: name(service, it.selected),
@@ -76,7 +79,7 @@ impl Manager {
     }
 }
 
-/// The value of the map by which the kernel does what the manager chose.
+/// Returns the map's value for the manager's choice.
 fn chosen(service: &ServiceSnapshot) -> Option<u32> {
     match service.selected.as_str() {
         ALL_WORKERS => Some(SPREAD),

@@ -1,10 +1,11 @@
 //! The manager: one task that owns the decision core and the datapath.
 //!
-//! Heartbeats, deadlines and requests go into the core. Its commands are written to the maps at once. Other
-//! tasks and threads reach the manager by its [`ManagerHandle`] only. Whatever may block or take long happens
-//! in their tasks, or in background tasks that report a `BackgroundResult`.
+//! Heartbeats, deadlines and requests go into the core. The task writes the core's map updates at once. Other tasks and
+//! threads reach it by its [`ManagerHandle`] only. Work that may block or take long runs in their tasks, or in
+//! background tasks that send a `BackgroundResult`.
 
 mod absent_interface;
+mod admin;
 mod background;
 mod connection_count;
 mod connection_lookup;
@@ -20,7 +21,6 @@ mod peers;
 mod pending_lookups;
 mod recovery;
 mod reload;
-mod request;
 mod route_monitor;
 mod sources;
 mod start;
@@ -51,35 +51,36 @@ use crate::{
     status::{InterfaceStatus, ManagerSnapshot},
     systemd::Watchdog,
 };
+pub use admin::CommandReceipt;
 use background::{Background, BackgroundResult};
 use connection_lookup::ConnectionLookup;
 pub use deny::{DenyChange, DenyOutcome};
 use emitter::Emitter;
 pub use handle::ManagerHandle;
+pub(crate) use handle::ManagerRequest;
 use joining::JoinRequests;
-use kernel_selection::Moved;
+use kernel_selection::ForeignSelection;
 use lb_core::{Core, CoreSettings, Event, milliseconds};
 use nat_ports::NatPorts;
 use peer_events::PeerEvents;
-use peers::Replicated;
+use peers::RunningReplication;
 use recovery::Recovery;
 pub use reload::{ReadConfig, ReloadError, Reloaded};
-pub use request::CommandReceipt;
-pub(crate) use request::ManagerRequest;
+use route_monitor::RouteMonitor;
 use sources::WorkerSources;
 pub use sources::{SourceError, SourceReceipt, SourceUpdate};
-pub use start::{Prepared, prepare};
+pub use start::{PreparedManager, prepare};
 pub use state_file::{Save, StateFile};
 use state_files::StateFiles;
 use traffic::TRAFFIC_INTERVAL;
 
-/// How often the loop measures its lag and does what is not urgent.
+/// How often the loop measures its lag and does work that is not urgent.
 const TICK: Duration = Duration::from_secs(2);
 
 /// How often programs and pins are checked.
 const ATTACHMENT_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How often the silence of late workers is saved. A killed manager loses so much of it.
+/// How often the silence of late workers is saved. A manager that is killed loses the silence of this time at most.
 const LIVENESS_INTERVAL: Duration = Duration::from_millis(100);
 
 /// The task that decides and writes the maps.
@@ -96,21 +97,23 @@ pub struct Manager {
     denied: DenyList,
     /// As last saved.
     liveness: LivenessRecord,
-    /// As it was saved.
+    /// As last saved.
     ejections: EjectionRecord,
     state_files: StateFiles,
     emitter: Emitter,
     history: History,
     recovery: Recovery,
+    route_monitor: RouteMonitor,
     background: Background,
     nat_ports: NatPorts,
     peer_events: PeerEvents,
-    /// The services whose selection another program has written.
-    moved: Vec<Moved>,
+    /// The selections that another program has written.
+    foreign_selections: Vec<ForeignSelection>,
     interfaces: Vec<InterfaceStatus>,
     /// `None` without a peer.
-    replicated: Option<Replicated>,
+    replication: Option<RunningReplication>,
     started: Instant,
+    /// When the counters of handshakes were last read.
     traffic_read: Instant,
     inputs: Inputs,
 }
@@ -118,11 +121,11 @@ pub struct Manager {
 /// The configuration in force.
 #[derive(Debug)]
 struct Configuration {
-    /// With the workers that joined.
+    /// With the workers that joined and those of sources.
     effective: Config,
     /// As in the file.
     file: Config,
-    /// The file's path; nothing for the built-in example.
+    /// The file's path; `None` for the built-in example.
     path: Option<PathBuf>,
     settings: CoreSettings,
 }
@@ -135,8 +138,7 @@ struct Inputs {
 }
 
 impl Manager {
-    /// Runs until `shutdown` completes, and leaves the datapath as it is: the packet programs continue,
-    /// and the next manager adopts the maps.
+    /// Runs until `shutdown` completes. The packet programs continue, and the next manager adopts the maps.
     ///
     /// # Errors
     ///
@@ -156,9 +158,9 @@ impl Manager {
                     received.context("wait for heartbeats")?;
                     self.receive_heartbeats();
                 }
-                // The heartbeat that prevents the timeout may have just arrived.
+                // The heartbeat that moves the deadline may have just arrived.
                 () = until(deadline) => self.receive_heartbeats(),
-                Some(request) = self.inputs.requests.recv() => self.handle_request(request),
+                Some(request) = self.inputs.requests.recv() => request(&mut self),
                 Some(result) = self.inputs.results.recv() => self.handle_result(result),
                 due = ticks.tick() => self.handle_tick(due.elapsed()),
                 _ = liveness.tick() => {
@@ -167,10 +169,10 @@ impl Manager {
                 }
                 _ = traffic.tick() => self.read_traffic(),
                 _ = attachments.tick() => self.reconcile_attachments(),
-                () = self.connection_lookup.due() => self.ask_agents(),
+                () = self.connection_lookup.due() => self.query_agents(),
                 () = watchdog.due() => watchdog.notify(),
             }
-            self.look_up_join_requests();
+            self.look_up_join_routes();
             // In every round, so that a flood of datagrams cannot delay a deadline.
             let now = Instant::now();
             if let Some(late) = deadline.and_then(|due| now.checked_duration_since(due)) {
@@ -185,16 +187,16 @@ impl Manager {
             self.begin_trials();
         }
         self.emitter.emit(&Event::ManagerStopped {});
-        self.emitter.event_log.finish();
+        self.emitter.event_log.shut_down();
         Ok(())
     }
 
-    /// Does what is not urgent. `late` is the lag of the loop.
-    fn handle_tick(&mut self, late: Duration) {
+    /// Does work that is not urgent. `lag` is the lag of the loop.
+    fn handle_tick(&mut self, lag: Duration) {
         self.remove_absent_members();
         self.check_nat_ports();
         self.check_selections();
-        self.emitter.metrics.observe_lag(late);
+        self.emitter.metrics.observe_lag(lag);
         self.count_removed_backends();
         self.check_return_paths();
         self.update_topology();
@@ -202,7 +204,7 @@ impl Manager {
         self.report_lookups(Instant::now());
     }
 
-    /// Passes the numbers of open connections to the core, if it is about to compare weights.
+    /// Passes the numbers of open connections to the core, if it computes weights now.
     fn count_connections(&mut self, now: Instant) {
         if !self.core.wants_connections(now) {
             return;
@@ -216,12 +218,12 @@ impl Manager {
         }
     }
 
-    /// Writes the core's commands to the maps and emits its events.
+    /// Applies the core's map updates and emits its events.
     fn apply_outputs(&mut self) {
         let mut is_changed = false;
-        while let Some(command) = self.core.poll_map_update() {
+        while let Some(update) = self.core.poll_map_update() {
             is_changed = true;
-            if let Err(error) = self.datapath.apply(command) {
+            if let Err(error) = self.datapath.apply(update) {
                 self.map_write_failed(&error);
             }
         }

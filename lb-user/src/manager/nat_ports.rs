@@ -7,7 +7,7 @@ use tracing::warn;
 use super::{Manager, TICK};
 use lb_core::{BackendId, Event};
 
-/// Ports of a worker in use, in percent, from which on they are scarce, and below which they no longer are.
+/// The percentage of a worker's ports in use from which they are scarce, and below which they no longer are.
 const SCARCE_PERCENT: u64 = 80;
 const SUFFICIENT_PERCENT: u64 = 70;
 
@@ -15,7 +15,7 @@ const SUFFICIENT_PERCENT: u64 = 70;
 pub(super) struct NatPorts {
     /// The backends whose ports are scarce.
     scarce: BTreeSet<BackendId>,
-    /// The open connections that were last read for the core, and when.
+    /// The open connections that were last read for the core, and when they were read.
     open: Option<(Instant, Vec<(BackendId, u64)>)>,
 }
 
@@ -26,8 +26,8 @@ impl NatPorts {
 }
 
 impl Manager {
-    /// Compares the open connections of each backend with its ports. Reads them only if they were not read for
-    /// the core since the last check.
+    /// Compares the open connections of each backend with its ports. It reads them only if they were not read for the core
+    /// since the last check.
     pub(super) fn check_nat_ports(&mut self) {
         let recent = self.nat_ports.open.take();
         let recent = recent.filter(|(read, _)| read.elapsed() < TICK);

@@ -1,4 +1,4 @@
-//! Events of peers: what changed between two looks at their state.
+//! Events of peers: the changes between two readings of their state.
 
 use std::{
     collections::BTreeMap,
@@ -11,20 +11,21 @@ use lb_core::Event;
 use super::Manager;
 use crate::peer::{PeerState, PeerStatus, Peers};
 
-/// At most one event of refused frames in this time, for each peer and reason.
+/// The least time between two events about refused frames of a peer for one reason.
 const REFUSALS_INTERVAL: Duration = Duration::from_secs(10);
 
-/// The peers as last seen.
+/// The peers, and their state at the last reading.
 #[derive(Debug)]
 pub(super) struct PeerEvents {
     peers: Peers,
     seen: BTreeMap<String, PeerStatus>,
-    refusals: BTreeMap<(String, String), Refusals>,
+    refusals: BTreeMap<(String, String), RefusedFrames>,
 }
 
-/// Frames of a peer that were refused for one reason.
+/// The last event about frames of a peer that were refused for one reason.
 #[derive(Debug)]
-struct Refusals {
+struct RefusedFrames {
+    /// The peer's counter at that time.
     reported: u64,
     at: Instant,
 }
@@ -38,7 +39,7 @@ impl PeerEvents {
         }
     }
 
-    /// Returns what is new.
+    /// Reads the peers' state, and returns the events of its changes.
     fn poll(&mut self, now: Instant) -> Vec<Event> {
         let mut events = Vec::new();
         for peer in self.peers.statuses() {
@@ -48,24 +49,24 @@ impl PeerEvents {
             };
             let before = self.seen.get(&peer.name).unwrap_or(&first);
             events.extend(changes(before, &peer));
-            events.extend(self.refused(&peer, now));
+            events.extend(self.refused_frames(&peer, now));
             self.seen.insert(peer.name.clone(), peer);
         }
         events
     }
 
-    fn refused(&mut self, peer: &PeerStatus, now: Instant) -> Vec<Event> {
+    fn refused_frames(&mut self, peer: &PeerStatus, now: Instant) -> Vec<Event> {
         let mut events = Vec::new();
         for (reason, count) in &peer.refused_frames {
             let key = (peer.name.clone(), reason.clone());
             let reported = self.refusals.get(&key).map_or(0, |it| it.reported);
-            let is_due = |it: &Refusals| now.duration_since(it.at) >= REFUSALS_INTERVAL;
+            let is_due = |it: &RefusedFrames| now.duration_since(it.at) >= REFUSALS_INTERVAL;
             if *count <= reported || !self.refusals.get(&key).is_none_or(is_due) {
                 continue;
             }
             self.refusals.insert(
                 key,
-                Refusals {
+                RefusedFrames {
                     reported: *count,
                     at: now,
                 },
@@ -80,7 +81,7 @@ impl PeerEvents {
     }
 }
 
-/// What happened between two looks at a peer.
+/// Returns the events between two readings of a peer.
 fn changes(before: &PeerStatus, now: &PeerStatus) -> Vec<Event> {
     let peer = now.name.clone();
     let reason = now.reason.clone().unwrap_or_default();
@@ -116,7 +117,7 @@ fn changes(before: &PeerStatus, now: &PeerStatus) -> Vec<Event> {
         });
     }
     if is_connected {
-        events.extend(knowledge(before, now, is_new));
+        events.extend(completeness(before, now, is_new));
     }
     let matched = before.configuration_matches;
     match now.configuration_matches {
@@ -131,8 +132,8 @@ fn changes(before: &PeerStatus, now: &PeerStatus) -> Vec<Event> {
     events
 }
 
-/// Whether the two know all of each other's connections, where that is new.
-fn knowledge(before: &PeerStatus, now: &PeerStatus, is_new: bool) -> Vec<Event> {
+/// Returns the events about whether the two managers know all of each other's connections.
+fn completeness(before: &PeerStatus, now: &PeerStatus, is_new: bool) -> Vec<Event> {
     let peer = || now.name.clone();
     let lost_records = now.lost_records.saturating_sub(before.lost_records);
     let was = |complete: bool| complete && !is_new;
@@ -254,7 +255,7 @@ mod tests {
             ..peer(PeerState::Connected, 0)
         };
         let mut frames = |count, after| {
-            let events = observer.refused(&with(count), begun + Duration::from_secs(after));
+            let events = observer.refused_frames(&with(count), begun + Duration::from_secs(after));
             let frames = events.iter().map(|it| match it {
                 Event::PeerFramesRefused { frames, .. } => *frames,
                 other => panic!("{other}"),

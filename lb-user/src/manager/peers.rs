@@ -1,4 +1,4 @@
-//! How the manager starts the replication, and passes changes to it.
+//! Starts the replication, and passes changes to it.
 
 use std::collections::HashMap;
 
@@ -20,7 +20,7 @@ use crate::{
 
 /// The running replication.
 #[derive(Debug)]
-pub(super) struct Replicated {
+pub(super) struct RunningReplication {
     topology: watch::Sender<Topology>,
     replicator: Option<RuntimeThread>,
     listener: PeerListener,
@@ -34,8 +34,8 @@ pub(super) fn start(
     datapath: &mut Datapath,
     state_files: &StateFiles,
     manager: ManagerHandle,
-) -> Result<Option<Replicated>> {
-    // An earlier manager may have had other peers.
+) -> Result<Option<RunningReplication>> {
+    // A former manager may have had other peers.
     let mut tables = PeerTables::open(datapath.pin_path())?;
     tables.set_links(&[], false)?;
     tables.set_reporting(listener.is_some())?;
@@ -49,7 +49,8 @@ pub(super) fn start(
         "remove the file; peers send the orders again",
     )?;
     let (sender, topology) = watch::channel(topology(config, datapath, 0));
-    let again = (listener.try_clone()?, manager.clone());
+    // For the next start, see [`Manager::replace_peers`].
+    let (next_listener, next_manager) = (listener.try_clone()?, manager.clone());
     let replication = Replication::new(
         replication,
         datapath.pin_path(),
@@ -62,60 +63,60 @@ pub(super) fn start(
         registers,
         manager,
     );
-    Ok(Some(Replicated {
+    Ok(Some(RunningReplication {
         topology: sender,
         replicator: Some(peer::start(listener, replication)?),
-        listener: again.0,
-        manager: again.1,
+        listener: next_listener,
+        manager: next_manager,
     }))
 }
 
 impl Manager {
     /// Whether the peers are others, or have other keys, after a reload.
     pub(super) fn are_peers_changed(&self, peers: &[PeerSettings]) -> bool {
-        let replicated = self.replicated.as_ref();
-        replicated.is_some_and(|it| !it.listener.peers().is_same_as(peers))
+        let replication = self.replication.as_ref();
+        replication.is_some_and(|it| !it.listener.peers().is_same_as(peers))
     }
 
     /// Starts the replication again, with other peers. All connections are sent again.
     pub(super) fn replace_peers(&mut self, peers: Vec<PeerSettings>) -> Result<()> {
-        let Some(mut replicated) = self.replicated.take() else {
+        let Some(mut replication) = self.replication.take() else {
             return Ok(());
         };
-        // One at a time has the ring and the tables.
-        drop(replicated.replicator.take());
-        replicated.listener.peers().replace(peers);
-        self.replicated = start(
-            Some(replicated.listener),
+        // Only one replication at a time may use the ring and the tables.
+        drop(replication.replicator.take());
+        replication.listener.peers().replace(peers);
+        self.replication = start(
+            Some(replication.listener),
             &self.configuration.effective,
             &mut self.datapath,
             &self.state_files,
-            replicated.manager,
+            replication.manager,
         )?;
         self.update_serving();
         Ok(())
     }
 
-    /// Tells the replication how many backends can take connections. The maps have them then.
+    /// Passes the number of backends that can take new connections to the replication. The caller has written the maps.
     pub(super) fn update_serving(&self) {
-        let Some(peers) = &self.replicated else {
+        let Some(replication) = &self.replication else {
             return;
         };
         let serving = u16::try_from(self.core.serving_backends()).unwrap_or(u16::MAX);
-        peers.listener.peers().set_serving(serving);
-        peers.topology.send_if_modified(|it| {
+        replication.listener.peers().set_serving(serving);
+        replication.topology.send_if_modified(|it| {
             let is_changed = it.serving != serving;
             it.serving = serving;
             is_changed
         });
     }
 
-    /// Tells the replication what has changed.
+    /// Passes a changed topology to the replication.
     pub(super) fn update_topology(&self) {
-        if let Some(peers) = &self.replicated {
-            let serving = peers.topology.borrow().serving;
+        if let Some(replication) = &self.replication {
+            let serving = replication.topology.borrow().serving;
             let topology = topology(&self.configuration.effective, &self.datapath, serving);
-            peers.topology.send_if_modified(|before| {
+            replication.topology.send_if_modified(|before| {
                 let is_changed = *before != topology;
                 *before = topology;
                 is_changed

@@ -1,4 +1,4 @@
-//! Which unknown clients the agents are asked about, and what they answer.
+//! The unknown clients about which the agents are queried, and the replies.
 //!
 //! Pure: sockets, maps and the clock are the caller's.
 
@@ -17,20 +17,20 @@ use crate::{
     token_bucket::TokenBucket,
 };
 
-/// How long an unknown client is asked about. Afterwards the kernel resets its connection.
-pub(super) const ASK_FOR: Duration = Duration::from_secs(1);
+/// How long the agents are queried about an unknown client. Afterwards the kernel resets its connection.
+pub(super) const LOOKUP_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// The most clients a second.
+/// The most clients that are looked up a second.
 const CLIENTS_PER_SECOND: u32 = 2_000;
 
-/// When an agent that has not answered is asked once more.
-const ASK_AGAIN_AFTER: Duration = Duration::from_millis(300);
+/// When the query to an agent that has not replied is repeated.
+const RETRY_AFTER: Duration = Duration::from_millis(300);
 const MAX_ATTEMPTS: u8 = 2;
 
 /// A client of a service.
 pub(super) type LookupClient = (Endpoint, SocketAddr);
 
-/// A worker whose agent can be asked about a service.
+/// A worker whose agent can be queried about a service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Candidate {
     pub service: Endpoint,
@@ -40,39 +40,41 @@ pub(super) struct Candidate {
     pub heartbeat: Sequence,
 }
 
-/// What became of the clients.
+/// The outcomes of lookups.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct LookupCounts {
     /// A worker has the connection.
     pub found: u64,
-    /// No agent has claimed the connection within [`ASK_FOR`].
+    /// No agent claimed the connection within [`LOOKUP_TIMEOUT`].
     pub not_found: u64,
-    /// Not asked about, because there were too many.
+    /// Not looked up, because of the rate limit.
     pub limited: u64,
 }
 
-/// The clients that wait for an answer, and the queries that were sent.
+/// The clients that wait for a reply, and the queries that were sent.
 #[derive(Debug)]
 pub(super) struct PendingLookups {
-    pending: BTreeMap<LookupClient, Pending>,
+    pending: BTreeMap<LookupClient, PendingLookup>,
+    /// By nonce.
     sent: BTreeMap<u64, SentQuery>,
     limit: TokenBucket,
-    outcome: LookupCounts,
+    counts: LookupCounts,
 }
 
 #[derive(Debug)]
-struct Pending {
+struct PendingLookup {
     record: FlowRecord,
     since: Instant,
-    asked: BTreeMap<BackendId, AgentQuery>,
+    queries: BTreeMap<BackendId, AgentQuery>,
 }
 
-/// How often and when last an agent was asked about a client.
+/// The queries to one agent about one client.
 #[derive(Debug, Clone, Copy)]
 struct AgentQuery {
     attempts: u8,
+    /// The last attempt.
     at: Instant,
-    answered: bool,
+    has_replied: bool,
 }
 
 #[derive(Debug)]
@@ -88,7 +90,7 @@ impl PendingLookups {
             pending: BTreeMap::new(),
             sent: BTreeMap::new(),
             limit: TokenBucket::new(CLIENTS_PER_SECOND, now),
-            outcome: LookupCounts::default(),
+            counts: LookupCounts::default(),
         }
     }
 
@@ -98,34 +100,34 @@ impl PendingLookups {
             return;
         }
         if !self.limit.try_acquire(1, now) {
-            self.outcome.limited += 1;
+            self.counts.limited += 1;
             return;
         }
-        let pending = Pending {
+        let pending = PendingLookup {
             record,
             since: now,
-            asked: BTreeMap::new(),
+            queries: BTreeMap::new(),
         };
         self.pending.insert(client, pending);
     }
 
-    /// Whether a client waits for an answer.
+    /// Whether a client waits for a reply.
     pub fn is_waiting(&self) -> bool {
         !self.pending.is_empty()
     }
 
-    /// The services of the clients that wait.
+    /// Returns the services of the clients that wait.
     pub fn services(&self) -> BTreeSet<Endpoint> {
         self.pending.keys().map(|(service, _)| *service).collect()
     }
 
-    /// Returns about which clients this agent is to be asked now, at most [`MAX_CLIENTS`].
+    /// Returns the clients about which this agent must be queried now, at most [`MAX_CLIENTS`].
     pub fn due(&self, candidate: &Candidate, now: Instant) -> Vec<SocketAddr> {
-        let is_due = |pending: &Pending| match pending.asked.get(&candidate.backend) {
+        let is_due = |pending: &PendingLookup| match pending.queries.get(&candidate.backend) {
             None => true,
-            Some(asked) => {
-                let waited = now.saturating_duration_since(asked.at);
-                !asked.answered && asked.attempts < MAX_ATTEMPTS && waited >= ASK_AGAIN_AFTER
+            Some(query) => {
+                let waited = now.saturating_duration_since(query.at);
+                !query.has_replied && query.attempts < MAX_ATTEMPTS && waited >= RETRY_AFTER
             }
         };
         let pending = self.pending.iter();
@@ -136,8 +138,8 @@ impl PendingLookups {
             .collect()
     }
 
-    /// Records that an agent was asked about these clients.
-    pub fn asked(
+    /// Records that a query about these clients was sent to an agent.
+    pub fn record_query(
         &mut self,
         nonce: u64,
         candidate: Candidate,
@@ -146,16 +148,14 @@ impl PendingLookups {
     ) {
         for client in &clients {
             if let Some(pending) = self.pending.get_mut(&(candidate.service, *client)) {
-                let asked = pending
-                    .asked
-                    .entry(candidate.backend)
-                    .or_insert(AgentQuery {
-                        attempts: 0,
-                        at: now,
-                        answered: false,
-                    });
-                asked.attempts += 1;
-                asked.at = now;
+                let query = pending.queries.entry(candidate.backend);
+                let query = query.or_insert(AgentQuery {
+                    attempts: 0,
+                    at: now,
+                    has_replied: false,
+                });
+                query.attempts += 1;
+                query.at = now;
             }
         }
         let sent = SentQuery {
@@ -166,14 +166,14 @@ impl PendingLookups {
         self.sent.insert(nonce, sent);
     }
 
-    /// Takes an agent's answer; returns the records of its connections. `None`: it answers no question to this agent.
+    /// Handles an agent's reply; returns the records of its connections, or `None` if it belongs to no query to this agent.
     pub fn handle_reply(
         &mut self,
         reply: ConnectionReply,
         agent: &AgentAddress,
         now: Instant,
     ) -> Option<Vec<FlowRecord>> {
-        let is_timely = |sent: &SentQuery| now.saturating_duration_since(sent.at) < ASK_FOR;
+        let is_timely = |sent: &SentQuery| now.saturating_duration_since(sent.at) < LOOKUP_TIMEOUT;
         let sent = self.sent.get(&reply.nonce)?;
         if sent.candidate.agent != *agent || !is_timely(sent) {
             return None;
@@ -182,15 +182,15 @@ impl PendingLookups {
             candidate, clients, ..
         } = self.sent.remove(&reply.nonce)?;
         let mut found = Vec::new();
-        for (place, client) in clients.into_iter().enumerate() {
+        for (index, client) in clients.into_iter().enumerate() {
             let key = (candidate.service, client);
-            if reply.known >> place & 1 == 0 {
-                let asked = self.pending.get_mut(&key);
-                if let Some(asked) = asked.and_then(|it| it.asked.get_mut(&candidate.backend)) {
-                    asked.answered = true;
+            if reply.known >> index & 1 == 0 {
+                let pending = self.pending.get_mut(&key);
+                if let Some(query) = pending.and_then(|it| it.queries.get_mut(&candidate.backend)) {
+                    query.has_replied = true;
                 }
             } else if let Some(pending) = self.pending.remove(&key) {
-                self.outcome.found += 1;
+                self.counts.found += 1;
                 found.push(FlowRecord {
                     backend: candidate.backend.0,
                     ..pending.record
@@ -200,18 +200,18 @@ impl PendingLookups {
         Some(found)
     }
 
-    /// Forgets the clients whose time is over.
+    /// Removes the clients and queries that are older than [`LOOKUP_TIMEOUT`].
     pub fn expire(&mut self, now: Instant) {
-        let is_over = |since| now.saturating_duration_since(since) >= ASK_FOR;
+        let is_over = |since| now.saturating_duration_since(since) >= LOOKUP_TIMEOUT;
         let before = self.pending.len();
         self.pending.retain(|_, pending| !is_over(pending.since));
-        self.outcome.not_found += (before - self.pending.len()) as u64;
+        self.counts.not_found += (before - self.pending.len()) as u64;
         self.sent.retain(|_, sent| !is_over(sent.at));
     }
 
-    /// Returns what became of the clients since the last call.
+    /// Returns the outcomes since the last call.
     pub fn drain_counts(&mut self) -> LookupCounts {
-        std::mem::take(&mut self.outcome)
+        std::mem::take(&mut self.counts)
     }
 }
 
@@ -257,7 +257,7 @@ mod tests {
         let all = [1, 2, 3].map(client).to_vec();
         for candidate in [one, two] {
             assert_eq!(pending.due(&candidate, start), all);
-            pending.asked(
+            pending.record_query(
                 u64::from(candidate.backend.0),
                 candidate,
                 all.clone(),
@@ -286,7 +286,7 @@ mod tests {
             let clients = pending.due(&three, after(ms));
             assert_eq!(clients.len(), due, "{ms}");
             if due > 0 {
-                pending.asked(ms, three, clients, after(ms));
+                pending.record_query(ms, three, clients, after(ms));
             }
         }
         pending.expire(after(999));
@@ -320,7 +320,7 @@ mod tests {
             pending.handle_reply(guessed, &candidate(1).agent, start),
             None
         );
-        pending.asked(9, candidate(1), vec![client(1)], start);
+        pending.record_query(9, candidate(1), vec![client(1)], start);
         let found = pending
             .handle_reply(guessed, &candidate(1).agent, start)
             .unwrap();
@@ -343,7 +343,7 @@ mod tests {
                 }
                 assert!(clients.len() <= MAX_CLIENTS);
                 asked += clients.len();
-                pending.asked(ms * 100 + asked as u64, candidate(1), clients, now);
+                pending.record_query(ms * 100 + asked as u64, candidate(1), clients, now);
             }
             pending.expire(now);
         }

@@ -1,5 +1,5 @@
-//! Repairs what breaks while a manager runs: failed map writes, detached programs, removed pins. Each fault is
-//! reported once and repaired as soon as that is possible.
+//! Repairs faults while a manager runs: failed map writes, detached programs, removed pins. It reports each fault once and
+//! repairs it as soon as possible.
 
 use std::time::Instant;
 
@@ -18,9 +18,9 @@ pub(super) struct Recovery {
     pins: Pins,
     /// Whether removed pins cannot be restored.
     pins_fail: bool,
-    /// Whether maps may lack what they should hold.
+    /// Whether maps may be incomplete because a write failed.
     writes_fail: bool,
-    /// Whether a write failed in the repetition that is running.
+    /// Whether a write failed since the last repetition began.
     write_failed_again: bool,
 }
 
@@ -34,7 +34,7 @@ impl Recovery {
         }
     }
 
-    /// Returns a warning for the author of a command while maps cannot be written.
+    /// Returns a warning for the author of a command, while maps cannot be written.
     pub fn warning(&self) -> Option<String> {
         let warning = "the maps cannot be written now: this takes effect when they can be";
         self.writes_fail.then(|| warning.to_owned())
@@ -42,7 +42,7 @@ impl Recovery {
 }
 
 impl Manager {
-    /// Applies the routes to the workers as the kernel has them now, and repairs everything else.
+    /// Applies the present routes to the workers, and repairs everything else.
     pub(super) fn reconcile(&mut self, routes: &Routes) {
         if let Err(error) = self.datapath.apply_routes(routes) {
             self.map_write_failed(&error);
@@ -57,13 +57,13 @@ impl Manager {
         self.core.handle_routes(&links, Instant::now());
     }
 
-    /// Passes to the core whether the answers of workers in mode `routed` pass this machine.
+    /// Passes the reply counters of workers in mode `routed` to the core.
     pub(super) fn check_return_paths(&mut self) {
-        let answers = self.datapath.reply_counters();
-        self.core.handle_reply_counters(&answers, Instant::now());
+        let counters = self.datapath.reply_counters();
+        self.core.handle_reply_counters(&counters, Instant::now());
     }
 
-    /// Records that a map could not be written. Everything is written again later.
+    /// Records that a map could not be written. The manager writes everything again later.
     pub(super) fn map_write_failed(&mut self, error: &anyhow::Error) {
         self.emitter.metrics.count_map_write_failure();
         let error = format!("{error:#}");
@@ -76,20 +76,20 @@ impl Manager {
         self.emitter.emit(&Event::MapWriteFailed { error });
     }
 
-    /// After a failed write, writes everything that the maps should hold.
+    /// Writes everything again after a failed write.
     fn repeat_writes(&mut self) {
         if !self.recovery.writes_fail {
             return;
         }
         self.recovery.write_failed_again = false;
-        let settings = self.configuration.settings.clone();
+        let settings = &self.configuration.settings;
         let links = self.datapath.worker_routes();
-        self.core.reconfigure(settings, &links, Instant::now());
+        self.core
+            .reconfigure(settings.clone(), &links, Instant::now());
         self.apply_outputs();
-        if let Err(error) = self.datapath.publish_services(&self.configuration.settings) {
-            self.map_write_failed(&error);
-        }
-        if let Err(error) = self.datapath.set_denied(self.denied.prefixes()) {
+        let services = self.datapath.publish_services(&self.configuration.settings);
+        let denied = self.datapath.set_denied(self.denied.prefixes());
+        for error in services.err().into_iter().chain(denied.err()) {
             self.map_write_failed(&error);
         }
         if !self.recovery.write_failed_again {
@@ -98,7 +98,7 @@ impl Manager {
         }
     }
 
-    /// Checks whether programs and pins are in place, and restores them.
+    /// Restores programs and pins that other programs have removed.
     pub(super) fn reconcile_attachments(&mut self) {
         self.restore_pins();
         let changes = self.datapath.reconcile_attachments();

@@ -1,58 +1,40 @@
 //! Applies a changed configuration to a running manager: as a whole, or not at all.
 //!
-//! The caller's task reads and opens what the reload needs, and looks up routes. The manager's task then applies
-//! the result in one step, so that heartbeats never wait for a disk or for the kernel.
+//! The caller's task reads and opens what the reload needs, and looks up routes. The manager's task then applies the
+//! result in one step, so that heartbeats wait neither for a disk nor for the kernel.
 
 use std::{
-    collections::BTreeSet,
-    net::IpAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, anyhow};
+use anyhow::Context;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
-use tokio::{
-    sync::{Mutex, mpsc, oneshot},
-    task::spawn_blocking,
-    time::timeout,
-};
-use tracing::warn;
+use tokio::{task::spawn_blocking, time::timeout};
 
-use super::{Manager, ManagerRequest};
+use super::{Manager, route_monitor::look_up_routes};
 use crate::{
     config::{Changes, Config, ConfigError, PinnedIds},
-    datapath::{Netlink, Routes},
+    datapath::Routes,
     event_log::{self, LogFile},
     heartbeat_receiver,
     keys::KeyRing,
-    membership::Applied,
+    membership::ComposedConfig,
     peer::{self, PeerSettings},
 };
 use lb_core::Event;
 
-/// How long the kernel may take to return the routes to new workers; without them the reload continues.
-const ROUTES_TIMEOUT: Duration = Duration::from_millis(200);
-
-/// How long the disk may take; then nothing is changed.
+/// How long the disk may take. After that time the reload fails.
 const DISK_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Reads and checks the configuration again, from its source at the start; it may block.
+/// Reads and checks the configuration again, from its source at the start. It may block.
 pub type ReadConfig = Arc<dyn Fn() -> Result<Config, ConfigError> + Send + Sync>;
-
-/// Prepares reloads and sends them to the manager's task, one after another.
-#[derive(Clone)]
-pub(super) struct Reloader {
-    read_config: ReadConfig,
-    /// The configuration file in force; locked during a reload.
-    in_force: Arc<Mutex<Config>>,
-}
 
 /// A changed configuration with everything that is needed to apply it.
 #[derive(Debug)]
-pub(crate) struct Reload {
-    file: Config,
+pub(super) struct Reload {
+    pub file: Config,
     keys: KeyRing,
     peers: Vec<PeerSettings>,
     log: Option<LogFile>,
@@ -62,7 +44,7 @@ pub(crate) struct Reload {
 /// A configuration in force.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reloaded {
-    /// One sentence each; none if nothing was different.
+    /// One sentence each; empty if nothing changed.
     pub changes: Vec<String>,
     /// Effects that the operator may not have intended, one sentence each.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -82,68 +64,26 @@ pub enum ReloadError {
     RunTime(anyhow::Error),
 }
 
-impl Reloader {
-    /// Returns the configuration in force; waits for the end of a reload.
-    pub async fn in_force(&self) -> Config {
-        self.in_force.lock().await.clone()
-    }
-
-    pub fn new(read_config: ReadConfig, in_force: Config) -> Self {
-        Self {
-            read_config,
-            in_force: Arc::new(Mutex::new(in_force)),
-        }
-    }
-
-    /// Reads the configuration and lets the manager's task apply it; returns the changes.
-    ///
-    /// # Errors
-    ///
-    /// Says why nothing was changed.
-    pub async fn reload(
-        &self,
-        requests: &mpsc::Sender<ManagerRequest>,
-    ) -> Result<Reloaded, ReloadError> {
-        let mut in_force = self.in_force.lock().await;
-        let (read_config, before) = (self.read_config.clone(), in_force.clone());
-        let prepared = match read_from_disk(move || read(&*read_config, &before)).await {
-            Ok(Ok((file, keys, peers, log))) => Ok(Box::new(Reload {
-                routes: routes_to_workers(&file).await,
-                file,
-                keys,
-                peers,
-                log,
-            })),
-            Ok(Err(error)) | Err(error) => Err(error),
-        };
-        let file = prepared.as_ref().ok().map(|it| it.file.clone());
-        let (reply, outcome) = oneshot::channel();
-        let stops = || ReloadError::RunTime(anyhow!("the manager stops"));
-        let sent = requests.send(ManagerRequest::Reload(prepared, reply)).await;
-        sent.ok().ok_or_else(stops)?;
-        let reloaded = outcome.await.ok().ok_or_else(stops)??;
-        if let Some(file) = file {
-            *in_force = file;
-        }
-        Ok(reloaded)
-    }
-}
-
-/// Runs what may block, with a timeout.
-async fn read_from_disk<T: Send + 'static>(
-    task: impl FnOnce() -> T + Send + 'static,
-) -> Result<T, ReloadError> {
-    let done = timeout(DISK_TIMEOUT, spawn_blocking(task)).await;
+/// Reads the configuration again, and everything that is needed to apply it. `in_force` is the file's content in force.
+pub(super) async fn prepare(
+    read_config: ReadConfig,
+    in_force: Config,
+) -> Result<Reload, ReloadError> {
+    let reading = spawn_blocking(move || read(&*read_config, &in_force));
+    let done = timeout(DISK_TIMEOUT, reading).await;
     let done = done.context("the disk does not answer");
-    done.and_then(|done| done.context("read the configuration"))
-        .map_err(ReloadError::RunTime)
+    let done = done.and_then(|done| done.context("read the configuration"));
+    let mut reload = done.map_err(ReloadError::RunTime)??;
+    let addresses = reload.file.workers().map(|it| it.address.ip()).collect();
+    reload.routes = look_up_routes(&addresses).await;
+    Ok(reload)
 }
 
-/// Reads and opens what a reload needs, unless a change needs a restart.
+/// Reads and opens what a reload needs, unless a change needs a restart. The routes are still missing.
 fn read(
     read_config: &dyn Fn() -> Result<Config, ConfigError>,
     in_force: &Config,
-) -> Result<(Config, KeyRing, Vec<PeerSettings>, Option<LogFile>), ReloadError> {
+) -> Result<Reload, ReloadError> {
     let file = read_config().map_err(ReloadError::Configuration)?;
     let refused = Changes::between(in_force, &file).refused;
     if !refused.is_empty() {
@@ -151,19 +91,22 @@ fn read(
     }
     let log = file.manager.event_log.as_deref();
     let log = log.map(event_log::open).transpose();
-    let log = log.map_err(ReloadError::RunTime)?;
-    let keys = heartbeat_receiver::read_keys_of(&file).map_err(ReloadError::RunTime)?;
-    let peers = peer::read_peers(&file).map_err(ReloadError::RunTime)?;
-    Ok((file, keys, peers, log))
+    Ok(Reload {
+        log: log.map_err(ReloadError::RunTime)?,
+        keys: heartbeat_receiver::read_keys_of(&file).map_err(ReloadError::RunTime)?,
+        peers: peer::read_peers(&file).map_err(ReloadError::RunTime)?,
+        routes: Routes::new(),
+        file,
+    })
 }
 
 impl Manager {
     /// Applies a configuration that was read again; returns the changes.
     pub(super) fn reload(
         &mut self,
-        prepared: Result<Box<Reload>, ReloadError>,
+        prepared: Result<Reload, ReloadError>,
     ) -> Result<Reloaded, ReloadError> {
-        let outcome = prepared.and_then(|reload| self.apply_reload(*reload));
+        let outcome = prepared.and_then(|reload| self.apply_reload(reload));
         self.emitter.emit(&match &outcome {
             Ok(Reloaded { changes, .. }) => Event::ConfigurationReloaded {
                 changes: changes.clone(),
@@ -184,7 +127,7 @@ impl Manager {
             routes,
         } = reload;
         // Workers may have joined since the reload was prepared.
-        let Applied { config, absent } = self.compose(&file);
+        let ComposedConfig { config, absent } = self.compose(&file);
         let mut changes = Changes::between(&self.configuration.effective, &config);
         changes
             .refused
@@ -205,13 +148,13 @@ impl Manager {
         changes
             .accepted
             .extend(self.receiver.reconfigure(&config, keys));
-        // Agents that may still join send another heartbeat.
+        // An agent that may still join sends another heartbeat.
         self.join_requests.clear();
         self.membership.retain_workers_of(&config);
         self.state_files.membership.save(self.membership.clone());
         self.configuration.file = file;
         self.apply_config(config, &numbers, &routes);
-        self.note_absent(absent);
+        self.record_absent(absent);
         let warnings = self.receiver.missing_keys(&self.configuration.effective);
         let mut warnings: Vec<String> = warnings.into_iter().collect();
         if self.are_peers_changed(&peers) {
@@ -230,16 +173,14 @@ impl Manager {
         })
     }
 
-    /// Brings core and datapath in line with a configuration that differs only in what can change while a
-    /// manager runs. `routes` are those to new workers; the route monitor looks up missing ones later.
+    /// Applies a configuration to core and datapath. It differs only in settings that can change while a manager runs.
+    /// `routes` are those to new workers; the route monitor looks up missing ones later.
     pub(super) fn apply_config(&mut self, config: Config, numbers: &PinnedIds, routes: &Routes) {
         let settings = config.settings(numbers);
         self.datapath.prepare_reload(&settings, numbers);
-        // The core may select a new worker at its first heartbeat, or a moved one at once.
+        // The routes come first: the core selects a moved worker at once, and a new one at its first heartbeat.
         self.reconcile(routes);
-        self.background
-            .route_monitor
-            .watch(self.datapath.worker_addresses());
+        self.route_monitor.watch(self.datapath.worker_addresses());
         let links = self.datapath.worker_routes();
         self.core
             .reconfigure(settings.clone(), &links, Instant::now());
@@ -254,30 +195,12 @@ impl Manager {
 
     pub(super) fn lacks_backends(&self, lacking: usize) -> String {
         let backends = self.configuration.effective.limits.backends;
-        let parting = self.datapath.retiring();
+        let retiring = self.datapath.retiring();
         format!(
-            "limits.backends: of {backends} there is no number left for {lacking} new backends, and \
-             {parting} are kept for removed workers until their last connection has ended\n  to do: \
-             reload again when they have ended (memlb flows), or raise limits.backends, for which \
-             memlb unload ends all connections"
+            "limits.backends: none of the {backends} ids is free for {lacking} new backends, and removed \
+             workers hold {retiring} ids until their last connections end\n  to do: reload again when \
+             they have ended (memlb flows), or raise limits.backends, for which memlb unload ends all \
+             connections"
         )
     }
-}
-
-async fn routes_to_workers(config: &Config) -> Routes {
-    routes(&config.workers().map(|it| it.address.ip()).collect()).await
-}
-
-/// Looks up the routes to workers that are not in force yet; none if the kernel does not answer.
-pub(super) async fn routes(addresses: &BTreeSet<IpAddr>) -> Routes {
-    let found = timeout(ROUTES_TIMEOUT, async {
-        Netlink::connect()?.routes(addresses).await
-    });
-    let found = found
-        .await
-        .context("the kernel does not answer route requests");
-    found.flatten().unwrap_or_else(|error| {
-        warn!("{error:#}; the routes to new workers are looked up later");
-        Routes::new()
-    })
 }

@@ -1,5 +1,5 @@
-//! Watches the routes to the workers, in a task of its own: the kernel's answers may take time, and must not
-//! delay heartbeats.
+//! Watches the routes to the workers in a task of its own, because the kernel's answers may take time and must not delay
+//! heartbeats.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -10,12 +10,12 @@ use std::{
 use anyhow::{Context, Result};
 use tokio::{
     sync::{mpsc, watch},
-    task::JoinHandle,
+    task::JoinSet,
     time::{MissedTickBehavior, interval, sleep, timeout},
 };
 use tracing::{info, warn};
 
-use super::BackgroundResult;
+use super::background::BackgroundResult;
 use crate::datapath::{Neighbour, Netlink, NetlinkChange, Routes};
 
 /// How often the routes are looked up if the kernel reports no change.
@@ -24,14 +24,17 @@ const INTERVAL: Duration = Duration::from_secs(2);
 /// How long the task waits for the rest of a burst of changes.
 const BURST: Duration = Duration::from_millis(50);
 
-/// How long the kernel may take to answer.
+/// How long the kernel may take to answer the monitor.
 const TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How long the kernel may take to return the routes to new workers.
+const NEW_ROUTES_TIMEOUT: Duration = Duration::from_millis(200);
 
 /// The background task. It ends when this is dropped.
 #[derive(Debug)]
 pub(super) struct RouteMonitor {
     addresses: watch::Sender<BTreeSet<IpAddr>>,
-    task: JoinHandle<()>,
+    _task: JoinSet<()>,
 }
 
 impl RouteMonitor {
@@ -40,10 +43,12 @@ impl RouteMonitor {
         addresses: BTreeSet<IpAddr>,
         results: mpsc::Sender<BackgroundResult>,
     ) -> Self {
-        let (addresses, wanted) = watch::channel(addresses);
+        let (addresses, watched) = watch::channel(addresses);
+        let mut task = JoinSet::new();
+        task.spawn(run(Some(netlink), watched, results));
         Self {
             addresses,
-            task: tokio::spawn(run(Some(netlink), wanted, results)),
+            _task: task,
         }
     }
 
@@ -53,15 +58,19 @@ impl RouteMonitor {
     }
 }
 
-impl Drop for RouteMonitor {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
+/// Looks up the routes to workers that are not in force yet. If the kernel does not answer, it returns none, and the
+/// monitor looks them up later.
+pub(super) async fn look_up_routes(addresses: &BTreeSet<IpAddr>) -> Routes {
+    let found = routes(&mut None, addresses, NEW_ROUTES_TIMEOUT).await;
+    found.unwrap_or_else(|error| {
+        warn!("{error:#}; the routes to new workers are looked up later");
+        Routes::new()
+    })
 }
 
 async fn run(
     mut netlink: Option<Netlink>,
-    mut wanted: watch::Receiver<BTreeSet<IpAddr>>,
+    mut addresses: watch::Receiver<BTreeSet<IpAddr>>,
     results: mpsc::Sender<BackgroundResult>,
 ) {
     let mut ticks = interval(INTERVAL);
@@ -82,10 +91,10 @@ async fn run(
                     continue;
                 }
             },
-            changed = wanted.changed() => if changed.is_err() { return },
+            changed = addresses.changed() => if changed.is_err() { return },
         }
-        let addresses = wanted.borrow_and_update().clone();
-        match routes(&mut netlink, &addresses).await {
+        let watched = addresses.borrow_and_update().clone();
+        match routes(&mut netlink, &watched, TIMEOUT).await {
             Ok(routes) => {
                 if failing {
                     info!("the kernel answers route requests again");
@@ -154,12 +163,16 @@ impl NextHops {
     }
 }
 
-async fn routes(netlink: &mut Option<Netlink>, addresses: &BTreeSet<IpAddr>) -> Result<Routes> {
+async fn routes(
+    netlink: &mut Option<Netlink>,
+    addresses: &BTreeSet<IpAddr>,
+    limit: Duration,
+) -> Result<Routes> {
     let netlink = match netlink {
         Some(netlink) => netlink,
         None => netlink.insert(Netlink::connect()?),
     };
-    timeout(TIMEOUT, netlink.routes(addresses))
+    timeout(limit, netlink.routes(addresses))
         .await
         .context("the kernel does not answer route requests")?
 }

@@ -1,4 +1,4 @@
-//! How the lists of workers that sources outside of memlb give are applied: each as a whole, or not at all.
+//! Applies the lists of workers that sources give: each as a whole, or not at all.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -15,22 +15,24 @@ use crate::{
     config::{Changes, Config, check_source, worker_address},
     datapath::Routes,
     history::now_ms,
-    membership::{AbsentWorker, Applied, ExternalWorkers, WorkerChanges, WorkerList},
+    membership::{AbsentWorker, ComposedConfig, ExternalWorkers, WorkerChanges, WorkerList},
     status::WorkerSource,
 };
 
-/// The most entries of a list that are left out of it, so that a source cannot fill the manager's memory.
+/// The most entries of [`WorkerList::absent`] that are stored, so that a source cannot fill the manager's memory.
 const MAX_ABSENT: usize = 1_000;
 
-/// What the manager knows of each source.
+/// The lists and problems of all sources.
 #[derive(Debug)]
 pub(super) struct WorkerSources {
     lists: ExternalWorkers,
-    /// What is not a worker, by source, as last applied.
+    /// The entries that are not workers, by source, as last applied.
     absent: BTreeMap<String, Vec<AbsentWorker>>,
+    /// When each source last gave a valid list.
     heard: BTreeMap<String, Instant>,
+    /// Why a source cannot give its list.
     problems: BTreeMap<String, String>,
-    /// Why the last list of a source was refused: a source may give it again and again.
+    /// Why the last list of a source was refused. A source may give it again and again; one event is enough.
     refused: BTreeMap<String, String>,
 }
 
@@ -38,9 +40,9 @@ pub(super) struct WorkerSources {
 #[derive(Debug)]
 pub struct SourceUpdate {
     pub source: String,
-    /// Nothing removes the source with all of its workers.
+    /// `None` removes the source with all of its workers.
     pub list: Option<WorkerList>,
-    /// Whether workers that are not valid are left out; otherwise each of them refuses the list.
+    /// Whether invalid workers are left out. Otherwise one of them refuses the list.
     pub partial: bool,
 }
 
@@ -60,7 +62,7 @@ pub enum SourceError {
     Name(String),
     #[error("nothing was changed: {}", lines(.0))]
     Workers(Vec<AbsentWorker>),
-    /// What the running manager cannot change.
+    /// Changes that need a restart of the manager.
     #[error("nothing was changed: {}", lines(.0))]
     Refused(Vec<String>),
     #[error("nothing was changed: {0:#}")]
@@ -73,7 +75,7 @@ fn lines(problems: &[impl ToString]) -> String {
 }
 
 impl SourceUpdate {
-    /// The addresses to which routes are needed.
+    /// Returns the addresses whose routes must be looked up.
     pub fn addresses(&self) -> BTreeSet<IpAddr> {
         let workers = self.list.iter().flat_map(|list| &list.workers);
         workers
@@ -117,20 +119,20 @@ impl WorkerSources {
 
 impl Manager {
     /// Returns a configuration file's content with the workers of all sources, without those that joined.
-    pub(super) fn with_sources(&self, file: &Config) -> Applied {
+    pub(super) fn with_sources(&self, file: &Config) -> ComposedConfig {
         self.sources.lists.apply_to(file, &self.membership)
     }
 
     /// Returns a configuration file's content with the workers of all sources and those that joined.
-    pub(super) fn compose(&self, file: &Config) -> Applied {
-        let Applied { config, absent } = self.with_sources(file);
-        Applied {
+    pub(super) fn compose(&self, file: &Config) -> ComposedConfig {
+        let ComposedConfig { config, absent } = self.with_sources(file);
+        ComposedConfig {
             config: self.membership.apply_to(&config),
             absent,
         }
     }
 
-    /// Replaces a source's list; returns what that changed.
+    /// Replaces a source's list; returns the changes.
     pub(super) fn set_workers(
         &mut self,
         update: SourceUpdate,
@@ -186,7 +188,7 @@ impl Manager {
             }
         }
         let file = &self.configuration.file;
-        let Applied { config, absent } = lists.apply_to(file, &self.membership);
+        let ComposedConfig { config, absent } = lists.apply_to(file, &self.membership);
         let own = absent.get(&source).cloned().unwrap_or_default();
         if !partial && own.len() > given {
             return Err(SourceError::Workers(own[given..].to_vec()));
@@ -207,7 +209,7 @@ impl Manager {
                 removed: changes.removed.clone(),
             });
         }
-        self.note_absent(absent);
+        self.record_absent(absent);
         Ok(SourceReceipt {
             changes,
             absent: own,
@@ -215,7 +217,7 @@ impl Manager {
         })
     }
 
-    /// Applies a configuration with other workers, unless the running manager cannot.
+    /// Applies a configuration with other workers, unless that needs a restart.
     fn apply_checked(&mut self, config: Config, routes: &Routes) -> Result<(), SourceError> {
         let mut refused = Changes::between(&self.configuration.effective, &config).refused;
         refused.extend(self.datapath.restart_reasons(&config));
@@ -231,8 +233,8 @@ impl Manager {
         Ok(())
     }
 
-    /// Records what is not a worker, and emits what is new of that.
-    pub(super) fn note_absent(&mut self, absent: BTreeMap<String, Vec<AbsentWorker>>) {
+    /// Records the entries that are not workers, and emits an event for each new one.
+    pub(super) fn record_absent(&mut self, absent: BTreeMap<String, Vec<AbsentWorker>>) {
         for (source, entries) in &absent {
             let before = self.sources.absent.get(source);
             let is_new = |it: &&AbsentWorker| before.is_none_or(|before| !before.contains(it));
@@ -247,17 +249,15 @@ impl Manager {
         self.sources.absent = absent;
     }
 
-    /// Records why a source cannot say which workers there are.
+    /// Records why a source cannot give its list.
     pub(super) fn source_failed(
         &mut self,
         source: &str,
         problem: String,
     ) -> Result<(), SourceError> {
         check_source(source).map_err(SourceError::Name)?;
-        let before = self
-            .sources
-            .problems
-            .insert(source.to_owned(), problem.clone());
+        let problems = &mut self.sources.problems;
+        let before = problems.insert(source.to_owned(), problem.clone());
         if before.as_ref() != Some(&problem) {
             self.emitter.emit(&Event::SourceFailed {
                 source: source.to_owned(),

@@ -1,4 +1,4 @@
-//! How a manager starts: everything is opened, loaded, attached and adopted, or nothing is.
+//! Starts a manager: opens, loads, attaches and adopts everything, or nothing.
 
 use std::{collections::BTreeMap, fmt, path::PathBuf, time::Instant};
 
@@ -8,10 +8,9 @@ use tracing::{info, warn};
 
 use super::{
     Background, Configuration, Emitter, Inputs, JoinRequests, Manager, ManagerHandle, NatPorts,
-    PeerEvents, ReadConfig, Recovery, WorkerSources, absent_interface::wait_for_interfaces,
-    connection_count::ConnectionCountReconciler, connection_lookup::ConnectionLookup,
-    handle::Records, peers, reload::Reloader, route_monitor::RouteMonitor, state_file::StateFile,
-    state_files::StateFiles,
+    PeerEvents, ReadConfig, Recovery, RouteMonitor, WorkerSources,
+    absent_interface::wait_for_interfaces, connection_lookup::ConnectionLookup,
+    handle::SharedState, peers, state_file::StateFile, state_files::StateFiles,
 };
 use crate::{
     addresses,
@@ -23,7 +22,7 @@ use crate::{
     handover::TrackFile,
     heartbeat_receiver::HeartbeatReceiver,
     history::{History, now_ms},
-    membership::{AbsentWorker, Applied, ExternalWorkers, Membership},
+    membership::{AbsentWorker, ComposedConfig, ExternalWorkers, Membership},
     metrics::Metrics,
     peer::PeerListener,
     status,
@@ -32,11 +31,11 @@ use lb_core::{
     AdminAction, AdminOverrides, AdoptedState, AttachedInterface, Core, Event, Mode, counted,
 };
 
-/// How many requests, or results, wait before their senders do.
+/// How many requests, or results, are queued before their senders wait.
 const QUEUE: usize = 16;
 
 /// A manager whose configuration and machine are checked. Nothing is attached yet.
-pub struct Prepared {
+pub struct PreparedManager {
     file: Config,
     path: Option<PathBuf>,
     read_config: ReadConfig,
@@ -56,12 +55,12 @@ pub struct Prepared {
 ///
 /// # Errors
 ///
-/// Says what cannot be opened or used, and what to do.
+/// Says what cannot be opened or used, with the remedy.
 pub async fn prepare(
     file: Config,
     path: Option<PathBuf>,
     read_config: ReadConfig,
-) -> Result<Prepared> {
+) -> Result<PreparedManager> {
     let (membership, members) = StateFile::<Membership>::load(
         &file.manager.state_file.with_file_name("joined.json"),
         "the workers that joined by themselves",
@@ -72,7 +71,7 @@ pub async fn prepare(
         "the workers of sources",
         "correct or remove the file; each source gives its workers again",
     )?;
-    let Applied { config, absent } = given.apply_to(&file, &members);
+    let ComposedConfig { config, absent } = given.apply_to(&file, &members);
     let config = members.apply_to(&config);
     let mut netlink = Netlink::connect()?;
     wait_for_interfaces(&mut netlink, &config.manager.interfaces).await?;
@@ -81,8 +80,8 @@ pub async fn prepare(
     let interfaces = netlink.interfaces(&config.manager.interfaces).await?;
     warn_of_misplaced_addresses(&config, &interfaces);
     let datapath = datapath::prepare(&config)?;
-    warn_of_others(&config, &interfaces);
-    Ok(Prepared {
+    warn_of_other_managers(&config, &interfaces);
+    Ok(PreparedManager {
         file,
         path,
         read_config,
@@ -98,18 +97,18 @@ pub async fn prepare(
     })
 }
 
-impl fmt::Debug for Prepared {
+impl fmt::Debug for PreparedManager {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Prepared").finish_non_exhaustive()
+        f.debug_struct("PreparedManager").finish_non_exhaustive()
     }
 }
 
-impl Prepared {
+impl PreparedManager {
     /// Loads and attaches the programs, adopts the pinned maps, and opens the services.
     ///
     /// # Errors
     ///
-    /// Says what cannot be opened, loaded or attached; nothing new stays attached then.
+    /// Says what cannot be opened, loaded or attached. No new program stays attached then.
     pub async fn start(mut self) -> Result<(Manager, ManagerHandle)> {
         let config = self.config;
         let event_stream = EventStream::default();
@@ -139,7 +138,7 @@ impl Prepared {
         let pin_path = datapath.pin_path().to_owned();
         let (request_sender, requests) = mpsc::channel(QUEUE);
         let (result_sender, results) = mpsc::channel(QUEUE);
-        let records = Records {
+        let shared = SharedState {
             pin_path: pin_path.clone(),
             event_stream,
             history: history.clone(),
@@ -148,26 +147,24 @@ impl Prepared {
                 true => TrackFile::default(),
                 false => TrackFile::restore(&config.manager.track_file),
             },
-            peers: self
-                .peers
-                .as_ref()
+            peers: (self.peers.as_ref())
                 .map(PeerListener::peers)
                 .unwrap_or_default(),
         };
-        let peer_events = PeerEvents::new(records.peers.clone());
-        let reloader = Reloader::new(self.read_config, self.file.clone());
-        let handle = ManagerHandle::new(request_sender, reloader, records);
-        let replicated = peers::start(
+        let peer_events = PeerEvents::new(shared.peers.clone());
+        let file = self.file.clone();
+        let handle = ManagerHandle::new(request_sender, self.read_config, file, shared);
+        let replication = peers::start(
             self.peers,
             &config,
             &mut datapath,
             &state_files,
             handle.clone(),
         )?;
-        let asks = settings.services.iter().any(|it| it.mode == Mode::Dsr);
-        let connection_lookup = ConnectionLookup::open(&mut datapath, asks)?;
+        let has_dsr = settings.services.iter().any(|it| it.mode == Mode::Dsr);
+        let connection_lookup = ConnectionLookup::open(&mut datapath, has_dsr)?;
         let manager = Manager {
-            replicated,
+            replication,
             interfaces: datapath
                 .attachments()
                 .map(status::InterfaceStatus::from)
@@ -186,14 +183,11 @@ impl Prepared {
             state_files,
             emitter,
             history,
-            background: Background::new(
-                RouteMonitor::start(self.netlink, addresses, result_sender.clone()),
-                ConnectionCountReconciler::start(pin_path),
-                result_sender,
-            ),
+            route_monitor: RouteMonitor::start(self.netlink, addresses, result_sender.clone()),
+            background: Background::new(pin_path, result_sender),
             nat_ports: NatPorts::default(),
             peer_events,
-            moved: Vec::new(),
+            foreign_selections: Vec::new(),
             started: Instant::now(),
             traffic_read: Instant::now(),
             configuration: Configuration {
@@ -213,7 +207,7 @@ impl Prepared {
 }
 
 impl Manager {
-    /// Writes the first decisions, and opens the services to clients.
+    /// Writes the first decisions, then opens the services to clients.
     fn begin_serving(mut self) -> Result<Self> {
         let interfaces = self.interfaces.iter().map(|it| AttachedInterface {
             name: it.name.clone(),
@@ -235,7 +229,7 @@ impl Manager {
     }
 }
 
-/// Returns what the core continues with: the pinned maps, and the saved files.
+/// Returns the state that the core adopts, from the pinned maps and the saved files.
 fn adopted(adoption: &Adoption, saved: &StateFiles) -> AdoptedState {
     let (now_ms, overrides) = (now_ms(), saved.overrides.content());
     let pauses = overrides.pauses();
@@ -261,7 +255,7 @@ fn warn_of_misplaced_addresses(config: &Config, interfaces: &[Interface]) {
         let ip = service.address.ip();
         if addresses.interface_of(ip).is_none() && !config.peers.is_empty() {
             info!(
-                "service {}: {ip} is not here now, as on a standby",
+                "service {}: this machine does not have {ip} now; that is right on a standby",
                 service.name
             );
         } else if addresses.interface_of(ip).is_none() {
@@ -281,13 +275,11 @@ fn warn_of_misplaced_addresses(config: &Config, interfaces: &[Interface]) {
 }
 
 /// Warns of other managers' programs at the same interfaces: two managers would steer each packet twice.
-fn warn_of_others(config: &Config, interfaces: &[Interface]) {
+fn warn_of_other_managers(config: &Config, interfaces: &[Interface]) {
     for other in datapath::foreign_programs(&config.manager.pin_path) {
-        if interfaces
-            .iter()
-            .any(|it| other.interfaces.contains(&it.name))
-        {
-            warn!("{other}; to take them out: {}", other.remedy());
+        let is_shared = |it: &Interface| other.interfaces.contains(&it.name);
+        if interfaces.iter().any(is_shared) {
+            warn!("{other}; to remove them: {}", other.remedy());
         }
     }
 }
@@ -310,14 +302,15 @@ fn deny(datapath: &mut Datapath, denied: &DenyList) -> Result<()> {
 /// Logs the commands in force: an operator who restarts a manager may have forgotten them.
 fn log_overrides(overrides: &AdminOverrides, config: &Config) {
     for command in overrides.commands() {
-        let is_unknown = !config.workers().any(|worker| worker.name == command.worker);
+        let worker = &command.worker;
+        let is_known = config.workers().any(|it| it.name == *worker);
         let remedy = match command.action {
-            _ if !is_unknown => String::new(),
-            AdminAction::Weight { .. } => {
-                format!(" (no service has it: memlb weight {} 100)", command.worker)
-            }
+            _ if is_known => String::new(),
             AdminAction::Pause { .. } => String::new(),
-            _ => format!(" (no service has it: memlb undrain {})", command.worker),
+            AdminAction::Weight { .. } => {
+                format!(" (no service has {worker}: memlb weight {worker} 100)")
+            }
+            _ => format!(" (no service has {worker}: memlb undrain {worker})"),
         };
         warn!("still in force: {command}{remedy}");
     }

@@ -1,4 +1,4 @@
-//! Files that hold what a restarted manager must know: the operator's orders, members, denied clients.
+//! Files with the state that a restarted manager needs: the operator's orders, members, denied clients.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -16,14 +16,14 @@ use nix::{
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::{
     sync::watch,
-    task::JoinHandle,
+    task::{JoinSet, spawn_blocking},
     time::{sleep, timeout},
 };
 use tracing::{info, warn};
 
 const VERSION: u32 = 1;
 
-/// How long after a failure the file is written again.
+/// How long after a failed write the file is written again.
 const RETRY: Duration = Duration::from_secs(5);
 
 /// How long a disk may take to store a command.
@@ -37,17 +37,19 @@ struct Content<T> {
     content: T,
 }
 
-/// A file that a task of its own writes: always the latest content, and always as a whole.
+/// A file that a task of its own writes: always the latest content, and always as a whole. The task ends when this is
+/// dropped.
 #[derive(Debug)]
 pub struct StateFile<T> {
     latest: watch::Sender<(u64, T)>,
     progress: watch::Receiver<FlushProgress>,
-    writing: JoinHandle<()>,
+    _writer: JoinSet<()>,
 }
 
-/// The last version on disk.
+/// The progress of the task that writes.
 #[derive(Debug, Clone, Default)]
 struct FlushProgress {
+    /// The last version on disk.
     version: u64,
     /// The error of the last attempt to write a later version.
     failure: Option<String>,
@@ -57,20 +59,21 @@ impl<T> StateFile<T>
 where
     T: Clone + Default + Serialize + DeserializeOwned + Send + Sync + 'static,
 {
-    /// Reads what an earlier manager saved. A missing file gives the default.
+    /// Reads the content that a former manager saved. A missing file gives the default. `what` names the content in errors
+    /// and log lines.
     ///
     /// # Errors
     ///
-    /// Says why the file cannot be read: a manager that ignored it might send clients to a drained worker.
-    /// `what` names the content, `remedy` is what an operator can do.
+    /// Says why the file cannot be read, with the `remedy`: a manager that ignored the file might send clients to a drained
+    /// worker.
     pub fn load(path: &Path, what: &'static str, remedy: &str) -> Result<(Self, T)> {
         let content: T =
             read(path).with_context(|| format!("read {what} from {}: {remedy}", path.display()))?;
         Ok((Self::start(path, what, content.clone()), content))
     }
 
-    /// Reads what an earlier manager observed. A file that cannot be read gives the default and a warning, which says
-    /// the `consequence`: the manager will observe the same again.
+    /// Reads what a former manager observed. A file that cannot be read gives the default and a warning with the
+    /// `consequence`: this manager will observe the same again.
     pub fn load_observations(path: &Path, what: &'static str, consequence: &str) -> Self {
         let content = read(path).unwrap_or_else(|error| {
             let path = path.display();
@@ -83,15 +86,16 @@ where
     fn start(path: &Path, what: &'static str, content: T) -> Self {
         let (latest, wanted) = watch::channel((0, content));
         let (flushed, progress) = watch::channel(FlushProgress::default());
-        let writing = tokio::spawn(write_latest(path.to_owned(), what, wanted, flushed));
+        let mut writer = JoinSet::new();
+        writer.spawn(write_latest(path.to_owned(), what, wanted, flushed));
         Self {
             latest,
             progress,
-            writing,
+            _writer: writer,
         }
     }
 
-    /// Starts to write this content.
+    /// Starts to write this content as the next version.
     pub fn save(&self, content: T) -> Save {
         let mut version = 0;
         self.latest.send_modify(|latest| {
@@ -107,7 +111,7 @@ where
         self.latest.borrow().1.clone()
     }
 
-    /// Returns the content as it is saved from now on, with its version.
+    /// Returns a channel of the content, with its version.
     pub fn contents(&self) -> watch::Receiver<(u64, T)> {
         self.latest.subscribe()
     }
@@ -121,7 +125,7 @@ pub struct Save {
 }
 
 impl Save {
-    /// Waits until the version is on disk, or returns why it is not.
+    /// Waits until the version is on disk; returns the failure if it is not.
     pub async fn failure(mut self) -> Option<String> {
         let is_settled = |it: &FlushProgress| it.version >= self.version || it.failure.is_some();
         match timeout(FLUSH_TIMEOUT, self.progress.wait_for(is_settled)).await {
@@ -130,12 +134,6 @@ impl Save {
             Ok(Err(_)) => Some("the manager stops".to_owned()),
             Err(_) => Some("the disk does not answer".to_owned()),
         }
-    }
-}
-
-impl<T> Drop for StateFile<T> {
-    fn drop(&mut self) {
-        self.writing.abort();
     }
 }
 
@@ -149,7 +147,7 @@ async fn write_latest<T: Clone + Serialize + Send + Sync + 'static>(
         loop {
             let (version, content) = wanted.borrow_and_update().clone();
             let target = path.clone();
-            let outcome = tokio::task::spawn_blocking(move || write(&target, content)).await;
+            let outcome = spawn_blocking(move || write(&target, content)).await;
             let failure = match outcome {
                 Ok(Ok(())) => None,
                 Ok(Err(error)) => Some(format!("{error:#}")),
@@ -177,7 +175,7 @@ async fn write_latest<T: Clone + Serialize + Send + Sync + 'static>(
             }
             tokio::select! {
                 () = sleep(RETRY) => {}
-                // A new version is tried at once, and its caller learns the result at once.
+                // A new version is written at once, so that its caller gets the result at once.
                 changed = wanted.changed() => if changed.is_err() { return },
             }
         }
@@ -189,19 +187,19 @@ async fn write_latest<T: Clone + Serialize + Send + Sync + 'static>(
 pub struct StateLock(#[expect(dead_code, reason = "held for its drop")] Flock<File>);
 
 impl StateLock {
-    /// Acquires the lock without waiting. Where the lock file cannot be made, there is no lock; the state
-    /// file cannot be written there either, and its first write reports that.
+    /// Acquires the lock without waiting. If the lock file cannot be created, there is no lock. Then the state file cannot be
+    /// written either, and its first write reports that.
     ///
     /// # Errors
     ///
-    /// Says that another manager holds it.
+    /// Says that another manager holds the lock.
     pub fn acquire(state_file: &Path) -> Result<Option<Self>> {
         // Not the state file, which is replaced by renaming.
         let path = state_file.with_extension("lock");
         let file = match open_lock(&path) {
             Ok(file) => file,
             Err(error) => {
-                warn!("{} cannot be made: {error}", path.display());
+                warn!("create {}: {error}", path.display());
                 return Ok(None);
             }
         };
@@ -217,7 +215,7 @@ impl StateLock {
     }
 }
 
-/// Only its owner may open it: any process that locks it keeps the manager from starting.
+/// Only the owner may open the file, because a process that locks it prevents the manager's start.
 fn open_lock(path: &Path) -> io::Result<File> {
     if let Some(directory) = path.parent() {
         fs::create_dir_all(directory)?;
@@ -253,7 +251,7 @@ fn write<T: Serialize>(path: &Path, content: T) -> Result<()> {
         content,
     })?;
     text.push(b'\n');
-    // Another state file may differ in its extension alone, and be written at the same time.
+    // Another state file may differ in its extension only, and be written at the same time.
     let draft = path.with_added_extension("draft");
     let mut file = File::create(&draft).with_context(context)?;
     file.write_all(&text).with_context(context)?;

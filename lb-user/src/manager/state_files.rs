@@ -1,4 +1,4 @@
-//! The files that a restarted manager reads.
+//! The state files of a manager.
 
 use anyhow::Result;
 use lb_core::AdminOverrides;
@@ -26,7 +26,7 @@ impl StateFiles {
     ///
     /// # Errors
     ///
-    /// Names the file that cannot be read, and what to do.
+    /// Names the file that cannot be read, with the remedy.
     pub fn load(
         config: &Config,
         membership: StateFile<Membership>,

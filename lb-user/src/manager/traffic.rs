@@ -1,4 +1,4 @@
-//! What the packets say of the workers: counters for the core, and trials of failing workers.
+//! Passes the packet programs' counters to the core, and tries failing workers.
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
@@ -14,23 +14,23 @@ use tracing::warn;
 use super::{Manager, background::BackgroundResult};
 use lb_core::{BackendId, Protocol, TrialOutcome};
 
-/// How often the counters are read: a dead server is noticed within this time after its third refusal.
+/// How often the counters are read. A dead server is detected within this time after its third refusal.
 pub(super) const TRAFFIC_INTERVAL: Duration = Duration::from_millis(250);
 
-/// Counters of this age are good enough to say that a worker answered after its last heartbeat.
-const FRESH: Duration = Duration::from_millis(50);
+/// Counters of this age still show whether a worker answered after its last heartbeat.
+const MAX_AGE: Duration = Duration::from_millis(50);
 
 /// How long a trial waits for an answer.
 const TRIAL_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How long the ICMP error of a closed UDP port may take.
+/// How long a trial waits for the ICMP error of a closed UDP port.
 const UDP_TIMEOUT: Duration = Duration::from_millis(300);
 
 impl Manager {
-    /// Reads the counters before a worker's deadline, unless they were read just now: many workers may fall silent one
-    /// after the other.
+    /// Reads the counters at a worker's deadline, unless they are fresh: many workers may fall silent one after the
+    /// other.
     pub(super) fn read_traffic_again(&mut self, now: Instant) {
-        if now.saturating_duration_since(self.traffic_read) >= FRESH {
+        if now.saturating_duration_since(self.traffic_read) >= MAX_AGE {
             self.read_traffic();
         }
     }
@@ -50,7 +50,7 @@ impl Manager {
             let Some((address, protocol)) = self.endpoint_of(backend) else {
                 continue;
             };
-            let results = self.background.results();
+            let results = self.background.results.clone();
             tokio::spawn(async move {
                 let outcome = try_backend(address, protocol).await;
                 // Fails only when the manager ends.
@@ -62,20 +62,16 @@ impl Manager {
     }
 
     fn endpoint_of(&self, backend: BackendId) -> Option<(SocketAddr, Protocol)> {
-        self.configuration
-            .settings
-            .services
-            .iter()
-            .find_map(|service| {
-                let mut backends = service.backends.iter();
-                let found = backends.find(|it| it.id == backend)?;
-                Some((found.address, service.protocol))
-            })
+        let mut services = self.configuration.settings.services.iter();
+        services.find_map(|service| {
+            let mut backends = service.backends.iter();
+            let found = backends.find(|it| it.id == backend)?;
+            Some((found.address, service.protocol))
+        })
     }
 }
 
-/// Opens a connection, and closes it. A UDP server is sent an empty datagram: only an ICMP error says that there is
-/// none.
+/// Opens a connection and closes it. Over UDP, it sends an empty datagram, and only an ICMP error counts as a failure.
 async fn try_backend(address: SocketAddr, protocol: Protocol) -> TrialOutcome {
     let is_answered = match protocol {
         Protocol::Tcp => {

@@ -1,4 +1,4 @@
-//! What a source's new list changes.
+//! The changes by a source's new list.
 
 use std::collections::{BTreeMap, BTreeSet};
 

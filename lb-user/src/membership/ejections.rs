@@ -1,4 +1,5 @@
-//! Which backends are failing. The manager saves it, so that a restarted manager gives a dead server no new connection.
+//! The ejections of failing backends. The manager saves them, so that a restarted manager gives a dead server no new
+//! connection.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -22,7 +23,7 @@ struct SavedEjection {
 }
 
 impl EjectionRecord {
-    /// `now_ms` is the time since 1970. The begin of an ejection that `former` has stays as it is there.
+    /// `now_ms` is the time since 1970. An ejection that `former` has keeps its beginning.
     pub fn new(
         ejections: impl Iterator<Item = (BackendId, AdoptedEjection)>,
         former: &Self,
@@ -68,7 +69,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_saved_ejection_keeps_its_begin() {
+    fn a_saved_ejection_keeps_its_beginning() {
         let ejection = |age| AdoptedEjection {
             evidence: Evidence {
                 refused: 3,

@@ -1,7 +1,7 @@
-//! The workers that sources outside of memlb give: a file, Docker Swarm. Each source gives all of its workers at
-//! once, and a later list replaces its earlier one.
+//! The workers of sources, such as a file or Docker Swarm. Each source gives its whole list at once, which replaces its
+//! former list.
 
-use std::{collections::BTreeMap, fmt, net::SocketAddr};
+use std::{collections::BTreeMap, fmt, net::SocketAddr, ops::RangeInclusive};
 
 use lb_core::{AdminState, Audited, MANAGER, NO_BACKEND, unknown_name};
 use schemars::JsonSchema;
@@ -13,8 +13,8 @@ use crate::{
     heartbeat::check_name,
 };
 
-const LEAST_WEIGHT: u32 = 1;
-const MOST_WEIGHT: u32 = 1_000;
+/// The weights that a source may give, in percent.
+const WEIGHTS: RangeInclusive<u32> = 1..=1_000;
 
 /// One worker of one service, as its source gives it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -32,7 +32,7 @@ pub struct ExternalWorker {
         skip_serializing_if = "is_full"
     )]
     pub weight: u32,
-    /// Why it gets no new connection, if so.
+    /// The reason for a drain; `None` without a drain.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub drain: Option<String>,
 }
@@ -41,7 +41,7 @@ fn full_weight() -> u32 {
     100
 }
 
-/// Reads a weight as the configuration file has it, `"50%"`, or as a number.
+/// Deserializes a weight as a number, or as a text as in the configuration file, `"50%"`.
 fn percent<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
     #[derive(Deserialize)]
     #[serde(untagged)]
@@ -52,22 +52,22 @@ fn percent<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> 
     match Weight::deserialize(deserializer) {
         Ok(Weight::Number(percent)) => Ok(percent),
         Ok(Weight::Text(text)) => parse_weight(&text).map_err(de::Error::custom),
-        Err(_) => Err(de::Error::custom(WEIGHT_FORM)),
+        Err(_) => Err(de::Error::custom(WEIGHT_FORMAT)),
     }
 }
 
-const WEIGHT_FORM: &str = "a weight is a whole number of percent, as in 50 or \"50%\"";
+const WEIGHT_FORMAT: &str = "a weight is a whole number of percent, as in 50 or \"50%\"";
 
-/// Parses a weight in percent, with or without its sign.
+/// Parses a weight in percent, with or without a percent sign.
 ///
 /// # Errors
 ///
-/// Says how a weight is written.
+/// Returns the expected format.
 pub fn parse_weight(text: &str) -> Result<u32, String> {
     let number = text.trim().strip_suffix('%').unwrap_or(text).trim();
     number
         .parse()
-        .map_err(|_| format!("{WEIGHT_FORM}, and not {text:?}"))
+        .map_err(|_| format!("{WEIGHT_FORMAT}, and not {text:?}"))
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
@@ -75,12 +75,12 @@ fn is_full(weight: &u32) -> bool {
     *weight == full_weight()
 }
 
-/// What is not a worker although it might be expected to be one, and why.
+/// Something that a source gives or knows, and why it is not a worker.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 pub struct AbsentWorker {
-    /// As the source calls it: `web/node2`, or a task or service of Swarm.
+    /// The source's name for it: `web/node2`, or a task or service of Swarm.
     pub what: String,
-    /// The service that it would serve, where that is known.
+    /// The service that it would serve, if that is known.
     pub service: Option<String>,
     pub reason: String,
 }
@@ -96,17 +96,17 @@ impl fmt::Display for AbsentWorker {
 #[serde(deny_unknown_fields)]
 pub struct WorkerList {
     pub workers: Vec<ExternalWorker>,
-    /// What the source itself left out.
+    /// The entries that the source itself left out.
     #[serde(default)]
     pub absent: Vec<AbsentWorker>,
 }
 
 /// The last list of a source.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-struct Source {
+struct StoredList {
     #[serde(flatten)]
     list: WorkerList,
-    /// When each drained worker was first given as such, in milliseconds since 1970, by service and name.
+    /// Service, name and begin of each drain, in milliseconds since 1970.
     #[serde(default)]
     drained_at_ms: Vec<(String, String, u64)>,
 }
@@ -114,18 +114,18 @@ struct Source {
 /// The lists of all sources, by their names.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
-pub struct ExternalWorkers(BTreeMap<String, Source>);
+pub struct ExternalWorkers(BTreeMap<String, StoredList>);
 
-/// A configuration with the workers of the sources, and those for which there is no place in it.
+/// A configuration with the workers of the sources, and the entries that are not workers.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Applied {
+pub struct ComposedConfig {
     pub config: Config,
     /// By source.
     pub absent: BTreeMap<String, Vec<AbsentWorker>>,
 }
 
 impl ExternalWorkers {
-    /// Replaces the list of a source. The time of a drain stays that of the first list with it.
+    /// Replaces the list of a source. A drain of the former list keeps its beginning.
     pub fn set(&mut self, source: &str, list: WorkerList, now_ms: u64) {
         let before = self.0.remove(source).unwrap_or_default();
         let drained = list.workers.iter().filter(|it| it.drain.is_some());
@@ -135,11 +135,11 @@ impl ExternalWorkers {
                 (it.service.clone(), it.name.clone(), at_ms.unwrap_or(now_ms))
             })
             .collect();
-        let source_now = Source {
+        let stored = StoredList {
             list,
             drained_at_ms,
         };
-        self.0.insert(source.to_owned(), source_now);
+        self.0.insert(source.to_owned(), stored);
     }
 
     pub fn remove(&mut self, source: &str) -> bool {
@@ -154,12 +154,11 @@ impl ExternalWorkers {
         self.0.keys().map(String::as_str)
     }
 
-    /// Returns the configuration with the workers of all sources. `joined` are the workers that joined by
-    /// themselves.
+    /// Returns the configuration with the workers of all sources. `joined` are the workers that joined by themselves.
     ///
-    /// A worker stays out if the file, a joined worker or an earlier source has its name or address in the service,
-    /// and if anything about it is not valid.
-    pub fn apply_to(&self, file: &Config, joined: &Membership) -> Applied {
+    /// It leaves out a worker that is not valid, and one whose name or address the file, a joined worker or an earlier
+    /// source has in the service.
+    pub fn apply_to(&self, file: &Config, joined: &Membership) -> ComposedConfig {
         let mut config = file.clone();
         let joins = joined.apply_to(file);
         let taken = joins.services.iter().zip(&file.services);
@@ -173,14 +172,14 @@ impl ExternalWorkers {
             let left_out = absent.entry(name.clone()).or_default();
             left_out.extend(source.list.absent.iter().cloned());
             for given in &source.list.workers {
-                let placed = match added < room || Self::is_repeated(&config, given) {
-                    true => place(&config, &joins, name, source, given),
+                let worker = match added < room || Self::is_repeated(&config, given) {
+                    true => validate(&config, &joins, name, source, given),
                     false => Err(format!(
                         "there are no more backends: raise limits.backends ({})",
                         file.limits.backends
                     )),
                 };
-                match placed {
+                match worker {
                     Ok((service, worker, origin)) => {
                         config.add_worker(service, worker, origin);
                         added += 1;
@@ -193,10 +192,10 @@ impl ExternalWorkers {
                 }
             }
         }
-        Applied { config, absent }
+        ComposedConfig { config, absent }
     }
 
-    /// Whether its problem is another one than a lack of room.
+    /// Whether a worker has another problem than missing room: its service is unknown, or its name exists.
     fn is_repeated(config: &Config, given: &ExternalWorker) -> bool {
         let mut services = config.services.iter();
         let service = services.find(|it| it.name == given.service);
@@ -204,7 +203,7 @@ impl ExternalWorkers {
     }
 }
 
-impl Source {
+impl StoredList {
     fn drained_at_ms(&self, service: &str, worker: &str) -> Option<u64> {
         let mut drained = self.drained_at_ms.iter();
         let found = drained.find(|it| it.0 == service && it.1 == worker)?;
@@ -212,12 +211,12 @@ impl Source {
     }
 }
 
-/// Returns the worker with the index of its service, or why it cannot be one.
-fn place(
+/// Returns the worker with the index of its service, or why it is not valid.
+fn validate(
     config: &Config,
     joins: &Config,
     source_name: &str,
-    source: &Source,
+    source: &StoredList,
     given: &ExternalWorker,
 ) -> Result<(usize, Worker, WorkerOrigin), String> {
     let services = &config.services;
@@ -228,17 +227,19 @@ fn place(
     let service = &services[index];
     if !service.worker_sources.iter().any(|it| it == source_name) {
         return Err(format!(
-            "service {} takes no workers of source {source_name:?}: add it to the service's \
+            "service {} accepts no workers of source {source_name:?}: add it to the service's \
              worker_sources",
             service.name
         ));
     }
     check_worker_name(&given.name)?;
     let address = check_address(given, service, config)?;
-    if !(LEAST_WEIGHT..=MOST_WEIGHT).contains(&given.weight) {
+    if !WEIGHTS.contains(&given.weight) {
         return Err(format!(
-            "its weight is {}, and must be from {LEAST_WEIGHT} to {MOST_WEIGHT} percent",
-            given.weight
+            "its weight is {}, and must be from {} to {} percent",
+            given.weight,
+            WEIGHTS.start(),
+            WEIGHTS.end()
         ));
     }
     let occupied = |at: &Config| {

@@ -1,5 +1,4 @@
-//! The workers that joined by starting an agent, those that other sources gave, and how long workers have been
-//! silent.
+//! The workers that joined by starting an agent, and those of sources; and the records of silences and ejections.
 
 mod changes;
 mod ejections;
@@ -18,18 +17,17 @@ use crate::config::{Config, JOINED, Worker, WorkerOrigin};
 pub use changes::WorkerChanges;
 pub use ejections::EjectionRecord;
 pub use external::{
-    AbsentWorker, Applied, ExternalWorker, ExternalWorkers, WorkerList, parse_weight,
+    AbsentWorker, ComposedConfig, ExternalWorker, ExternalWorkers, WorkerList, parse_weight,
 };
 use lb_core::{MANAGER, NO_BACKEND};
 pub use liveness::LivenessRecord;
 
-/// The workers that joined and are not in the configuration file, each with the address that its
-/// heartbeats come from.
+/// The workers that joined, with the addresses from which their heartbeats come.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Membership(BTreeMap<String, IpAddr>);
 
-/// Why an authenticated agent does not become a worker.
+/// Why an authenticated agent cannot become a worker.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum JoinError {
     #[error("no service has auto_join for its address")]
@@ -42,7 +40,7 @@ pub enum JoinError {
     LinkLocal,
     #[error("its address is the manager's")]
     ManagersAddress,
-    /// A live worker.
+    /// By a worker that is present.
     #[error("{by} has its name or address")]
     Occupied { by: String },
     #[error("there are no more backends: raise limits.backends ({backends})")]
@@ -54,8 +52,8 @@ impl Membership {
         self.0.get(worker).copied()
     }
 
-    /// Whether a heartbeat of `worker` counts. One of a worker that joined must be signed and come from
-    /// the address at which the worker joined.
+    /// Whether a heartbeat counts. A heartbeat of a worker that joined must be signed and come from the address at which the
+    /// worker joined.
     pub fn accepts(&self, worker: &str, from: IpAddr, is_signed: bool) -> bool {
         self.address(worker)
             .is_none_or(|address| address == from && is_signed)
@@ -65,22 +63,22 @@ impl Membership {
         self.0.iter().map(|(worker, at)| (worker.as_str(), *at))
     }
 
-    /// Adds a worker, or moves it to another address, if `file` allows that.
+    /// Returns the members with another worker, or with a worker at another address, if `file` allows that.
     ///
-    /// A member with the same name or address is replaced if it is not `present`. `parting` is the number
-    /// of backend ids that removed workers with open connections still hold.
+    /// It replaces a member with the same name or address that is not present. `retiring` is the number of backend ids
+    /// that removed workers with open connections still hold.
     ///
     /// # Errors
     ///
-    /// Returns why it cannot be a worker; nothing has changed then.
+    /// Returns why it cannot be a worker.
     pub fn admit(
-        &mut self,
+        &self,
         file: &Config,
         worker: &str,
         address: IpAddr,
-        parting: usize,
-        present: impl Fn(&str) -> bool,
-    ) -> Result<(), JoinError> {
+        retiring: usize,
+        is_present: impl Fn(&str) -> bool,
+    ) -> Result<Self, JoinError> {
         if [MANAGER, NO_BACKEND].contains(&worker) {
             return Err(JoinError::ReservedName);
         }
@@ -92,46 +90,34 @@ impl Membership {
         }
         let mut next = self.clone();
         next.0
-            .retain(|other, at| present(other) || other != worker && *at != address);
+            .retain(|other, at| is_present(other) || other != worker && *at != address);
         if next.0.insert(worker.to_owned(), address).is_some() {
             return Err(JoinError::Occupied {
                 by: worker.to_owned(),
             });
         }
         let candidates = next.candidates(file);
-        let mine = candidates
-            .iter()
-            .filter(|(_, candidate)| candidate.name == worker);
-        let (mut may, mut occupied) = (false, None);
-        for (service, candidate) in mine {
-            may = true;
-            occupied = file.services[*service]
-                .workers
-                .iter()
-                .chain(
-                    candidates
-                        .iter()
-                        .filter(|it| it.0 == *service)
-                        .map(|it| &it.1),
-                )
-                .find(|other| other.address == candidate.address && other.name != worker)
-                .or(occupied);
-        }
-        if !may {
+        let has_name = |(_, candidate): &&(usize, Worker)| candidate.name == worker;
+        if !candidates.iter().any(|it| has_name(&it)) {
             return Err(JoinError::NotAllowed);
         }
-        if let Some(other) = occupied {
+        let other_at = |(service, candidate): &(usize, Worker)| {
+            let joined = candidates.iter().filter(|it| it.0 == *service);
+            let mut workers =
+                (file.services[*service].workers.iter()).chain(joined.map(|it| &it.1));
+            workers.find(|it| it.address == candidate.address && it.name != worker)
+        };
+        if let Some(other) = candidates.iter().filter(has_name).find_map(other_at) {
             return Err(JoinError::Occupied {
                 by: other.name.clone(),
             });
         }
-        if candidates.len() > room(file).saturating_sub(parting) {
+        if candidates.len() > room(file).saturating_sub(retiring) {
             return Err(JoinError::NoRoom {
                 backends: file.limits.backends,
             });
         }
-        *self = next;
-        Ok(())
+        Ok(next)
     }
 
     pub fn remove(&mut self, worker: &str) {
@@ -159,26 +145,21 @@ impl Membership {
         config
     }
 
-    /// The members that the file does not name, each with the index of a service that it may join.
+    /// Returns the members that the file does not name, once for each service that they may join, with its index.
     fn candidates(&self, file: &Config) -> Vec<(usize, Worker)> {
-        let unnamed = self.0.iter();
-        let unnamed = unnamed.filter(|(worker, _)| !named_by_file(file, worker));
-        let mut candidates = Vec::new();
-        for (name, address) in unnamed {
-            for (index, service) in file.services.iter().enumerate() {
-                let Some(auto_join) = &service.auto_join else {
-                    continue;
-                };
-                let is_there = service.workers.iter().any(|it| it.name == *name);
-                if auto_join.allows(*address) && !is_there {
-                    candidates.push((
-                        index,
-                        Worker::joining(name.clone(), SocketAddr::new(*address, auto_join.port)),
-                    ));
-                }
-            }
-        }
-        candidates
+        let members = self.0.iter();
+        let unnamed = members.filter(|(worker, _)| !named_by_file(file, worker));
+        let candidates = unnamed.flat_map(|(name, address)| {
+            let services = file.services.iter().enumerate();
+            services.filter_map(move |(index, service)| {
+                let auto_join = service.auto_join.as_ref()?;
+                let has_name = service.workers.iter().any(|it| it.name == *name);
+                let address = SocketAddr::new(*address, auto_join.port);
+                let may_join = auto_join.allows(address.ip()) && !has_name;
+                may_join.then(|| (index, Worker::joining(name.clone(), address)))
+            })
+        });
+        candidates.collect()
     }
 }
 
@@ -195,7 +176,7 @@ fn named(config: &Config, worker: &str) -> bool {
     config.workers().any(|it| it.name == worker)
 }
 
-/// How many backends there can be in addition to those of the file; id 0 means "none".
+/// Returns the number of backends that are possible in addition to those of the file. Id 0 means "none".
 fn room(file: &Config) -> usize {
     // Each service has a fallback.
     let services = file.services.iter();
@@ -245,10 +226,10 @@ mod tests {
     fn a_worker_joins_every_service_that_allows_it() {
         let file = file(256);
         let mut membership = Membership::default();
-        membership
+        membership = membership
             .admit(&file, "new1", at(110), 0, |_| true)
             .unwrap();
-        membership
+        membership = membership
             .admit(&file, "new2", at(200), 0, |_| true)
             .unwrap();
         let config = membership.apply_to(&file);
@@ -268,7 +249,7 @@ mod tests {
         assert_eq!(workers(&membership.apply_to(&named), 0).len(), 2);
         membership.retain_workers_of(&membership.apply_to(&file));
         assert_eq!(membership.iter().count(), 2);
-        let mut closed = file.clone();
+        let mut closed = file;
         closed.services[0].auto_join = None;
         membership.retain_workers_of(&membership.apply_to(&closed));
         assert_eq!(membership.address("new1"), None);
@@ -278,13 +259,11 @@ mod tests {
     fn refusals_have_a_reason() {
         let file = file(256);
         let mut membership = Membership::default();
-        membership
+        membership = membership
             .admit(&file, "new", at(110), 0, |_| true)
             .unwrap();
-        let before = membership.clone();
-        let mut refused = |worker: &str, address: IpAddr| {
+        let refused = |worker: &str, address: IpAddr| {
             let result = membership.admit(&file, worker, address, 0, |_| true);
-            assert_eq!(membership, before);
             result.expect_err("error")
         };
         let occupied = |by: &str| JoinError::Occupied { by: by.to_owned() };
@@ -305,17 +284,17 @@ mod tests {
     fn absent_members_are_replaced() {
         let file = file(256);
         let mut membership = Membership::default();
-        membership
+        membership = membership
             .admit(&file, "old", at(110), 0, |_| true)
             .unwrap();
-        membership
+        membership = membership
             .admit(&file, "moving", at(111), 0, |_| true)
             .unwrap();
-        membership
+        membership = membership
             .admit(&file, "new", at(110), 0, |_| false)
             .unwrap();
         assert_eq!(membership.address("old"), None);
-        membership
+        membership = membership
             .admit(&file, "moving", at(112), 0, |_| false)
             .unwrap();
         assert_eq!(membership.address("moving"), Some(at(112)));
@@ -328,12 +307,12 @@ mod tests {
         // "none", two fallbacks and worker1 leave room for two.
         let file = file(6);
         let mut membership = Membership::default();
-        membership.admit(&file, "b", at(110), 0, |_| true).unwrap();
+        membership = membership.admit(&file, "b", at(110), 0, |_| true).unwrap();
         let no_room = Err(JoinError::NoRoom { backends: 6 });
         assert_eq!(membership.admit(&file, "a", at(200), 0, |_| true), no_room);
         // Ids of removed workers with open connections are not free.
         assert_eq!(membership.admit(&file, "c", at(111), 1, |_| true), no_room);
-        membership.admit(&file, "c", at(111), 0, |_| true).unwrap();
+        membership = membership.admit(&file, "c", at(111), 0, |_| true).unwrap();
         assert_eq!(membership.admit(&file, "a", at(112), 0, |_| true), no_room);
         assert_eq!(workers(&membership.apply_to(&file), 0).len(), 3);
     }

@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::super::slots::tests::weights;
-use super::super::weights::{differ, weigh_equally};
+use super::super::weights::{shares_differ, weigh_equally};
 use super::*;
 use crate::memory::{Memory, Pressure};
 
@@ -181,7 +181,11 @@ fn a_small_move_is_not_worth_a_write() {
         ([0, 100], [1, 100], true),
         ([1, 100], [0, 100], true),
     ] {
-        assert_eq!(differ(&before, &after), worth, "{before:?} {after:?}");
+        assert_eq!(
+            shares_differ(&before, &after),
+            worth,
+            "{before:?} {after:?}"
+        );
     }
 }
 

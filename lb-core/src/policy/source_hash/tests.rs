@@ -83,10 +83,10 @@ fn the_logarithm_is_one() {
         u64::MAX - 5_000,
     ] {
         let exact = 64.0 - (number as f64).log2();
-        let ours = minus_logarithm(number) as f64 / (1_u64 << 48) as f64;
+        let ours = negative_log2(number) as f64 / (1_u64 << 48) as f64;
         assert!((ours - exact).abs() < 1e-9, "{number}: {ours} {exact}");
     }
-    assert!(minus_logarithm(u64::MAX) > 0);
+    assert!(negative_log2(u64::MAX) > 0);
 }
 
 proptest! {

@@ -28,12 +28,12 @@ fn heartbeat(worker: &str, boot: u64, seq: u64, nonce: Option<Nonce>) -> Heartbe
 }
 
 /// A manager's authenticator, with a clock of its own.
-struct World {
+struct Fixture {
     authenticator: Authenticator,
     now: Instant,
 }
 
-impl World {
+impl Fixture {
     fn new(authentication: Authentication) -> Self {
         let now = Instant::now();
         Self {
@@ -53,7 +53,7 @@ impl World {
     fn verify(&mut self, datagram: &[u8]) -> Result<Verified, Refused> {
         let result = self.authenticator.verify(datagram, FROM, self.now);
         if result.is_err() {
-            self.authenticator.refused(FROM, self.now);
+            self.authenticator.record_refused(FROM, self.now);
         }
         result
     }
@@ -69,7 +69,7 @@ impl World {
     }
 
     fn accept(&mut self, verified: &Verified) -> Option<Vec<u8>> {
-        self.authenticator.accepted(verified, FROM, self.now)
+        self.authenticator.record_accepted(verified, FROM, self.now)
     }
 
     fn signed(&self, key: &Key, seq: u64) -> Vec<u8> {
@@ -119,10 +119,10 @@ fn a_signed_heartbeat_is_these_very_bytes() {
 
 #[test]
 fn both_keys_of_a_worker_hold() {
-    let mut world = World::new(Authentication::Enforce);
+    let mut fixture = Fixture::new(Authentication::Enforce);
     for id in [0xa1, 0xa2] {
-        let datagram = world.signed(&key("worker1", id), 1);
-        let verified = world.verify(&datagram).expect("a good heartbeat");
+        let datagram = fixture.signed(&key("worker1", id), 1);
+        let verified = fixture.verify(&datagram).expect("a good heartbeat");
         assert_eq!(
             verified.signature.map(|signature| signature.key),
             Some(KeyId(id))
@@ -131,26 +131,28 @@ fn both_keys_of_a_worker_hold() {
     // Until one is withdrawn.
     let mut keys = KeyRing::default();
     keys.add(key("worker1", 0xa2), "here").unwrap();
-    world
+    fixture
         .authenticator
         .reconfigure(Authentication::Enforce, false, keys);
-    let datagram = world.signed(&key("worker1", 0xa1), 2);
-    assert_eq!(world.refusal(&datagram), "unknown_key");
-    let datagram = world.signed(&key("worker1", 0xa2), 2);
-    assert!(world.verify(&datagram).is_ok());
+    let datagram = fixture.signed(&key("worker1", 0xa1), 2);
+    assert_eq!(fixture.refusal(&datagram), "unknown_key");
+    let datagram = fixture.signed(&key("worker1", 0xa2), 2);
+    assert!(fixture.verify(&datagram).is_ok());
 }
 
 #[test]
 fn forgeries_are_refused_by_their_reasons() {
-    let mut world = World::new(Authentication::Enforce);
-    let good = world.signed(&key("worker1", 0xa1), 1);
+    let mut fixture = Fixture::new(Authentication::Enforce);
+    let good = fixture.signed(&key("worker1", 0xa1), 1);
     let text = String::from_utf8(good.clone()).unwrap();
-    let foreign = heartbeat("worker2", 1, 1, world.nonce());
+    let foreign = heartbeat("worker2", 1, 1, fixture.nonce());
     let outsider = Key::new("worker1".to_owned(), KeyId(0xa1), &Zeroizing::new([7; 32]));
-    let unsigned = heartbeat("worker1", 1, 1, world.nonce()).encode().unwrap();
+    let unsigned = heartbeat("worker1", 1, 1, fixture.nonce())
+        .encode()
+        .unwrap();
     let with = |piece: &str, other: &str| text.replacen(piece, other, 1).into_bytes();
     let own = key("worker1", 0xa1);
-    let twice = super::super::envelope::seal(DatagramKind::Heartbeat, &own, &good);
+    let twice = super::super::envelope::sign(DatagramKind::Heartbeat, &own, &good);
     let acknowledgement = Acknowledgement {
         heartbeat: sequence(1, 1),
         nonce: Nonce(1),
@@ -170,7 +172,7 @@ fn forgeries_are_refused_by_their_reasons() {
         (good[..50].to_vec(), "bad_envelope"),
         (with("000000a1 ", "000000c1 "), "unknown_key"),
         (with("000000a1", "000000a2"), "bad_signature"),
-        (world.signed(&outsider, 1), "bad_signature"),
+        (fixture.signed(&outsider, 1), "bad_signature"),
         (good[..good.len() - 1].to_vec(), "bad_signature"),
         ([&good[..], b" "].concat(), "bad_signature"),
         (with("\"seq\":1", "\"seq\":2"), "bad_signature"),
@@ -182,38 +184,38 @@ fn forgeries_are_refused_by_their_reasons() {
         (foreign.encode_signed(&own).unwrap(), "other_workers_key"),
         ([&good[..], &[b' '; 1_200]].concat(), "oversized"),
     ] {
-        let refused = world.verify(&datagram).expect_err("refused");
+        let refused = fixture.verify(&datagram).expect_err("refused");
         let datagram = String::from_utf8_lossy(&datagram);
         assert_eq!(refused.refusal.name(), reason, "{datagram}");
         assert_eq!(refused.reply, None, "answers {reason}");
         assert!(!refused.refusal.to_string().contains(char::is_control));
     }
-    assert!(world.verify(&good).is_ok());
+    assert!(fixture.verify(&good).is_ok());
 }
 
 #[test]
 fn every_single_flipped_bit_is_noticed() {
-    let mut world = World::new(Authentication::Enforce);
-    let good = world.signed(&key("worker1", 0xa1), 1);
+    let mut fixture = Fixture::new(Authentication::Enforce);
+    let good = fixture.signed(&key("worker1", 0xa1), 1);
     for bit in 0..good.len() * 8 {
         let mut forged = good.clone();
         forged[bit / 8] ^= 1 << (bit % 8);
-        assert!(world.verify(&forged).is_err(), "bit {bit}");
+        assert!(fixture.verify(&forged).is_err(), "bit {bit}");
     }
     for length in 0..good.len() {
-        assert!(world.verify(&good[..length]).is_err(), "{length} bytes");
+        assert!(fixture.verify(&good[..length]).is_err(), "{length} bytes");
     }
 }
 
 #[test]
 fn a_first_heartbeat_is_challenged_and_the_next_one_counts() {
     for mode in [Authentication::Enforce, Authentication::Permissive] {
-        let mut world = World::new(mode);
+        let mut fixture = Fixture::new(mode);
         let key = key("worker1", 0xa1);
         let first = heartbeat("worker1", 1, 1, None)
             .encode_signed(&key)
             .unwrap();
-        let refused = world.verify(&first).expect_err("not fresh");
+        let refused = fixture.verify(&first).expect_err("not fresh");
         assert_eq!(refused.refusal, Refusal::NotFresh);
         let reply = refused.reply.expect("an answer");
         assert!(reply.len() < first.len(), "amplifies");
@@ -222,7 +224,7 @@ fn a_first_heartbeat_is_challenged_and_the_next_one_counts() {
         assert!(!answer.fresh);
 
         let second = heartbeat("worker1", 1, 2, Some(answer.nonce));
-        let answer = world
+        let answer = fixture
             .receive(&second.encode_signed(&key).unwrap())
             .expect("an answer");
         let answer = Acknowledgement::decode(&answer, &key).expect("a signed answer");
@@ -232,51 +234,51 @@ fn a_first_heartbeat_is_challenged_and_the_next_one_counts() {
 
 #[test]
 fn recordings_from_before_a_restart_of_the_manager_prove_nothing() {
-    let mut world = World::new(Authentication::Enforce);
-    let recorded = world.signed(&key("worker1", 0xa1), 1);
-    assert!(world.verify(&recorded).is_ok());
-    let mut restarted = World::new(Authentication::Enforce);
+    let mut fixture = Fixture::new(Authentication::Enforce);
+    let recorded = fixture.signed(&key("worker1", 0xa1), 1);
+    assert!(fixture.verify(&recorded).is_ok());
+    let mut restarted = Fixture::new(Authentication::Enforce);
     assert_eq!(restarted.refusal(&recorded), "not_fresh");
-    world.pass(10);
-    assert!(world.verify(&recorded).is_ok());
-    world.pass(10);
-    assert_eq!(world.refusal(&recorded), "not_fresh");
+    fixture.pass(10);
+    assert!(fixture.verify(&recorded).is_ok());
+    fixture.pass(10);
+    assert_eq!(fixture.refusal(&recorded), "not_fresh");
 }
 
 #[test]
 fn recordings_sent_from_another_address_prove_nothing() {
-    let mut world = World::new(Authentication::Enforce);
-    let recorded = world.signed(&key("worker1", 0xa1), 1);
+    let mut fixture = Fixture::new(Authentication::Enforce);
+    let recorded = fixture.signed(&key("worker1", 0xa1), 1);
     let thief = SocketAddr::from(([192, 168, 56, 66], 40_000));
-    let refused = world.authenticator.verify(&recorded, thief, world.now);
+    let refused = fixture.authenticator.verify(&recorded, thief, fixture.now);
     assert_eq!(refused.expect_err("not fresh").refusal, Refusal::NotFresh);
     // The agent itself may come from another port.
     let restarted = SocketAddr::new(FROM.ip(), 40_001);
     assert!(
-        world
+        fixture
             .authenticator
-            .verify(&recorded, restarted, world.now)
+            .verify(&recorded, restarted, fixture.now)
             .is_ok()
     );
 }
 
 #[test]
 fn answers_once_a_second_and_whenever_the_nonce_ages() {
-    let mut world = World::new(Authentication::Enforce);
+    let mut fixture = Fixture::new(Authentication::Enforce);
     let key = key("worker1", 0xa1);
-    let datagram = world.signed(&key, 1);
-    assert!(world.receive(&datagram).is_some());
-    world.now += Duration::from_millis(999);
-    assert!(world.receive(&datagram).is_none());
-    world.now += Duration::from_millis(1);
-    assert!(world.receive(&datagram).is_some());
-    world.pass(9);
+    let datagram = fixture.signed(&key, 1);
+    assert!(fixture.receive(&datagram).is_some());
+    fixture.now += Duration::from_millis(999);
+    assert!(fixture.receive(&datagram).is_none());
+    fixture.now += Duration::from_millis(1);
+    assert!(fixture.receive(&datagram).is_some());
+    fixture.pass(9);
     for _ in 0..3 {
-        let answer = world
+        let answer = fixture
             .receive(&datagram)
             .expect("an answer to the older nonce");
         let answer = Acknowledgement::decode(&answer, &key).expect("a signed answer");
-        assert_eq!((Some(answer.nonce), answer.fresh), (world.nonce(), true));
+        assert_eq!((Some(answer.nonce), answer.fresh), (fixture.nonce(), true));
     }
 }
 
@@ -308,65 +310,65 @@ fn an_acknowledgement_is_shorter_than_any_heartbeat_and_cannot_be_forged() {
 
 #[test]
 fn permissive_accepts_the_unsigned_but_not_the_badly_signed() {
-    let mut world = World::new(Authentication::Permissive);
+    let mut fixture = Fixture::new(Authentication::Permissive);
     let unsigned = heartbeat("worker1", 1, 1, None).encode().unwrap();
-    let verified = world.verify(&unsigned).expect("a good heartbeat");
+    let verified = fixture.verify(&unsigned).expect("a good heartbeat");
     assert_eq!(verified.signature, None);
     assert!(
-        world.accept(&verified).is_none(),
+        fixture.accept(&verified).is_none(),
         "answers an unsigned heartbeat"
     );
 
-    let mut wrong = world.signed(&key("worker1", 0xa1), 2);
+    let mut wrong = fixture.signed(&key("worker1", 0xa1), 2);
     let last = wrong.len() - 1;
     wrong[last] ^= 1;
-    assert_eq!(world.refusal(&wrong), "bad_signature");
+    assert_eq!(fixture.refusal(&wrong), "bad_signature");
 
     // An unsigned heartbeat of a worker that signs is refused.
-    let signed = world.signed(&key("worker1", 0xa1), 3);
-    world.receive(&signed);
-    assert_eq!(world.refusal(&unsigned), "unsigned_beside_signed");
+    let signed = fixture.signed(&key("worker1", 0xa1), 3);
+    fixture.receive(&signed);
+    assert_eq!(fixture.refusal(&unsigned), "unsigned_beside_signed");
     let of_another = heartbeat("worker2", 1, 1, None).encode().unwrap();
-    assert!(world.verify(&of_another).is_ok());
-    world.pass(10);
-    assert!(world.verify(&unsigned).is_ok());
+    assert!(fixture.verify(&of_another).is_ok());
+    fixture.pass(10);
+    assert!(fixture.verify(&unsigned).is_ok());
 }
 
 #[test]
 fn off_ignores_signatures() {
-    let mut world = World::new(Authentication::Off);
+    let mut fixture = Fixture::new(Authentication::Off);
     let outsider = Key::new("worker1".to_owned(), KeyId(0xff), &Zeroizing::new([7; 32]));
-    let datagram = world.signed(&outsider, 1);
-    let verified = world.verify(&datagram).expect("a good heartbeat");
+    let datagram = fixture.signed(&outsider, 1);
+    let verified = fixture.verify(&datagram).expect("a good heartbeat");
     assert_eq!(verified.signature, None);
-    assert!(world.accept(&verified).is_none());
+    assert!(fixture.accept(&verified).is_none());
     let unsigned = heartbeat("worker1", 1, 2, None).encode().unwrap();
-    assert!(world.verify(&unsigned).is_ok());
-    assert_eq!(world.refusal(b"memlb1 000000a1 "), "bad_envelope");
+    assert!(fixture.verify(&unsigned).is_ok());
+    assert_eq!(fixture.refusal(b"memlb1 000000a1 "), "bad_envelope");
 }
 
 #[test]
 fn a_flood_of_garbage_is_rate_limited_and_genuine_heartbeats_pass() {
-    let mut world = World::new(Authentication::Enforce);
-    let genuine = world.signed(&key("worker1", 0xa1), 1);
-    world.receive(&genuine);
+    let mut fixture = Fixture::new(Authentication::Enforce);
+    let genuine = fixture.signed(&key("worker1", 0xa1), 1);
+    fixture.receive(&genuine);
     let flooder: SocketAddr = ([192, 168, 56, 66], 4_000).into();
     let mut reasons = BTreeMap::new();
     for _ in 0..100_000 {
-        let refused = world
+        let refused = fixture
             .authenticator
-            .verify(b"garbage", flooder, world.now)
+            .verify(b"garbage", flooder, fixture.now)
             .expect_err("garbage");
-        world.authenticator.refused(flooder, world.now);
+        fixture.authenticator.record_refused(flooder, fixture.now);
         *reasons.entry(refused.refusal.name()).or_insert(0) += 1;
     }
     assert_eq!(reasons["unsigned"], 1_000);
     assert_eq!(reasons["rate_limited"], 99_000);
     // Garbage with the forged address of the genuine agent does not limit it.
     for _ in 0..100_000 {
-        assert_eq!(world.refusal(b"garbage"), "unsigned");
+        assert_eq!(fixture.refusal(b"garbage"), "unsigned");
     }
-    assert!(world.verify(&genuine).is_ok());
+    assert!(fixture.verify(&genuine).is_ok());
 }
 
 proptest! {
@@ -377,8 +379,8 @@ proptest! {
         enforce: bool,
     ) {
         let mode = if enforce { Authentication::Enforce } else { Authentication::Permissive };
-        let mut world = World::new(mode);
-        let good = world.signed(&key("worker1", 0xa1), 1);
+        let mut fixture = Fixture::new(mode);
+        let good = fixture.signed(&key("worker1", 0xa1), 1);
         let mut bytes = good.clone();
         for (index, byte) in damage {
             let index = index.index(bytes.len());
@@ -386,13 +388,13 @@ proptest! {
         }
         bytes.truncate(cut.index(2 * bytes.len()));
         prop_assume!(bytes != good);
-        prop_assert!(world.verify(&bytes).is_err());
+        prop_assert!(fixture.verify(&bytes).is_err());
     }
 
     #[test]
     fn no_bytes_pass(bytes in prop::collection::vec(any::<u8>(), 0..1_300)) {
-        let mut world = World::new(Authentication::Enforce);
-        prop_assert!(world.verify(&bytes).is_err());
+        let mut fixture = Fixture::new(Authentication::Enforce);
+        prop_assert!(fixture.verify(&bytes).is_err());
     }
 }
 
@@ -413,9 +415,9 @@ fn answers_pings_that_it_would_accept_and_counts_them_as_no_heartbeat() {
         (Authentication::Enforce, signed, None),
     ] {
         for (signer, expected) in [(Some(&key), to_signed), (None, to_unsigned)] {
-            let mut world = World::new(authentication);
+            let mut fixture = Fixture::new(authentication);
             let question = ping("worker1").encode(signer).unwrap();
-            let refused = world
+            let refused = fixture
                 .verify(&question)
                 .expect_err("a question is no heartbeat");
             let answer = refused.reply.map(|answer| {
@@ -438,10 +440,10 @@ fn reports_whether_a_worker_exists_only_to_a_ping_that_is_signed_where_it_must_b
         (Authentication::Permissive, Some(&key), true),
         (Authentication::Enforce, Some(&key), true),
     ] {
-        let mut world = World::new(authentication);
-        world.authenticator.keys.add(key.clone(), "here").unwrap();
+        let mut fixture = Fixture::new(authentication);
+        fixture.authenticator.keys.add(key.clone(), "here").unwrap();
         let question = ping("w").encode(signer).unwrap();
-        let refused = world.verify(&question).expect_err("a question");
+        let refused = fixture.verify(&question).expect_err("a question");
         assert_eq!(refused.sender.is_some(), expected, "{authentication:?}");
         let answer = refused.reply.expect("an answer");
         assert!(!Pong::decode(&answer, Some(&key)).unwrap().is_unknown);
@@ -461,22 +463,22 @@ fn reports_whether_a_worker_exists_only_to_a_ping_that_is_signed_where_it_must_b
 
 #[test]
 fn answers_no_question_of_a_forger() {
-    let mut world = World::new(Authentication::Enforce);
+    let mut fixture = Fixture::new(Authentication::Enforce);
     let key = key("worker1", 0xa1);
     let question = ping("worker1").encode(Some(&key)).unwrap();
     for bit in 0..question.len() * 8 {
         let mut forged = question.clone();
         forged[bit / 8] ^= 1 << (bit % 8);
-        let refused = world.verify(&forged).expect_err("forged");
+        let refused = fixture.verify(&forged).expect_err("forged");
         assert_eq!(refused.reply, None, "bit {bit}");
         assert_ne!(refused.refusal, Refusal::Ping);
     }
-    world.pass(10);
+    fixture.pass(10);
     let others = ping("worker2").encode(Some(&key)).unwrap();
-    assert_eq!(world.refusal(&others), "other_workers_key");
+    assert_eq!(fixture.refusal(&others), "other_workers_key");
     let unknown = super::tests::key("worker1", 0xee);
     let question = ping("worker1").encode(Some(&unknown)).unwrap();
-    assert_eq!(world.refusal(&question), "unknown_key");
+    assert_eq!(fixture.refusal(&question), "unknown_key");
     // And an answer cannot be forged towards the worker.
     let answer = ping("worker1").pong(Some(&unknown), false).unwrap();
     assert!(Pong::decode(&answer, Some(&key)).is_err());
@@ -484,19 +486,19 @@ fn answers_no_question_of_a_forger() {
 
 #[test]
 fn a_new_boot_is_demanded_with_the_workers_own_key() {
-    let mut world = World::new(Authentication::Enforce);
+    let mut fixture = Fixture::new(Authentication::Enforce);
     let own = key("worker1", 0xa1);
-    let verified = world.verify(&world.signed(&own, 9)).expect("signed");
-    let demand = world
+    let verified = fixture.verify(&fixture.signed(&own, 9)).expect("signed");
+    let demand = fixture
         .authenticator
-        .demand_new_boot(&verified, FROM)
+        .request_new_boot(&verified, FROM)
         .expect("an answer");
     let text = String::from_utf8(demand.clone()).unwrap();
     assert!(
         text.ends_with(r#","fresh":false,"new_boot":true}"#),
         "{text}"
     );
-    assert!(demand.len() < world.signed(&own, 9).len());
+    assert!(demand.len() < fixture.signed(&own, 9).len());
     let answer = Acknowledgement::decode(&demand, &own).expect("signed by the manager");
     assert_eq!(
         (answer.heartbeat.boot, answer.heartbeat.number),
@@ -505,13 +507,15 @@ fn a_new_boot_is_demanded_with_the_workers_own_key() {
     assert!(answer.new_boot && !answer.fresh);
     assert!(Acknowledgement::decode(&demand, &key("worker2", 0xb1)).is_err());
     // A usual acknowledgement, as of an older manager, asks for none.
-    let usual = world.receive(&world.signed(&own, 10)).expect("an answer");
+    let usual = fixture
+        .receive(&fixture.signed(&own, 10))
+        .expect("an answer");
     let text = String::from_utf8(usual.clone()).unwrap();
     assert!(!text.contains("new_boot"), "{text}");
     assert!(!Acknowledgement::decode(&usual, &own).unwrap().new_boot);
     // An unsigned heartbeat gets no demand.
-    let mut off = World::new(Authentication::Off);
+    let mut off = Fixture::new(Authentication::Off);
     let unsigned = heartbeat("worker1", 1, 1, None).encode().unwrap();
     let verified = off.verify(&unsigned).expect("unsigned");
-    assert_eq!(off.authenticator.demand_new_boot(&verified, FROM), None);
+    assert_eq!(off.authenticator.request_new_boot(&verified, FROM), None);
 }

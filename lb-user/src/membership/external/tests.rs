@@ -47,7 +47,7 @@ fn problems(source: &str, workers: &[ExternalWorker]) -> Vec<String> {
     external.set(source, list(workers), 0);
     let mut joined = Membership::default();
     let here = [192, 168, 56, 200].into();
-    joined.admit(&file(), "joined1", here, 0, |_| true).unwrap();
+    joined = joined.admit(&file(), "joined1", here, 0, |_| true).unwrap();
     let mut applied = external.apply_to(&file(), &joined);
     let absent = applied.absent.remove(source).unwrap();
     absent.into_iter().map(|it| it.reason).collect()
@@ -99,7 +99,7 @@ fn each_bad_worker_has_its_reason() {
     let good = worker("api", "a", "192.168.56.110:80");
     let found = problems("file", std::slice::from_ref(&good));
     assert!(
-        found[0].contains("takes no workers of source \"file\""),
+        found[0].contains("accepts no workers of source \"file\""),
         "{found:?}"
     );
     let twice = [good.clone(), worker("api", "a", "192.168.56.111:80")];
@@ -165,7 +165,7 @@ fn workers_need_room() {
     // "none", two fallbacks and worker1 leave room for five; a joined worker takes one.
     let mut joined = Membership::default();
     let here = [192, 168, 56, 200].into();
-    joined.admit(&file(), "joined1", here, 0, |_| true).unwrap();
+    joined = joined.admit(&file(), "joined1", here, 0, |_| true).unwrap();
     let workers = (1..=6).map(|it| worker("api", &format!("a{it}"), &format!("10.0.0.{it}:80")));
     let mut external = ExternalWorkers::default();
     external.set("swarm", list(&workers.collect::<Vec<_>>()), 0);

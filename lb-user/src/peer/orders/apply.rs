@@ -115,7 +115,9 @@ async fn join(
     if in_force.membership.borrow().1.address(worker) == address {
         return Ok(());
     }
-    let joined = manager.join(worker.to_owned(), address).await?;
+    let joined = manager
+        .apply_peer_member(worker.to_owned(), address)
+        .await?;
     joined.with_context(|| format!("{worker} joined a peer"))
 }
 
