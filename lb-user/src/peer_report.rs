@@ -61,6 +61,12 @@ pub fn traffic(peer: &PeerStatus) -> String {
     parts.join(", ")
 }
 
+/// Says that this manager lacks connections of a connected peer.
+pub fn not_received(peer: &PeerStatus) -> Option<String> {
+    let is_incomplete = peer.state == PeerState::Connected && !peer.received_complete;
+    is_incomplete.then(|| format!("not all connections of {} are known here yet", peer.name))
+}
+
 /// Describes the peer's problems, one sentence each.
 pub fn problems(peer: &PeerStatus) -> Vec<String> {
     let PeerStatus { name, .. } = peer;
@@ -74,11 +80,7 @@ pub fn problems(peer: &PeerStatus) -> Vec<String> {
                 "{name} does not know all connections of this manager yet"
             ));
         }
-        if !peer.received_complete {
-            problems.push(format!(
-                "this manager does not know all connections of {name} yet"
-            ));
-        }
+        problems.extend(not_received(peer));
         if let Some(us) = peer
             .lag_us
             .filter(|us| Duration::from_micros(*us) >= HIGH_LAG)

@@ -6,18 +6,8 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::AdminError;
+use super::{AdminError, AdminState, MAX_PAUSE, MAX_REASON_BYTES, MAX_WEIGHT_PERCENT, MIN_PAUSE};
 use crate::milliseconds;
-
-/// The largest weight that an operator can set, in percent.
-pub const MAX_WEIGHT_PERCENT: u32 = 1000;
-
-/// The longest reason, in bytes.
-pub const MAX_REASON_BYTES: usize = 1000;
-
-/// The shortest and the longest pause.
-pub const MIN_PAUSE: Duration = Duration::from_secs(1);
-pub const MAX_PAUSE: Duration = Duration::from_secs(3_600);
 
 /// A command of an operator for a worker.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -114,31 +104,6 @@ impl AdminAction {
             self,
             Self::Undrain | Self::Resume | Self::Weight { percent: 100 }
         )
-    }
-}
-
-lb_common::named_enum! {
-    /// The state that an operator sets for a worker. It gets no new connection. Each state includes the earlier ones.
-    #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
-    #[serde(rename_all = "snake_case")]
-    pub enum AdminState {
-        /// It keeps its open connections.
-        Drain = "drain",
-        /// Its silence and bad health raise no alarm.
-        Maintenance = "maintenance",
-        /// Its open connections are reset.
-        Terminate = "terminate",
-    }
-}
-
-impl AdminState {
-    /// Returns the state in words that follow "worker1 is".
-    pub fn description(self) -> &'static str {
-        match self {
-            Self::Drain => "drained",
-            Self::Maintenance => "in maintenance",
-            Self::Terminate => "drained, and its connections are reset",
-        }
     }
 }
 

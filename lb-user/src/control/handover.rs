@@ -17,7 +17,7 @@ use crate::{
     handover::{HandedOver, TrackFile},
     history::now_ms,
     manager::ManagerHandle,
-    peer::PeerState,
+    peer_report::not_received,
 };
 use lb_core::{Event, milliseconds};
 
@@ -96,7 +96,7 @@ pub(super) async fn undo(
     let (_, file) = configured(manager).await?;
     let begun = Instant::now();
     let missing = loop {
-        let missing = not_received(manager);
+        let missing: Vec<String> = manager.peers().iter().filter_map(not_received).collect();
         if missing.is_empty() || begun.elapsed() >= wait {
             break missing;
         }
@@ -134,15 +134,6 @@ fn refuse(missing: &[String], force: bool, outcome: &str) -> Result<(), RequestE
             missing.join("; ")
         ))),
     }
-}
-
-/// Says which connected peers have connections that are not known here.
-fn not_received(manager: &ManagerHandle) -> Vec<String> {
-    let peers = manager.peers().into_iter();
-    let missing = peers.filter(|it| it.state == PeerState::Connected && !it.received_complete);
-    missing
-        .map(|it| format!("not all connections of {} are known here yet", it.name))
-        .collect()
 }
 
 async fn write(file: &TrackFile, handed_over: Option<HandedOver>) -> Result<()> {

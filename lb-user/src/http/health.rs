@@ -13,6 +13,7 @@ use axum::{
 use super::HttpState;
 use crate::{
     peer::{PeerState, PeerStatus},
+    peer_report::not_received,
     status::{InterfaceStatus, ManagerSnapshot},
 };
 use lb_core::Rule;
@@ -74,8 +75,7 @@ fn incomplete(peer: &PeerStatus) -> Option<String> {
     let name = &peer.name;
     let was_never_reached = peer.version.is_empty();
     match peer.state {
-        PeerState::Connected => (!peer.received_complete)
-            .then(|| format!("not all connections of {name} are known here yet")),
+        PeerState::Connected => not_received(peer),
         PeerState::Refused => {
             let reason = peer
                 .reason

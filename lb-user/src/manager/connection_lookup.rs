@@ -12,11 +12,8 @@ use std::{
 
 use anyhow::Result;
 use futures_util::FutureExt as _;
-use lb_common::{
-    headers::{PROTOCOL_TCP, PROTOCOL_UDP},
-    maps::{FlowRecord, elapsed_ns, ended, record_kind},
-};
-use lb_core::{BackendId, Endpoint, Event, Mode, Protocol, Sequence};
+use lb_common::maps::{FlowRecord, elapsed_ns, ended, record_kind};
+use lb_core::{BackendId, Endpoint, Event, Mode, Sequence};
 use tokio::time::sleep_until;
 use tracing::{debug, warn};
 
@@ -25,7 +22,7 @@ use super::{
     pending_lookups::{Candidate, LOOKUP_TIMEOUT, LookupClient, LookupCounts, PendingLookups},
 };
 use crate::{
-    datapath::{Datapath, Intake, UnknownClients, from_mapped, monotonic_ns},
+    datapath::{Datapath, Intake, UnknownClients, from_mapped, monotonic_ns, protocol_of},
     heartbeat::ConnectionQuery,
     heartbeat_receiver::{AgentAddress, ReceivedConnectionReply, ReceivedHeartbeat},
 };
@@ -247,15 +244,10 @@ impl Manager {
 
 /// Returns the service and the client of a record.
 fn client_of(record: &FlowRecord) -> Option<LookupClient> {
-    let protocol = match record.protocol {
-        PROTOCOL_TCP => Protocol::Tcp,
-        PROTOCOL_UDP => Protocol::Udp,
-        _ => return None,
-    };
     let socket = |address, port| SocketAddr::new(from_mapped(address), u16::from_be_bytes(port));
     let service = Endpoint {
         address: socket(record.service_address, record.service_port),
-        protocol,
+        protocol: protocol_of(record.protocol)?,
     };
     Some((service, socket(record.client, record.client_port)))
 }

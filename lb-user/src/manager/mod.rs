@@ -17,6 +17,7 @@ mod joining;
 mod kernel_selection;
 mod nat_ports;
 mod peer_events;
+mod peer_orders;
 mod peers;
 mod pending_lookups;
 mod recovery;
@@ -70,7 +71,8 @@ use route_monitor::RouteMonitor;
 use sources::WorkerSources;
 pub use sources::{SourceError, SourceReceipt, SourceUpdate};
 pub use start::{PreparedManager, prepare};
-pub use state_file::{Save, StateFile};
+pub use state_file::Save;
+use state_file::StateFile;
 use state_files::StateFiles;
 use traffic::TRAFFIC_INTERVAL;
 

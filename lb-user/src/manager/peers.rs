@@ -4,19 +4,26 @@ use std::collections::HashMap;
 
 use anyhow::Result;
 use nix::ifaddrs::getifaddrs;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tracing::warn;
 
-use super::{Manager, ManagerHandle, state_file::StateFile, state_files::StateFiles};
+use super::{
+    Manager, ManagerHandle, StateFile,
+    peer_orders::{self, OperatorStateWatch},
+    state_files::StateFiles,
+};
 use crate::{
     config::Config,
     datapath::{Datapath, PeerTables},
     peer::{
-        self, OperatorStateWatch, OwnInterface, PeerListener, PeerSettings, Registers, Replication,
+        self, OrderExchange, OwnInterface, PeerListener, PeerSettings, Registers, Replication,
         Topology,
     },
     runtime_thread::RuntimeThread,
 };
+
+/// The most frames of orders in the queue.
+const ORDERS: usize = 64;
 
 /// The running replication.
 #[derive(Debug)]
@@ -43,7 +50,7 @@ pub(super) fn start(
         return Ok(None);
     };
     let replication = datapath.replication_tables()?;
-    let registers = StateFile::<Registers>::load(
+    let (file, registers) = StateFile::<Registers>::load(
         &config.manager.state_file.with_file_name("peers.json"),
         "the orders of all managers",
         "remove the file; peers send the orders again",
@@ -51,21 +58,31 @@ pub(super) fn start(
     let (sender, topology) = watch::channel(topology(config, datapath, 0));
     // For the next start, see [`Manager::replace_peers`].
     let (next_listener, next_manager) = (listener.try_clone()?, manager.clone());
+    let exchange = OrderExchange::new(registers);
+    let (order_sender, received) = mpsc::channel(ORDERS);
+    let in_force = OperatorStateWatch {
+        overrides: state_files.overrides.contents(),
+        membership: state_files.membership.contents(),
+        denied: state_files.denied.contents(),
+    };
+    let orders = peer_orders::run(
+        exchange.clone(),
+        in_force,
+        received,
+        manager,
+        listener.name().to_owned(),
+        file,
+    );
     let replication = Replication::new(
         replication,
         datapath.pin_path(),
         topology,
-        OperatorStateWatch {
-            overrides: state_files.overrides.contents(),
-            membership: state_files.membership.contents(),
-            denied: state_files.denied.contents(),
-        },
-        registers,
-        manager,
+        exchange,
+        order_sender,
     );
     Ok(Some(RunningReplication {
         topology: sender,
-        replicator: Some(peer::start(listener, replication)?),
+        replicator: Some(peer::start(listener, replication, orders)?),
         listener: next_listener,
         manager: next_manager,
     }))

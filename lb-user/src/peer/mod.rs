@@ -24,7 +24,9 @@ pub mod wire;
 
 pub use handle::Peers;
 pub use kernel::{Kernel, Outcomes, Scan};
-pub use orders::{OperatorStateWatch, Registers};
+pub use orders::{
+    OperatorState, OrderEntry, OrderExchange, OrderValue, ReceivedOrders, Registers, Subject,
+};
 pub use remote::{PeerSettings, QUEUE_RECORDS};
 pub use status::{PeerState, PeerStatus};
 pub use thread::{PeerListener, Replication, read_peers, start};

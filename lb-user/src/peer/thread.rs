@@ -18,7 +18,7 @@ use tracing::error;
 use super::{
     handle::Peers,
     hub::{Hub, LocalManager},
-    orders::{self, OperatorStateWatch, OrderExchange, Registers},
+    orders::{OrderExchange, ReceivedOrders},
     receiver,
     remote::PeerSettings,
     sender,
@@ -30,7 +30,6 @@ use crate::{
     datapath::{self, FlowEvents},
     history::now_ms,
     keys::read_peer_keys,
-    manager::{ManagerHandle, StateFile},
     runtime_thread::RuntimeThread,
     sockets::tcp_holder,
 };
@@ -40,9 +39,6 @@ const REFRESH: Duration = Duration::from_secs(60);
 
 /// How often the peers' machines are checked for being alive.
 const CHECK: Duration = Duration::from_millis(100);
-
-/// The most frames of orders in the queue.
-const ORDERS: usize = 64;
 
 /// The socket at which peers connect.
 #[derive(Debug)]
@@ -78,6 +74,11 @@ impl PeerListener {
 
     pub fn peers(&self) -> Peers {
         self.peers.clone()
+    }
+
+    /// Returns the name of this manager.
+    pub fn name(&self) -> &str {
+        &self.name
     }
 
     /// Returns the same socket and the same peers.
@@ -129,9 +130,8 @@ pub struct Replication {
     events: FlowEvents,
     tables: KernelTables,
     topology: watch::Receiver<Topology>,
-    in_force: OperatorStateWatch,
-    registers: (StateFile<Registers>, Registers),
-    manager: ManagerHandle,
+    exchange: OrderExchange,
+    received_orders: mpsc::Sender<ReceivedOrders>,
 }
 
 impl Replication {
@@ -139,9 +139,8 @@ impl Replication {
         kernel: datapath::ReplicationTables,
         pin_path: &Path,
         topology: watch::Receiver<Topology>,
-        in_force: OperatorStateWatch,
-        registers: (StateFile<Registers>, Registers),
-        manager: ManagerHandle,
+        exchange: OrderExchange,
+        received_orders: mpsc::Sender<ReceivedOrders>,
     ) -> Self {
         Self {
             events: kernel.events,
@@ -151,20 +150,27 @@ impl Replication {
                 pin_path: pin_path.to_owned(),
             },
             topology,
-            in_force,
-            registers,
-            manager,
+            exchange,
+            received_orders,
         }
     }
 }
 
-/// Starts the replication in a thread of its own, which ends when the result is dropped.
+/// Starts the replication in a thread of its own, which ends when the result is dropped. The thread also runs `orders`, the
+/// manager's task that records its orders in the exchange and applies those of peers.
 ///
 /// # Errors
 ///
 /// Says why the thread cannot be started.
-pub fn start(listener: PeerListener, replication: Replication) -> Result<RuntimeThread> {
-    RuntimeThread::start("peers", "replication", || run(listener, replication))
+pub fn start(
+    listener: PeerListener,
+    replication: Replication,
+    orders: impl Future<Output = ()> + Send + 'static,
+) -> Result<RuntimeThread> {
+    let run = || async {
+        tokio::join!(run(listener, replication), orders);
+    };
+    RuntimeThread::start("peers", "replication", run)
 }
 
 async fn run(listener: PeerListener, replication: Replication) {
@@ -174,7 +180,7 @@ async fn run(listener: PeerListener, replication: Replication) {
         name,
     } = listener;
     let own = LocalManager {
-        name: name.clone(),
+        name,
         epoch: now_ms(),
         refresh: REFRESH,
     };
@@ -182,8 +188,6 @@ async fn run(listener: PeerListener, replication: Replication) {
         Ok(listener) => listener,
         Err(error) => return error!("listen for peers: {error}"),
     };
-    let (file, registers) = replication.registers;
-    let exchange = OrderExchange::new(registers);
     let hub = Hub::new(
         own,
         peers.remotes(),
@@ -191,21 +195,17 @@ async fn run(listener: PeerListener, replication: Replication) {
         Box::new(replication.tables),
     );
     let hub = Arc::new(hub);
-    let (sender, received) = mpsc::channel(ORDERS);
     for peer in 0..hub.remotes.len() {
-        tokio::spawn(sender::run(hub.clone(), peer, exchange.outbox(peer)));
+        tokio::spawn(sender::run(
+            hub.clone(),
+            peer,
+            replication.exchange.outbox(peer),
+        ));
     }
-    tokio::spawn(receiver::serve(hub.clone(), listener, sender));
+    let orders = replication.received_orders;
+    tokio::spawn(receiver::serve(hub.clone(), listener, orders));
     tokio::spawn(check_alive(hub.clone()));
-    let orders = orders::run(
-        exchange,
-        replication.in_force,
-        received,
-        replication.manager,
-        name,
-        file,
-    );
-    tokio::join!(orders, read_events(replication.events, hub));
+    read_events(replication.events, hub).await;
 }
 
 async fn check_alive(hub: Arc<Hub>) {

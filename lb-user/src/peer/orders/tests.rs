@@ -1,30 +1,11 @@
-use std::{net::IpAddr, slice};
+use std::net::IpAddr;
 
-use lb_core::{AdminAction, AdminCommand, AdminOverrides, AdminState};
+use lb_core::{AdminAction, AdminCommand, AdminOverrides};
 
-use super::{
-    OrderExchange,
-    apply::commands,
-    register::{OperatorState, OrderEntry, Registers},
-};
+use super::{OperatorState, OrderEntry, OrderExchange, Registers};
 use crate::{
     deny::{Denied, DenyList},
     membership::Membership,
-};
-
-fn command(service: Option<&str>, action: AdminAction) -> AdminCommand {
-    AdminCommand {
-        worker: "worker1".to_owned(),
-        service: service.map(str::to_owned),
-        action,
-        by: "root".to_owned(),
-        at_ms: 5,
-        reason: None,
-    }
-}
-
-const DRAIN: AdminAction = AdminAction::SetState {
-    state: AdminState::Drain,
 };
 
 fn in_force(drained: &[&str], joined: &[(&str, IpAddr)], denied: &[&str]) -> OperatorState {
@@ -129,62 +110,19 @@ fn entries_are_bounded_and_checked() {
         frames += 1;
     }
     assert!(frames > 1);
+    let command = AdminCommand {
+        worker: "worker1".to_owned(),
+        service: None,
+        action: AdminAction::Weight { percent: 5_000 },
+        by: "root".to_owned(),
+        at_ms: 5,
+        reason: None,
+    };
     let unsound = serde_json::json!({
         "subject": { "orders": "worker1" },
-        "value": { "orders": [command(None, AdminAction::Weight { percent: 5_000 })] },
+        "value": { "orders": [command] },
         "stamp": 9, "manager": "manager1",
     });
     let unsound: OrderEntry = serde_json::from_value(unsound).unwrap();
     assert!(!Registers::default().merge(unsound, 0));
-}
-
-#[test]
-fn the_commands_lead_from_one_state_to_the_other() {
-    let actions = |in_force: &[AdminCommand], wanted: &[AdminCommand]| -> Vec<_> {
-        let commands = commands("worker1", in_force, wanted, "manager2");
-        commands
-            .into_iter()
-            .map(|it| (it.service, it.action))
-            .collect()
-    };
-    let drain = command(None, DRAIN);
-    let state = AdminState::Maintenance;
-    let maintenance = command(None, AdminAction::SetState { state });
-    let weight = |service, percent| command(service, AdminAction::Weight { percent });
-    assert_eq!(actions(&[], &[]), []);
-    assert_eq!(
-        actions(slice::from_ref(&drain), slice::from_ref(&drain)),
-        []
-    );
-    assert_eq!(actions(&[], slice::from_ref(&drain)), [(None, DRAIN)]);
-    assert_eq!(
-        actions(slice::from_ref(&drain), &[]),
-        [(None, AdminAction::Undrain)]
-    );
-    // Never in service between the two.
-    assert_eq!(
-        actions(&[drain], slice::from_ref(&maintenance)),
-        [(None, maintenance.action)]
-    );
-    let web = Some("web".to_owned());
-    assert_eq!(
-        actions(
-            &[weight(Some("api"), 30), weight(Some("web"), 50)],
-            &[weight(None, 70), weight(Some("web"), 50)]
-        ),
-        [
-            (None, AdminAction::Weight { percent: 100 }),
-            (None, AdminAction::Weight { percent: 70 }),
-            (web, AdminAction::Weight { percent: 50 })
-        ]
-    );
-    let pause = command(None, AdminAction::Pause { for_ms: 9_000 });
-    assert_eq!(
-        actions(slice::from_ref(&pause), &[]),
-        [(None, AdminAction::Resume)]
-    );
-    assert_eq!(
-        actions(&[], slice::from_ref(&pause)),
-        [(None, pause.action)]
-    );
 }

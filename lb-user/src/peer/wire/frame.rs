@@ -7,11 +7,8 @@
 //! `length` counts everything after itself. `sequence` counts the frames of one direction of one session from 0 on, so
 //! that an attacker cannot repeat, drop or reorder frames. Each session has its own key.
 
-use super::{ByteReader, PeerRefusal};
+use super::{ByteReader, MAX_FRAME, PeerRefusal, VERSION};
 use crate::keys::SigningKey;
-
-/// The longest frame, its length included.
-pub const MAX_FRAME: usize = 64 * 1024;
 
 const LENGTH: usize = size_of::<u32>();
 const HEADER: usize = 16;
@@ -58,7 +55,7 @@ impl FrameSigner {
         let sequence = self.next;
         self.next += 1;
         out.extend_from_slice(&[0; LENGTH]);
-        out.extend_from_slice(&[kind, super::message::VERSION]);
+        out.extend_from_slice(&[kind, VERSION]);
         out.extend_from_slice(&count.to_be_bytes());
         out.extend_from_slice(&sequence.to_be_bytes());
         write(out);

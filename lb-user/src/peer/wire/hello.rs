@@ -1,23 +1,17 @@
 //! Hellos: the first message of each side, signed with the peers' key. Both hellos determine the session's keys.
 
-use std::{net::IpAddr, ops::RangeInclusive};
+use std::net::IpAddr;
 
 use zeroize::Zeroizing;
 
 use super::{
-    ByteReader, FrameSigner, FrameVerifier, PeerRefusal,
+    ByteReader, FrameSigner, FrameVerifier, MAX_HELLO, PROTOCOLS, PeerRefusal,
     bytes::{put_ip, put_short},
 };
 use crate::{
     keys::{KeyId, PeerKeys, SigningKey, TAG_BYTES},
     worker_name::check_name,
 };
-
-/// The versions of the protocol that this memlb speaks.
-pub const PROTOCOLS: RangeInclusive<u16> = 1..=1;
-
-/// The longest hello, in bytes.
-pub const MAX_HELLO: usize = 2_048;
 
 /// The most interfaces and the most NAT addresses in a hello.
 pub const MAX_INTERFACES: usize = 32;

@@ -6,15 +6,12 @@ use lb_core::{Endpoint, Mode};
 
 use super::{
     Advertisement, ByteReader, FRAME_OVERHEAD, Frame, FrameSigner, MAX_FRAME, PeerRefusal, Record,
-    bytes::put_endpoint,
+    VERSION, bytes::put_endpoint,
 };
 use crate::{
     config::Identity,
     datapath::{protocol_number, protocol_of},
 };
-
-/// Version of all contents. A receiver skips frames of other versions and of unknown types.
-pub(super) const VERSION: u8 = 1;
 
 /// The longest content of a frame of orders.
 pub const MAX_ORDERS_BYTES: usize = MAX_FRAME - FRAME_OVERHEAD;

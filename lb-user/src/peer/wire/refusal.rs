@@ -2,7 +2,7 @@
 
 use thiserror::Error;
 
-use super::{MAX_FRAME, MAX_HELLO};
+use super::{MAX_FRAME, MAX_HELLO, PROTOCOLS};
 
 /// The reason of a refusal. Each has a stable name for counters.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -31,7 +31,7 @@ pub enum PeerRefusal {
     #[error(
         "it speaks versions {first} to {last} of the peers' protocol, and this manager {} to {}: upgrade the \
          older one",
-        super::PROTOCOLS.start(), super::PROTOCOLS.end()
+        PROTOCOLS.start(), PROTOCOLS.end()
     )]
     Protocol { first: u16, last: u16 },
     #[error("a frame has {bytes} bytes, more than {MAX_FRAME} or fewer than its header")]

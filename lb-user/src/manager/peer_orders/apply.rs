@@ -6,17 +6,17 @@ use anyhow::{Context, Result};
 use lb_core::{AdminAction, AdminCommand};
 
 use super::{
+    super::{DenyChange, ManagerHandle},
     OperatorStateWatch,
-    register::{OrderEntry, OrderValue, Subject},
 };
 use crate::{
     deny::{Denied, Prefix},
     history::now_ms,
-    manager::{DenyChange, ManagerHandle},
+    peer::{OrderEntry, OrderValue, Subject},
 };
 
 /// Applies an entry by the commands that an operator would give.
-pub async fn apply(
+pub(super) async fn apply(
     entry: &OrderEntry,
     in_force: &OperatorStateWatch,
     manager: &ManagerHandle,
@@ -55,7 +55,7 @@ pub async fn apply(
 }
 
 /// Returns the commands that turn a worker's orders `in_force` into `wanted`.
-pub fn commands(
+fn commands(
     worker: &str,
     in_force: &[AdminCommand],
     wanted: &[AdminCommand],
@@ -147,4 +147,79 @@ async fn deny(
         manager.end_connections(vec![prefix]).await?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::slice;
+
+    use lb_core::AdminState;
+
+    use super::*;
+
+    fn command(service: Option<&str>, action: AdminAction) -> AdminCommand {
+        AdminCommand {
+            worker: "worker1".to_owned(),
+            service: service.map(str::to_owned),
+            action,
+            by: "root".to_owned(),
+            at_ms: 5,
+            reason: None,
+        }
+    }
+
+    const DRAIN: AdminAction = AdminAction::SetState {
+        state: AdminState::Drain,
+    };
+
+    #[test]
+    fn the_commands_lead_from_one_state_to_the_other() {
+        let actions = |in_force: &[AdminCommand], wanted: &[AdminCommand]| -> Vec<_> {
+            let commands = commands("worker1", in_force, wanted, "manager2");
+            commands
+                .into_iter()
+                .map(|it| (it.service, it.action))
+                .collect()
+        };
+        let drain = command(None, DRAIN);
+        let state = AdminState::Maintenance;
+        let maintenance = command(None, AdminAction::SetState { state });
+        let weight = |service, percent| command(service, AdminAction::Weight { percent });
+        assert_eq!(actions(&[], &[]), []);
+        assert_eq!(
+            actions(slice::from_ref(&drain), slice::from_ref(&drain)),
+            []
+        );
+        assert_eq!(actions(&[], slice::from_ref(&drain)), [(None, DRAIN)]);
+        assert_eq!(
+            actions(slice::from_ref(&drain), &[]),
+            [(None, AdminAction::Undrain)]
+        );
+        // Never in service between the two.
+        assert_eq!(
+            actions(&[drain], slice::from_ref(&maintenance)),
+            [(None, maintenance.action)]
+        );
+        let web = Some("web".to_owned());
+        assert_eq!(
+            actions(
+                &[weight(Some("api"), 30), weight(Some("web"), 50)],
+                &[weight(None, 70), weight(Some("web"), 50)]
+            ),
+            [
+                (None, AdminAction::Weight { percent: 100 }),
+                (None, AdminAction::Weight { percent: 70 }),
+                (web, AdminAction::Weight { percent: 50 })
+            ]
+        );
+        let pause = command(None, AdminAction::Pause { for_ms: 9_000 });
+        assert_eq!(
+            actions(slice::from_ref(&pause), &[]),
+            [(None, AdminAction::Resume)]
+        );
+        assert_eq!(
+            actions(&[], slice::from_ref(&pause)),
+            [(None, pause.action)]
+        );
+    }
 }

@@ -1,0 +1,124 @@
+//! Applies the orders of peers' operators, and records this manager's for the peers.
+//!
+//! The task compares what is in force with the registers. A difference is a change made on this manager: it gets a stamp and
+//! is sent to the peers. A peer's newer entry is applied as an operator's order. It is then in force, so that it is no
+//! difference and is not sent back.
+
+mod apply;
+
+use std::time::Duration;
+
+use lb_core::AdminOverrides;
+use tokio::{
+    sync::{mpsc, watch},
+    time::interval,
+};
+use tracing::{debug, warn};
+
+use super::{ManagerHandle, StateFile};
+use crate::{
+    deny::DenyList,
+    history::now_ms,
+    membership::Membership,
+    peer::{OperatorState, OrderEntry, OrderExchange, ReceivedOrders, Registers},
+};
+
+/// How often entries that could not be applied are tried again.
+const RETRY: Duration = Duration::from_secs(30);
+
+/// What is in force on this manager, each with its version number.
+#[derive(Debug)]
+pub(super) struct OperatorStateWatch {
+    pub overrides: watch::Receiver<(u64, AdminOverrides)>,
+    pub membership: watch::Receiver<(u64, Membership)>,
+    pub denied: watch::Receiver<(u64, DenyList)>,
+}
+
+/// Keeps the registers equal to what is in force, until the manager ends.
+pub(super) async fn run(
+    exchange: OrderExchange,
+    mut in_force: OperatorStateWatch,
+    mut received: mpsc::Receiver<ReceivedOrders>,
+    manager: ManagerHandle,
+    own_name: String,
+    file: StateFile<Registers>,
+) {
+    let mut orders = Orders {
+        exchange,
+        manager,
+        own_name,
+        file,
+    };
+    let mut retry = interval(RETRY);
+    loop {
+        orders.record_changes(&mut in_force);
+        tokio::select! {
+            changed = in_force.overrides.changed() => if changed.is_err() { return },
+            changed = in_force.membership.changed() => if changed.is_err() { return },
+            changed = in_force.denied.changed() => if changed.is_err() { return },
+            Some(frame) = received.recv() => orders.receive(frame, &mut in_force).await,
+            _ = retry.tick() => {
+                orders.exchange.lock().expire(now_ms());
+                orders.apply(&mut in_force).await;
+            }
+        }
+    }
+}
+
+struct Orders {
+    exchange: OrderExchange,
+    manager: ManagerHandle,
+    own_name: String,
+    file: StateFile<Registers>,
+}
+
+impl Orders {
+    /// Records the changes that were made on this manager.
+    fn record_changes(&mut self, in_force: &mut OperatorStateWatch) {
+        let now = OperatorState {
+            overrides: in_force.overrides.borrow_and_update().1.clone(),
+            membership: in_force.membership.borrow_and_update().1.clone(),
+            denied: in_force.denied.borrow_and_update().1.clone(),
+        };
+        let changed = self.exchange.lock().note(&now, now_ms(), &self.own_name);
+        if changed {
+            self.publish();
+        }
+    }
+
+    /// Saves the registers, and wakes the senders.
+    fn publish(&self) {
+        let registers = self.exchange.lock().clone();
+        self.file.save(registers);
+        self.exchange.wake_senders();
+    }
+
+    async fn receive(&mut self, frame: ReceivedOrders, in_force: &mut OperatorStateWatch) {
+        let entries: Vec<OrderEntry> = match serde_json::from_slice(&frame.json) {
+            Ok(entries) => entries,
+            // The frame is signed, so a memlb with other kinds of entries sent it.
+            Err(error) => return warn!("decode orders of a peer: {error}"),
+        };
+        let mut is_newer = false;
+        for entry in entries {
+            is_newer |= self.exchange.lock().merge(entry, frame.peer);
+        }
+        if is_newer {
+            self.apply(in_force).await;
+            self.publish();
+        }
+    }
+
+    /// Applies the entries that are not in force yet.
+    async fn apply(&mut self, in_force: &mut OperatorStateWatch) {
+        let pending = self.exchange.lock().pending();
+        for entry in pending {
+            let applied = apply::apply(&entry, in_force, &self.manager).await;
+            match applied {
+                Ok(()) => self.exchange.lock().applied(&entry),
+                // For example, only the peer has the worker.
+                Err(error) => debug!("apply an order of {}: {error:#}", entry.manager),
+            }
+        }
+    }
+}
