@@ -5,8 +5,6 @@ use std::collections::{HashMap, hash_map::Entry};
 
 use lb_common::maps::{FlowRecord, record_kind};
 
-use super::fast_hash::FastMap;
-
 /// The most refreshes in a row that may omit a connection.
 const MAX_MISSED: u32 = 3;
 
@@ -39,10 +37,10 @@ struct CarriedConnection {
 pub struct CarriedConnections {
     connections: HashMap<ConnectionKey, CarriedConnection>,
     endpoints: Vec<([u8; 16], [u8; 2])>,
-    numbers: FastMap<([u8; 16], [u8; 2]), u16>,
+    numbers: foldhash::HashMap<([u8; 16], [u8; 2]), u16>,
     /// How many refreshes of each peer are complete.
-    refreshes: FastMap<u16, u32>,
-    epochs: FastMap<u16, u64>,
+    refreshes: foldhash::HashMap<u16, u32>,
+    epochs: foldhash::HashMap<u16, u64>,
 }
 
 impl CarriedConnections {

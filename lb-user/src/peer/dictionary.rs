@@ -5,7 +5,6 @@ use std::net::{IpAddr, SocketAddr};
 use lb_common::maps::{FlowRecord, Mac, record_kind};
 
 use super::{
-    fast_hash::FastMap,
     topology::{OwnInterface, Topology},
     wire::{BackendDefinition, CLIENT_ADDRESS, LiveFields, Message, Record, RecordKind},
 };
@@ -18,10 +17,10 @@ use crate::{
 #[derive(Debug, Default)]
 pub struct OutgoingDictionary {
     /// The backends by id, each with whether its reference is defined.
-    backends: FastMap<u32, (Identity, bool)>,
+    backends: foldhash::HashMap<u32, (Identity, bool)>,
     /// Positions in `manager.interfaces` by interface index.
-    interfaces: FastMap<u32, u8>,
-    endpoints: FastMap<SocketAddr, u16>,
+    interfaces: foldhash::HashMap<u32, u8>,
+    endpoints: foldhash::HashMap<SocketAddr, u16>,
 }
 
 impl OutgoingDictionary {
@@ -123,8 +122,8 @@ pub enum TranslationError {
 #[derive(Debug, Default)]
 pub struct IncomingDictionary {
     /// The peer's backends, and their ids here.
-    backends: FastMap<u16, (Identity, Option<u32>)>,
-    endpoints: FastMap<u16, SocketAddr>,
+    backends: foldhash::HashMap<u16, (Identity, Option<u32>)>,
+    endpoints: foldhash::HashMap<u16, SocketAddr>,
     own: Vec<(u32, Identity)>,
     interfaces: Vec<OwnInterface>,
 }

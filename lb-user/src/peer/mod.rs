@@ -6,7 +6,6 @@
 
 mod carried;
 mod dictionary;
-mod fast_hash;
 mod handle;
 mod hub;
 mod kernel;

@@ -12,7 +12,7 @@ use tokio::{
     io::AsyncWriteExt,
     net::{TcpStream, tcp::OwnedWriteHalf},
     sync::watch,
-    time::{sleep, timeout},
+    time::{MissedTickBehavior, interval, sleep, timeout},
 };
 use tracing::{info, warn};
 
@@ -147,6 +147,7 @@ async fn run_session(
         advertised,
         dictionary: OutgoingDictionary::default(),
         signer,
+        records: Vec::new(),
         out: Vec::new(),
         sent: Vec::new(),
         dequeued: remote.lock().reported(),
@@ -207,6 +208,8 @@ struct Transmitter<'a> {
     advertised: Advertisement,
     dictionary: OutgoingDictionary,
     signer: FrameSigner,
+    /// Kept for its memory.
+    records: Vec<FlowRecord>,
     out: Vec<u8>,
     /// The frames in `out`.
     sent: Vec<SentFrame>,
@@ -226,10 +229,16 @@ impl Transmitter<'_> {
         mut writer: OwnedWriteHalf,
         outbox: &mut Outbox,
     ) -> Result<Infallible, SessionError> {
+        let mut ticks = interval(TICK);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            self.gather(outbox).map_err(io::Error::other)?;
-            match self.out.is_empty() {
-                true => tokio::select! {
+            let has_more = self.gather(outbox).map_err(io::Error::other)?;
+            let is_idle = self.out.is_empty();
+            if !is_idle {
+                self.write(&mut writer).await?;
+            }
+            if is_idle || !has_more {
+                tokio::select! {
                     () = self.remote.wake.notified() => {}
                     () = outbox.changed() => {}
                     changed = self.topology.changed() => {
@@ -239,9 +248,8 @@ impl Transmitter<'_> {
                         // `gather` sends it.
                         self.topology.mark_changed();
                     }
-                    () = sleep(TICK) => {}
-                },
-                false => self.write(&mut writer).await?,
+                    _ = ticks.tick() => {}
+                }
             }
             let waits = self.remote.lock().oldest_unacknowledged();
             if waits.is_some_and(|since| since.elapsed() > ACK_TIMEOUT) {
@@ -250,22 +258,25 @@ impl Transmitter<'_> {
         }
     }
 
-    /// Adds the frames of everything that is to be sent.
-    fn gather(&mut self, outbox: &mut Outbox) -> anyhow::Result<()> {
+    /// Adds frames of what is to be sent. Returns whether there may be more.
+    fn gather(&mut self, outbox: &mut Outbox) -> anyhow::Result<bool> {
         self.add_advertisement();
-        let mut records = Vec::new();
+        let mut records = std::mem::take(&mut self.records);
+        records.clear();
         let dequeued = self.remote.lock().dequeue(FRAME_RECORDS, &mut records);
+        let is_drained = records.len() < FRAME_RECORDS;
         self.add_records(&records, Some(dequeued))?;
+        self.records = records;
         while let Some(orders) = outbox.next() {
             self.add(&Message::Orders(orders), None, None);
         }
-        if records.len() < FRAME_RECORDS {
+        if is_drained {
             self.transmit()?;
         }
         if self.out.is_empty() && self.last_sent.elapsed() >= PING_INTERVAL {
             self.add(&Message::Ping, None, None);
         }
-        Ok(())
+        Ok(!is_drained || self.transmission.is_some())
     }
 
     /// Adds an advertisement if it has changed since the last one.
@@ -380,8 +391,11 @@ impl Transmitter<'_> {
             since
         });
         self.remote.lock().status.records_sent += records.len() as u64;
-        for chunk in records.chunks(FRAME_RECORDS) {
-            self.add(&Message::Records(chunk.to_vec()), since, None);
+        let mut rest = records;
+        while !rest.is_empty() {
+            let later = rest.split_off(rest.len().min(FRAME_RECORDS));
+            self.add(&Message::Records(rest), since, None);
+            rest = later;
         }
         Ok(())
     }
@@ -408,8 +422,15 @@ impl Transmitter<'_> {
                 .drain(..)
                 .for_each(|frame| state.record_sent(frame));
         }
-        let written = timeout(ACK_TIMEOUT, writer.write_all(&self.out)).await;
-        written.map_err(|_| SessionError::Silent)??;
+        // No timer if the socket has room.
+        let written = match writer.try_write(&self.out) {
+            Err(error) if error.kind() == ErrorKind::WouldBlock => 0,
+            written => written?,
+        };
+        if written < self.out.len() {
+            let rest = timeout(ACK_TIMEOUT, writer.write_all(&self.out[written..])).await;
+            rest.map_err(|_| SessionError::Silent)??;
+        }
         self.out.clear();
         self.last_sent = Instant::now();
         Ok(())

@@ -1,7 +1,6 @@
 //! Removes connections that begin and end between two reads: no peer needs them.
 
-use std::collections::HashMap;
-
+use foldhash::HashMap;
 use lb_common::maps::{FlowRecord, record_kind};
 
 /// Client, service and protocol.
@@ -19,17 +18,18 @@ impl ShortLived {
         self.begun.clear();
         let mut over = 0;
         for index in 0..records.len() {
-            let record = records[index];
-            let tuple = tuple(&record);
-            if record.kind == record_kind::OPENED {
+            let record = &records[index];
+            let (kind, created_ticks) = (record.kind, record.created_ticks);
+            let tuple = tuple(record);
+            if kind == record_kind::OPENED {
                 self.begun.insert(tuple, index);
                 continue;
             }
             // If a peer also carries the connection, it needs every record of it.
             let begun = self.begun.remove(&tuple);
-            if record.kind == record_kind::ENDED
+            if kind == record_kind::ENDED
                 && let Some(begun) = begun
-                && records[begun].created_ticks == record.created_ticks
+                && records[begun].created_ticks == created_ticks
             {
                 records[begun].kind = record_kind::NONE;
                 records[index].kind = record_kind::NONE;
