@@ -2,11 +2,6 @@
 
 use core::{fmt::Debug, hash::Hash};
 
-use crate::{
-    headers::{Ipv4Header, Ipv6Header},
-    packet::IpHeader,
-};
-
 /// An IPv4 address, network byte order.
 pub type V4 = [u8; 4];
 /// An IPv6 address, network byte order.
@@ -20,9 +15,6 @@ mod sealed {
 
 /// An address of either family. Only [`V4`] and [`V6`] implement it.
 pub trait Address: sealed::Sealed + Copy + Debug + Default + Eq + Hash + Ord + 'static {
-    /// The header that carries it.
-    type Header: IpHeader<Address = Self>;
-
     /// The unspecified address.
     const NONE: Self;
 
@@ -59,8 +51,6 @@ pub trait Address: sealed::Sealed + Copy + Debug + Default + Eq + Hash + Ord + '
 }
 
 impl Address for V4 {
-    type Header = Ipv4Header;
-
     const NONE: Self = [0; 4];
 
     #[inline(always)]
@@ -121,8 +111,6 @@ impl Address for V4 {
 }
 
 impl Address for V6 {
-    type Header = Ipv6Header;
-
     const NONE: Self = [0; 16];
 
     #[inline(always)]

@@ -6,10 +6,10 @@
 mod wire;
 
 use lb_common::{
-    address::{Address, V4, V6},
+    address::{Address as _, V4, V6},
     headers::{Ipv4Header, Ipv6Header, TcpFlags},
     maps::FlowKey,
-    packet::{Extent, IcmpError, IpHeader, Segment},
+    packet::{Extent, IcmpError, IpAddress, IpHeader, Segment},
     verdict::Verdict,
 };
 use proptest::prelude::*;
@@ -32,11 +32,11 @@ const V6_ENDS: Ends<V6> = Ends {
 const TCP: u8 = 6;
 const UDP: u8 = 17;
 
-fn tuple<A: Address>(wire: &mut Wire) -> Result<FlowKey<A>, Verdict> {
+fn tuple<A: IpAddress>(wire: &mut Wire) -> Result<FlowKey<A>, Verdict> {
     tuple_of(wire, |extent| extent)
 }
 
-fn tuple_of<A: Address>(
+fn tuple_of<A: IpAddress>(
     wire: &mut Wire,
     change: impl Fn(Extent) -> Extent,
 ) -> Result<FlowKey<A>, Verdict> {
@@ -253,7 +253,7 @@ fn the_tuple_of_an_error_is_that_of_the_answers() {
     );
 }
 
-fn quoted_tuple<A: Address>(wire: &mut Wire) -> Result<FlowKey<A>, Verdict> {
+fn quoted_tuple<A: IpAddress>(wire: &mut Wire) -> Result<FlowKey<A>, Verdict> {
     let extent = wire.extent();
     let bytes = wire.bytes();
     let located = wire::ip::<A>(bytes)?.locate(bytes, extent)?;
@@ -262,7 +262,7 @@ fn quoted_tuple<A: Address>(wire: &mut Wire) -> Result<FlowKey<A>, Verdict> {
 }
 
 /// Rewrites a packet as XDP does.
-fn rewrite<A: Address>(wire: &mut Wire, translated: &FlowKey<A>, forwarded: bool) {
+fn rewrite<A: IpAddress>(wire: &mut Wire, translated: &FlowKey<A>, forwarded: bool) {
     let extent = wire.extent();
     let bytes = wire.bytes();
     let located = wire::ip::<A>(bytes).unwrap().locate(bytes, extent).unwrap();
@@ -314,7 +314,7 @@ fn rewritten_error_equals_rebuilt<A: wire::Family>(
     assert_eq!(wire.0, fresh.0);
 }
 
-fn ends<A: Address + Arbitrary>() -> impl Strategy<Value = Ends<A>> {
+fn ends<A: IpAddress + Arbitrary>() -> impl Strategy<Value = Ends<A>> {
     any::<(A, A, u16, u16)>().prop_map(|(source, destination, source_port, destination_port)| {
         Ends {
             source,

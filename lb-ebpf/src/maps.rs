@@ -9,7 +9,7 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use lb_common::{
-    address::{Address, V4, V6},
+    address::{V4, V6},
     for_stages,
     maps::{
         Backend, COUNTED_CLIENTS, Counter, DEFAULT_BACKENDS, DEFAULT_FLOW_ENTRIES,
@@ -19,7 +19,7 @@ use lb_common::{
         SERVICE_CHOICES, SLOTS_PER_BUCKET, SOURCE_FILTER_ENTRIES, Service, ServiceKey,
         ServiceRefusals, Settings, TraceEvent, Traffic, UnknownFlow, port_bit, port_word, ticks,
     },
-    packet::Syn,
+    packet::{IpAddress, Syn},
     steer::{
         ChoiceTables, Decision, FlowEnd, FlowScratch, Hook, InsertError, PacketMeta, PortState,
         Step, Tables, TimeWait, Tried, Tuple,
@@ -102,7 +102,7 @@ const CLIENT_BITS: u32 = 8 * size_of::<V6>() as u32;
 #[btf_map(name = "deny")]
 static DENY: LpmTrie<V6, u32, { DENIED_PREFIXES as usize }> = LpmTrie::new();
 
-/// How many connections each client has, by [`Address::prefix`], where they are limited.
+/// How many connections each client has, by [`prefix`](lb_common::address::Address::prefix), where they are limited.
 #[btf_map(name = "clients")]
 static CLIENTS: LruHashMap<V6, u64, { COUNTED_CLIENTS as usize }> = LruHashMap::new();
 
@@ -160,7 +160,7 @@ static PACKET_SCRATCH6: PerCpuArray<PacketScratch<V6>, 1> = PerCpuArray::new();
 static mut CLOCK: u64 = 0;
 
 /// An address family with its maps.
-pub trait Family: Address {
+pub trait Family: IpAddress {
     fn packet_scratch() -> Option<&'static mut PacketScratch<Self>>;
     fn flows() -> &'static LruHashMap<FlowKey<Self>, Flow<Self>, { DEFAULT_FLOW_ENTRIES as usize }>;
     fn half_open() -> &'static Array<Handshake<Self>, { DEFAULT_HANDSHAKES as usize }>;

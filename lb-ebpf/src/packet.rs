@@ -1,10 +1,9 @@
 //! Parsing of packets, and the decision on them.
 
 use lb_common::{
-    address::Address,
     headers::{ETHERNET_LEN, EthernetHeader, TcpFlags},
     maps::{FlowKey, Mac},
-    packet::{Extent, FrameBytes, IcmpError, IpHeader, Located, PortsFrame, Segment},
+    packet::{Extent, FrameBytes, IcmpError, IpAddress, IpHeader, Located, PortsFrame, Segment},
     steer::{Decision, Hook, PacketMeta, steer_error, steer_established, steer_unestablished},
     verdict::Verdict,
 };
@@ -32,7 +31,7 @@ pub struct HookContext {
 impl HookContext {
     /// The metadata of a segment or datagram.
     #[inline(always)]
-    pub fn packet_meta<A: Address>(self, segment: &Segment<'_, A>) -> PacketMeta {
+    pub fn packet_meta<A: IpAddress>(self, segment: &Segment<'_, A>) -> PacketMeta {
         let (sequence, acknowledgement) = segment.transport.numbers();
         PacketMeta {
             flags: segment.transport.flags(),
@@ -116,7 +115,7 @@ impl<A: Family> PacketScratch<A> {
 
 /// Whether the packet's ports show that it is unrelated to memlb.
 #[inline(always)]
-pub fn is_unrelated<A: Address>(bytes: PacketBytes, hook: Hook) -> bool {
+pub fn is_unrelated<A: IpAddress>(bytes: PacketBytes, hook: Hook) -> bool {
     let Some(PortsFrame { ip, ports, .. }) = bytes.at::<PortsFrame<A::Header>>(0) else {
         return false;
     };

@@ -1,9 +1,8 @@
 //! Checked views of the packet's bytes.
 
 use lb_common::{
-    address::Address,
     headers::{ETHERNET_LEN, PROTOCOL_TCP, PROTOCOL_UDP},
-    packet::{FrameBytes, Header, Located, Segment, Transport},
+    packet::{FrameBytes, Header, IpAddress, Located, Segment, Transport},
 };
 
 /// The linear part of a packet.
@@ -48,7 +47,7 @@ impl<'a> FrameBytes<'a> for PacketBytes {
 
 /// Views the headers of the segment or datagram at `located`, if all of them are there.
 #[inline(always)]
-pub fn segment<'a, A: Address>(bytes: PacketBytes, located: Located) -> Option<Segment<'a, A>> {
+pub fn segment<'a, A: IpAddress>(bytes: PacketBytes, located: Located) -> Option<Segment<'a, A>> {
     let transport = match located.protocol {
         PROTOCOL_TCP => Transport::Tcp(bytes.at(located.offset)?),
         PROTOCOL_UDP => Transport::Udp(bytes.at(located.offset)?),

@@ -7,11 +7,11 @@ use aya_ebpf::{
     programs::TcContext,
 };
 use lb_common::{
-    address::Address,
     checksum::Difference,
     headers::{ETHERNET_LEN, IcmpHeader, Ipv6Header, TcpHeader},
     packet::{
-        Extent, FrameBytes, IcmpError, IpHeader, Located, MAX_EXTENSION_BYTES, Rewritten, Transport,
+        Extent, FrameBytes, IcmpError, IpAddress, IpHeader, Located, MAX_EXTENSION_BYTES,
+        Rewritten, Transport,
     },
     verdict::Verdict,
 };
@@ -39,7 +39,7 @@ pub fn packet_bytes(skb: *mut __sk_buff) -> PacketBytes {
 
 /// Finds the transport header, and pulls all headers into the linear part on the way.
 #[inline(always)]
-pub fn locate<A: Address>(skb: *mut __sk_buff, extent: Extent) -> Result<Located, Verdict> {
+pub fn locate<A: IpAddress>(skb: *mut __sk_buff, extent: Extent) -> Result<Located, Verdict> {
     let ctx = &TcContext::new(skb);
     let usual = ETHERNET_LEN + size_of::<A::Header>() + size_of::<TcpHeader>();
     pull(ctx, extent, usual);
@@ -57,7 +57,7 @@ pub fn locate<A: Address>(skb: *mut __sk_buff, extent: Extent) -> Result<Located
 }
 
 #[inline(always)]
-fn located<A: Address>(skb: *mut __sk_buff, extent: Extent) -> Result<Located, Verdict> {
+fn located<A: IpAddress>(skb: *mut __sk_buff, extent: Extent) -> Result<Located, Verdict> {
     let bytes = packet_bytes(skb);
     let ip = bytes
         .at::<A::Header>(ETHERNET_LEN)
@@ -94,7 +94,7 @@ pub fn update_transport(
 
 /// Updates the checksum of a rewritten ICMP error at `offset`.
 #[inline(always)]
-pub fn update_message<A: Address>(skb: *mut __sk_buff, offset: usize, rewritten: Rewritten) {
+pub fn update_message<A: IpAddress>(skb: *mut __sk_buff, offset: usize, rewritten: Rewritten) {
     update_checksum(skb, offset + IcmpError::<A>::CHECKSUM, rewritten, 0);
 }
 
@@ -117,7 +117,7 @@ fn update_checksum(skb: *mut __sk_buff, offset: usize, rewritten: Rewritten, fla
     clippy::not_unsafe_ptr_arg_deref,
     reason = "the kernel's helpers take contexts and validate them"
 )]
-pub fn update_packet_sum<A: Address>(skb: *mut __sk_buff, changed: Difference) {
+pub fn update_packet_sum<A: IpAddress>(skb: *mut __sk_buff, changed: Difference) {
     if !A::Header::HAS_CHECKSUM {
         // SAFETY: a valid context. Fails without effect if there is no such checksum.
         unsafe { bpf_csum_update(skb, changed.raw() as u32) };

@@ -10,7 +10,9 @@ use lb_common::{
     checksum::Difference,
     headers::{ETHERNET_LEN, ETHERTYPE_VLAN, EthernetHeader, Ipv4Header, Ipv6Header},
     maps::{LOOPBACK, Mac},
-    packet::{Extent, FrameBytes, IcmpError, IpHeader, Segment, TcpFrame, Transport, after_hop},
+    packet::{
+        Extent, FrameBytes, IcmpError, IpAddress, IpHeader, Segment, TcpFrame, Transport, after_hop,
+    },
     steer::{Decision, Exit, Hook, PacketMeta, Tables, steer_established, undo_accounting},
     trace::HEAD,
     verdict::Verdict,
@@ -356,7 +358,7 @@ fn set_link_addresses<A>(ethernet: &mut EthernetHeader, decision: &Decision<A>) 
 
 /// Sends a rewritten packet to the decision's exit.
 #[inline(always)]
-fn send<A: Address>(skb: *mut __sk_buff, tag: u16, decision: &Decision<A>) -> i32 {
+fn send<A: IpAddress>(skb: *mut __sk_buff, tag: u16, decision: &Decision<A>) -> i32 {
     match decision.exit {
         Exit::Pass | Exit::Local => TC_ACT_UNSPEC,
         Exit::Drop | Exit::Peers => TC_ACT_SHOT,

@@ -1,8 +1,7 @@
 //! An ICMP error message, with the beginning of the packet that it quotes.
 
-use super::{FrameBytes, IpHeader, Located, Rewritten};
+use super::{FrameBytes, IpAddress, IpHeader, Located, Rewritten};
 use crate::{
-    address::Address,
     checksum::{Difference, udp_checksum},
     headers::{ETHERNET_LEN, EthernetHeader, IcmpHeader, PROTOCOL_UDP, QuotedPorts},
     maps::FlowKey,
@@ -11,7 +10,7 @@ use crate::{
 
 /// The headers of an error message and of the packet that it quotes.
 #[derive(Debug)]
-pub struct IcmpError<'a, A: Address> {
+pub struct IcmpError<'a, A: IpAddress> {
     pub ethernet: &'a mut EthernetHeader,
     pub ip: &'a mut A::Header,
     pub message: &'a mut ErrorMessage<A::Header>,
@@ -27,7 +26,7 @@ pub struct ErrorMessage<H> {
     ports: QuotedPorts,
 }
 
-impl<'a, A: Address> IcmpError<'a, A> {
+impl<'a, A: IpAddress> IcmpError<'a, A> {
     /// Offset of the checksum in the ICMP header, in bytes.
     pub const CHECKSUM: usize = 2;
 

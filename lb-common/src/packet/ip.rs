@@ -48,9 +48,22 @@ impl Located {
     }
 }
 
+/// An address with the header that carries it.
+pub trait IpAddress: Address {
+    type Header: IpHeader<Address = Self>;
+}
+
+impl IpAddress for V4 {
+    type Header = Ipv4Header;
+}
+
+impl IpAddress for V6 {
+    type Header = Ipv6Header;
+}
+
 /// An IP header of one family.
 pub trait IpHeader: core::fmt::Debug + Header + Sized + 'static {
-    type Address: Address<Header = Self>;
+    type Address: IpAddress<Header = Self>;
 
     const ETHERTYPE: u16;
     /// The protocol number of the family's ICMP.

@@ -9,7 +9,7 @@ pub mod too_large;
 
 pub use bytes::{FrameBytes, Header};
 pub use icmp_error::{ErrorMessage, IcmpError};
-pub use ip::{IpHeader, Located, MAX_EXTENSION_BYTES, after_hop};
+pub use ip::{IpAddress, IpHeader, Located, MAX_EXTENSION_BYTES, after_hop};
 pub use segment::{PortsFrame, Segment, TcpFrame, Transport};
 pub use syn::{SYN_LEN, Syn};
 

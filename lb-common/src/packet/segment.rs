@@ -1,8 +1,8 @@
 //! A TCP segment or UDP datagram, from its link header on.
 
-use super::{Extent, FrameBytes, IpHeader, Rewritten};
+use super::{Extent, FrameBytes, IpAddress, IpHeader, Rewritten};
 use crate::{
-    address::{Address, V4},
+    address::V4,
     checksum::{Difference, udp_checksum},
     headers::{
         ETHERNET_LEN, EthernetHeader, Ipv4Header, PROTOCOL_TCP, PROTOCOL_UDP, QuotedPorts,
@@ -52,7 +52,7 @@ impl TcpFrame {
 
 /// The headers of a segment or datagram.
 #[derive(Debug)]
-pub struct Segment<'a, A: Address> {
+pub struct Segment<'a, A: IpAddress> {
     pub ethernet: &'a mut EthernetHeader,
     pub ip: &'a mut A::Header,
     pub transport: Transport<'a>,
@@ -64,7 +64,7 @@ pub enum Transport<'a> {
     Udp(&'a mut UdpHeader),
 }
 
-impl<A: Address> Segment<'_, A> {
+impl<A: IpAddress> Segment<'_, A> {
     /// Returns the verdict of a packet with invalid headers. The transport header begins `headers` bytes after the IP
     /// header.
     #[inline(always)]

@@ -2,10 +2,10 @@
 //! test.
 
 use lb_common::{
-    address::{Address, V4, V6},
+    address::{V4, V6},
     headers::ETHERNET_LEN,
     maps::FlowKey,
-    packet::{Extent, FrameBytes, Header, Located, Segment, Transport},
+    packet::{Extent, FrameBytes, Header, IpAddress, Located, Segment, Transport},
     verdict::Verdict,
 };
 
@@ -24,7 +24,7 @@ pub struct Ends<A> {
     pub destination_port: u16,
 }
 
-impl<A: Address> Ends<A> {
+impl<A: IpAddress> Ends<A> {
     pub fn key(self, protocol: u8) -> FlowKey<A> {
         FlowKey {
             source: self.source,
@@ -46,7 +46,7 @@ impl<A: Address> Ends<A> {
 }
 
 /// A family of addresses, as frames are made with it.
-pub trait Family: Address {
+pub trait Family: IpAddress {
     /// Ethernet and IP headers before a payload.
     fn headers(source: Self, destination: Self, protocol: u8, hops: u8, payload: usize) -> Vec<u8>;
     /// What the checksum of a payload covers beside it.
@@ -201,14 +201,14 @@ impl<'a> FrameBytes<'a> for Slice {
     }
 }
 
-pub fn ip<'a, A: Address>(bytes: Slice) -> Result<&'a A::Header, Verdict> {
+pub fn ip<'a, A: IpAddress>(bytes: Slice) -> Result<&'a A::Header, Verdict> {
     bytes
         .at::<A::Header>(ETHERNET_LEN)
         .map(|header| &*header)
         .ok_or(Verdict::Truncated)
 }
 
-pub fn segment<'a, A: Address>(bytes: Slice, located: Located) -> Option<Segment<'a, A>> {
+pub fn segment<'a, A: IpAddress>(bytes: Slice, located: Located) -> Option<Segment<'a, A>> {
     Some(Segment {
         ethernet: bytes.at(0)?,
         ip: bytes.at(ETHERNET_LEN)?,

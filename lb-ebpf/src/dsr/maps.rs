@@ -11,12 +11,13 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use lb_common::{
-    address::{Address, V4, V6},
+    address::{V4, V6},
     dsr::{ClientTable, DsrPacket, DsrTables},
     maps::{
         Counter, DsrClient, FlowKey, MAX_DSR_CLIENTS, MAX_NEW_DSR_CLIENTS, MAX_TRANSLATIONS,
         PORT_WORDS, ServiceKey, Translation, coarse_time, port_bit, port_word,
     },
+    packet::IpAddress,
     verdict::Verdict,
 };
 use lb_ebpf::packet_bytes::HeaderOffset;
@@ -70,7 +71,7 @@ pub struct PacketScratch<A> {
 }
 
 /// An address family with its maps.
-pub trait Family: Address {
+pub trait Family: IpAddress {
     fn packet_scratch() -> Option<&'static mut PacketScratch<Self>>;
     fn client(table: ClientTable, reply_key: &FlowKey<Self>) -> Option<*mut DsrClient<Self>>;
     fn insert_client(
