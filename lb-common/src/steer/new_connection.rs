@@ -40,8 +40,7 @@ pub struct PendingConnection<A = V4> {
     pub(super) keeps_syn: u32,
     /// Sequence number of the RST that ends an evicted handshake.
     pub reset_sequence: u32,
-    /// 1: the port inspected last has a handshake or an entry of an earlier connection.
-    pub(super) was_used: u32,
+    reserved: u32,
 }
 
 impl<A: Address> PendingConnection<A> {

@@ -168,43 +168,38 @@ pub fn allocate<T: Tables>(tables: &T, pool: u32) -> u32 {
         return NO_PORT;
     };
     let mut position = allocate_free(tables, settings, pool);
-    if position != NO_PORT && !was_used(tables) {
+    if position != NO_PORT {
         return position;
     }
-    if position == NO_PORT {
-        position = allocate_waiting(tables, settings, pool);
-    }
+    position = allocate_waiting(tables, settings, pool);
     if position == NO_PORT {
         position = allocate_used(tables, settings, pool);
     }
     if position != NO_PORT {
         set_source(tables, settings, position);
-        supersede(tables, settings, pool, position);
+        supersede(tables, settings, pool, position, true);
     }
     position
 }
 
-/// Whether the port that was inspected last has a handshake or an entry of an earlier connection.
-#[inline(always)]
-fn was_used<T: Tables>(tables: &T) -> bool {
-    let scratch = tables.flow_scratch();
-    scratch.is_none_or(|scratch| scratch.pending.was_used == 1)
-}
-
+/// Allocates a port that is not in use, and sets the pending connection's source.
 #[inline(never)]
 fn allocate_free<T: Tables>(tables: &T, settings: &Settings, pool: u32) -> u32 {
     let mut search = FreeSearch {
         pool,
         first: tables.pool(pool).map_or(0, |it| it.next_free),
         found: tables.barrier_var(NO_PORT),
+        has_entry: tables.barrier_var(0),
     };
     // The first word is visited again at the end, for its positions before the first one.
     tables.repeat(settings.pool_words + 1, &mut search);
-    if search.found != NO_PORT
-        && let Some(mut pool) = tables.pool(pool)
-    {
+    if search.found == NO_PORT {
+        return NO_PORT;
+    }
+    if let Some(mut pool) = tables.pool(pool) {
         pool.next_free = search.found + 1;
     }
+    supersede(tables, settings, pool, search.found, search.has_entry != 0);
     search.found
 }
 
@@ -214,6 +209,8 @@ struct FreeSearch {
     pool: u32,
     first: u32,
     found: u32,
+    /// 1: the flow table has a connection from the port.
+    has_entry: u32,
 }
 
 impl<T: Tables> Step<T> for FreeSearch {
@@ -238,10 +235,12 @@ impl<T: Tables> Step<T> for FreeSearch {
         }
         let position = word * PORTS_PER_WORD + free.trailing_zeros();
         set_source(tables, settings, position);
-        if is_in_use(tables.inspect(self.pool, position)) {
+        let seen = tables.inspect(self.pool, position);
+        if is_in_use(seen) {
             return false;
         }
         self.found = position;
+        self.has_entry = u32::from(seen & NO_ENTRY == 0);
         true
     }
 }
@@ -397,6 +396,8 @@ impl<T: Tables> Step<T> for UsedSearch {
 const IDLE_MASK: u64 = HALF_OPEN - 1;
 const HALF_OPEN: u64 = 1 << 61;
 const NOT_IN_USE: u64 = 1 << 62;
+/// No connection is in the flow table.
+const NO_ENTRY: u64 = 1 << 63;
 
 #[inline(always)]
 fn is_in_use(seen: u64) -> bool {
@@ -412,20 +413,15 @@ pub fn inspect<T: Tables>(tables: &T, pool: u32, position: u32) -> u64 {
     };
     let pending = &mut scratch.pending;
     let now = tables.now_ns();
-    pending.was_used = 1;
-    let mut is_handshake = false;
     if let Some(handshake) = handshake_from(tables, settings, pool, position)
         && handshake.translated.is(&pending.translated)
+        && is_pending(&handshake, settings, now)
     {
-        if is_pending(&handshake, settings, now) {
-            return HALF_OPEN | now.saturating_sub(handshake.syn_ns) & IDLE_MASK;
-        }
-        is_handshake = true;
+        return HALF_OPEN | now.saturating_sub(handshake.syn_ns) & IDLE_MASK;
     }
     pending.reply_key = pending.translated.reversed();
     let Some(holder) = tables.established(&pending.reply_key) else {
-        pending.was_used = is_handshake.into();
-        return NOT_IN_USE | IDLE_MASK;
+        return NOT_IN_USE | NO_ENTRY | IDLE_MASK;
     };
     pending.request_key = holder.translated.reversed();
     let reverse = tables
@@ -439,9 +435,15 @@ pub fn inspect<T: Tables>(tables: &T, pool: u32, position: u32) -> u64 {
     idle_ns
 }
 
-/// Supersedes the last holder of the pending connection's port.
+/// Supersedes the last holder of the pending connection's port. `has_entry`: it may be in the flow table.
 #[inline(never)]
-fn supersede<T: Tables>(tables: &T, settings: &Settings, pool: u32, position: u32) -> u32 {
+fn supersede<T: Tables>(
+    tables: &T,
+    settings: &Settings,
+    pool: u32,
+    position: u32,
+    has_entry: bool,
+) -> u32 {
     let Some(mut scratch) = tables.flow_scratch() else {
         return 0;
     };
@@ -453,6 +455,9 @@ fn supersede<T: Tables>(tables: &T, settings: &Settings, pool: u32, position: u3
             client::count(tables, false, &handshake.client.source);
         }
         handshake.backend = 0;
+    }
+    if !has_entry {
+        return 0;
     }
     pending.reply_key = pending.translated.reversed();
     let Some(mut holder) = tables.established(&pending.reply_key) else {
