@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
+use super::worker_path;
 use crate::config::{Config, Worker, WorkerOrigin};
 
 /// The changes, each as `service/worker`.
@@ -23,7 +24,7 @@ impl WorkerChanges {
                 .flat_map(|service| service.workers.iter().map(move |it| (service, it)))
                 .filter_map(|(service, worker)| {
                     let origin = config.origin(&service.name, &worker.name)?;
-                    let name = format!("{}/{}", service.name, worker.name);
+                    let name = worker_path(&service.name, &worker.name);
                     let is_its = origin.source == source;
                     is_its.then(|| (name, (worker.clone(), origin.clone())))
                 })

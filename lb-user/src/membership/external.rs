@@ -37,6 +37,18 @@ pub struct ExternalWorker {
     pub drain: Option<String>,
 }
 
+impl ExternalWorker {
+    /// Its name with that of its service, as in reports.
+    pub fn path(&self) -> String {
+        worker_path(&self.service, &self.name)
+    }
+}
+
+/// Returns `service/worker`.
+pub fn worker_path(service: &str, worker: &str) -> String {
+    format!("{service}/{worker}")
+}
+
 fn full_weight() -> u32 {
     100
 }
@@ -185,7 +197,7 @@ impl ExternalWorkers {
                         added += 1;
                     }
                     Err(reason) => left_out.push(AbsentWorker {
-                        what: format!("{}/{}", given.service, given.name),
+                        what: given.path(),
                         service: Some(given.service.clone()),
                         reason,
                     }),

@@ -18,6 +18,7 @@ pub use changes::WorkerChanges;
 pub use ejections::EjectionRecord;
 pub use external::{
     AbsentWorker, ComposedConfig, ExternalWorker, ExternalWorkers, WorkerList, parse_weight,
+    worker_path,
 };
 use lb_core::{MANAGER, NO_BACKEND};
 pub use liveness::LivenessRecord;

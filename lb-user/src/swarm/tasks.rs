@@ -10,12 +10,23 @@ use super::{
 };
 use crate::{
     heartbeat::check_name,
-    membership::{AbsentWorker, ExternalWorker, WorkerList},
+    membership::{AbsentWorker, ExternalWorker, WorkerList, worker_path},
 };
 
+/// The workers of a Swarm.
+#[derive(Debug, Clone, Default)]
+pub struct SwarmWorkers {
+    pub list: WorkerList,
+    /// The workers of the list whose nodes are down, as [`ExternalWorker::path`].
+    pub on_down_nodes: BTreeSet<String>,
+}
+
 /// Returns the workers of all services with labels of memlb.
-pub fn workers(state: &SwarmState) -> WorkerList {
-    let mut list = WorkerList::default();
+///
+/// `known` has the [`ExternalWorker::path`] of each worker of the former list. A task on a node that is down stays a worker if
+/// it was one: Swarm reports a node as down when it has not heard the node, and so also after Swarm's manager stood still.
+pub fn workers(state: &SwarmState, known: &BTreeSet<String>) -> SwarmWorkers {
+    let mut result = SwarmWorkers::default();
     let nodes = Nodes::new(&state.nodes);
     let mut services: Vec<&SwarmService> = state.services.iter().collect();
     services.sort_by_key(|it| &it.spec.name);
@@ -26,7 +37,7 @@ pub fn workers(state: &SwarmState) -> WorkerList {
         let labels = service.spec.labels.as_ref().unwrap_or(&none);
         match Labels::parse(labels) {
             None => {}
-            Some(Err(reason)) => list.absent.push(AbsentWorker {
+            Some(Err(reason)) => result.list.absent.push(AbsentWorker {
                 what: format!("service {}", service.spec.name),
                 service: labels.get("memlb.service").cloned(),
                 reason,
@@ -36,12 +47,13 @@ pub fn workers(state: &SwarmState) -> WorkerList {
                     service,
                     labels: &labels,
                     nodes: &nodes,
+                    known,
                 };
-                tasks.add(&state.tasks, &mut taken, &mut list);
+                tasks.add(&state.tasks, &mut taken, &mut result);
             }
         }
     }
-    list
+    result
 }
 
 /// The nodes by id, and the names that several have.
@@ -94,6 +106,7 @@ struct ServiceTasks<'a> {
     service: &'a SwarmService,
     labels: &'a Labels,
     nodes: &'a Nodes<'a>,
+    known: &'a BTreeSet<String>,
 }
 
 impl ServiceTasks<'_> {
@@ -101,14 +114,23 @@ impl ServiceTasks<'_> {
         &self,
         tasks: &[SwarmTask],
         taken: &mut BTreeMap<(String, String), String>,
-        list: &mut WorkerList,
+        result: &mut SwarmWorkers,
     ) {
+        let list = &mut result.list;
         let mut tasks: Vec<&SwarmTask> = tasks
             .iter()
             .filter(|it| it.service_id == self.service.id)
             .collect();
-        // Of two tasks on a node, one that stays comes before one that leaves, and an older one before a newer one.
-        tasks.sort_by_key(|it| (it.is_leaving(), &it.created_at, &it.id));
+        // Of two tasks of a node's name, one that stays comes before one that leaves, one of a present node before one of a
+        // node that is down, and an older one before a newer one.
+        tasks.sort_by_key(|it| {
+            (
+                it.is_leaving(),
+                self.is_on_down_node(it),
+                &it.created_at,
+                &it.id,
+            )
+        });
         for task in tasks {
             let worker = match self.worker(task) {
                 Ok(Some(worker)) => worker,
@@ -122,10 +144,13 @@ impl ServiceTasks<'_> {
             match taken.get(&key) {
                 None => {
                     taken.insert(key, self.name_of(task));
+                    if self.is_on_down_node(task) {
+                        result.on_down_nodes.insert(worker.path());
+                    }
                     list.workers.push(worker);
                 }
                 // The other task replaces it.
-                Some(_) if task.is_leaving() => {}
+                Some(_) if task.is_leaving() || self.is_on_down_node(task) => {}
                 Some(other) => list.absent.push(self.absent(
                     task,
                     format!(
@@ -150,7 +175,7 @@ impl ServiceTasks<'_> {
         let node = self.nodes.by_id.get(task.node_id.as_str());
         let node = node.ok_or("its node is no longer among Swarm's nodes")?;
         let name = node.name();
-        if node.is_down() {
+        if node.is_down() && !self.is_kept(task, node) {
             return Err(format!(
                 "Swarm reports its node {name} as {}",
                 node.status.state
@@ -192,6 +217,18 @@ impl ServiceTasks<'_> {
             weight: self.labels.weight,
             drain,
         }))
+    }
+
+    fn is_on_down_node(&self, task: &SwarmTask) -> bool {
+        let node = self.nodes.by_id.get(task.node_id.as_str());
+        node.is_some_and(|it| it.is_down())
+    }
+
+    /// Whether the task stays a worker while its node is down. Swarm stops the tasks of a node after it reports the node as
+    /// down; until then only the agent decides.
+    fn is_kept(&self, task: &SwarmTask, node: &Node) -> bool {
+        let path = worker_path(&self.labels.service, node.name());
+        !task.is_leaving() && node.spec.availability != "drain" && self.known.contains(&path)
     }
 
     /// Returns the node's port at which the task serves.

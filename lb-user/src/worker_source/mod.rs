@@ -3,7 +3,10 @@
 
 mod file;
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
 
 use anyhow::Result;
 use tracing::{info, warn};
@@ -13,6 +16,7 @@ pub use file::{read, watch};
 use crate::{
     control::{ClientError, ControlClient, Request, WorkersReply},
     membership::WorkerList,
+    status::Status,
 };
 
 /// How often an unchanged list is sent again, so that the manager knows that the source is alive.
@@ -87,6 +91,18 @@ impl SourceClient {
                 self.log_problem(error.to_string());
             }
         }
+    }
+
+    /// Returns the [`crate::membership::ExternalWorker::path`] of each worker that the manager has from this source.
+    ///
+    /// # Errors
+    ///
+    /// No manager answers.
+    pub async fn workers(&self) -> Result<BTreeSet<String>, ClientError> {
+        let status: Status = self.client.request(&Request::Status).await?;
+        let mut sources = status.sources.into_iter();
+        let own = sources.find(|it| it.name == self.name);
+        Ok(own.into_iter().flat_map(|it| it.workers).collect())
     }
 
     /// Sends the list once.

@@ -45,14 +45,27 @@ fn port(mode: &str, target: u16, published: u16) -> Value {
 
 /// The workers of three nodes, after a change of the answers.
 fn list(services: &[Value], tasks: &[Value], nodes: &[Value]) -> WorkerList {
+    let found = list_after(&[], services, tasks, nodes);
+    assert!(found.on_down_nodes.is_empty());
+    found.list
+}
+
+/// The workers of three nodes, after a list that had the workers `known`.
+fn list_after(
+    known: &[&str],
+    services: &[Value],
+    tasks: &[Value],
+    nodes: &[Value],
+) -> SwarmWorkers {
     fn parse<T: serde::de::DeserializeOwned>(values: &[Value]) -> Vec<T> {
         serde_json::from_value(values.into()).unwrap()
     }
-    workers(&SwarmState {
+    let state = SwarmState {
         services: parse(services),
         nodes: parse(nodes),
         tasks: parse(tasks),
-    })
+    };
+    workers(&state, &known.iter().map(|it| (*it).to_owned()).collect())
 }
 
 /// A service with the network `host` at nodes 1 and 2, and one with a published port at node 3.
@@ -152,6 +165,55 @@ fn nodes_exist_until_swarm_reports_them_down() {
         reasons(&now),
         ["task shop.2 on node2: Swarm reports its node node2 as down"]
     );
+}
+
+#[test]
+fn a_worker_stays_on_a_node_that_is_down() {
+    let (services, mut tasks, mut nodes) = usual();
+    nodes[1]["Status"]["State"] = "down".into();
+    nodes[2]["Status"]["State"] = "disconnected".into();
+    let after = |known: &[&str], tasks: &[Value], nodes: &[Value]| {
+        let found = list_after(known, &services, tasks, nodes);
+        let kept: Vec<String> = found.on_down_nodes.iter().cloned().collect();
+        (shown(&found.list), kept, reasons(&found.list))
+    };
+    let (now, kept, absent) = after(&["web/node2", "search/node3"], &tasks, &nodes);
+    assert_eq!(
+        now,
+        [
+            "search/node3 10.99.0.3:8082 100",
+            "web/node1 10.99.0.1:8081 50",
+            "web/node2 10.99.0.2:8081 50",
+        ]
+    );
+    assert_eq!(kept, ["search/node3", "web/node2"]);
+    assert_eq!(absent, [""; 0]);
+
+    // A worker of another service does not keep it.
+    let (now, kept, absent) = after(&["search/node2"], &tasks, &nodes);
+    assert_eq!(now, ["web/node1 10.99.0.1:8081 50"]);
+    assert_eq!(kept, [""; 0]);
+    assert_eq!(
+        absent[1],
+        "task shop.2 on node2: Swarm reports its node node2 as down"
+    );
+
+    // Neither a task that Swarm stops, nor one on a drained node, stays.
+    tasks[1]["DesiredState"] = "shutdown".into();
+    nodes[2]["Spec"]["Availability"] = "drain".into();
+    let (now, kept, absent) = after(&["web/node2", "search/node3"], &tasks, &nodes);
+    assert_eq!(now, ["web/node1 10.99.0.1:8081 50"]);
+    assert_eq!((kept.len(), absent.len()), (0, 2));
+
+    // The node joined again: its task there takes the place.
+    tasks[1]["DesiredState"] = "running".into();
+    let mut again = node(4);
+    again["Description"]["Hostname"] = "node2".into();
+    nodes.push(again);
+    tasks.push(task("shop", 5, 4, &host(), &Value::Null));
+    let (now, kept, absent) = after(&["web/node2"], &tasks, &nodes);
+    assert_eq!(now[1..], ["web/node2 10.99.0.4:8081 50"]);
+    assert_eq!((kept.len(), absent.len()), (0, 1));
 }
 
 #[test]
