@@ -4,6 +4,7 @@
 
 use std::{
     env, fs,
+    net::Ipv4Addr,
     os::unix::fs::symlink,
     path::{Path, PathBuf},
     process::Command,
@@ -11,7 +12,8 @@ use std::{
 };
 
 use memlb_tests::{
-    Cluster, Node, Probe, Process, command::output, eventually, observe, root_test, wait_until,
+    Cluster, Namespace, Node, Probe, Process, cluster, command::output, eventually, observe,
+    root_test, wait_until,
 };
 use nix::sys::signal::Signal;
 use serde_json::Value;
@@ -24,6 +26,8 @@ const DOWN_AFTER: Duration = Duration::from_millis(2_500);
 const PORT: u16 = 8085;
 /// Names the agent's image.
 const AGENT_IMAGE: &str = "MEMLB_AGENT_IMAGE";
+/// The address of the second manager.
+const SECOND: Ipv4Addr = Ipv4Addr::new(192, 168, 56, 102);
 
 /// A Docker daemon as a machine of its own has it. Its process and all that it starts end with it.
 struct Daemon {
@@ -114,7 +118,78 @@ fn agent_image(directory: &Path, memlb: &Path) -> PathBuf {
     archive
 }
 
+/// A second memlb manager, without traffic, that follows the same Swarm.
+struct SecondManager {
+    control_socket: PathBuf,
+    _following: Process,
+    _manager: Process,
+    _node: Node,
+}
+
+impl SecondManager {
+    fn start(cluster: &Cluster, daemon: &Daemon, directory: &Path) -> Self {
+        let namespace = Namespace::create(format!("{}second", cluster.paths.prefix)).unwrap();
+        let node = cluster.topology.join(namespace, SECOND, "second").unwrap();
+        let home = directory.join("second");
+        fs::create_dir(&home).unwrap();
+        let (configuration, control_socket) = (home.join("memlb.toml"), home.join("manager.sock"));
+        let text = format!(
+            r#"
+            manager.interfaces = ["eth1"]
+            [[service]]
+            name = "web"
+            address = "{SECOND}:80"
+            fallback = "reject"
+            policy = "round_robin"
+            worker_sources = ["swarm"]
+            "#
+        );
+        fs::write(&configuration, text).unwrap();
+        let mut command = node.command(&cluster.binary);
+        command.args(["manager", "--config"]).arg(&configuration);
+        command.arg("--control-socket").arg(&control_socket);
+        command
+            .arg("--pin-path")
+            .arg(cluster.paths.pin_path.join("second"));
+        command.arg("--state-file").arg(home.join("operator.json"));
+        command.arg("--event-log").arg(home.join("events.jsonl"));
+        let log = home.join("manager.log");
+        let mut manager = Process::start("second memlb manager", &mut command, &log).unwrap();
+        manager.wait_for_log(LATE, "ready").unwrap();
+        let log = home.join("swarm.log");
+        Self {
+            _following: follow(&node, &cluster.binary, daemon, &control_socket, &log),
+            control_socket,
+            _manager: manager,
+            _node: node,
+        }
+    }
+}
+
+/// Starts `memlb swarm`.
+fn follow(node: &Node, memlb: &Path, daemon: &Daemon, manager: &Path, log: &Path) -> Process {
+    let mut command = node.command(memlb);
+    command
+        .args(["swarm", "--docker-socket"])
+        .arg(&daemon.socket);
+    command.arg("--control-socket").arg(manager);
+    Process::start("memlb swarm", &mut command, log).unwrap()
+}
+
+/// The name, address and state of each worker, sorted.
+fn described(control_socket: &Path) -> Vec<String> {
+    let status = cluster::status(control_socket).unwrap();
+    let backends = status["services"][0]["backends"].as_array().unwrap();
+    let workers = backends.iter().filter(|it| it["source"] == "swarm");
+    let mut workers: Vec<String> = workers
+        .map(|it| format!("{} {} {}", it["name"], it["address"], it["state"]))
+        .collect();
+    workers.sort();
+    workers
+}
+
 struct Swarm {
+    second: Option<SecondManager>,
     cluster: Cluster,
     daemons: Vec<Daemon>,
     following: Option<Process>,
@@ -142,6 +217,9 @@ impl Swarm {
             it.available_kb = vec![400 * 1024; 3];
             it.settings = settings.map(str::to_owned).into();
             it.authentication = (agents == Agents::Service).then_some("enforce");
+            if agents == Agents::Processes {
+                it.agent_arguments = vec!["--manager".to_owned(), format!("{SECOND}:9999")];
+            }
         });
         if agents == Agents::Processes {
             for index in 0..3 {
@@ -164,7 +242,10 @@ impl Swarm {
             let own = ["swarm", "join", "--advertise-addr", &daemon.address];
             daemon.docker(&[&own[..], &["--token", &token, &manager]].concat());
         }
+        let second = (agents == Agents::Processes)
+            .then(|| SecondManager::start(&cluster, &daemons[0], directory.path()));
         let mut swarm = Self {
+            second,
             cluster,
             daemons,
             following: None,
@@ -174,17 +255,33 @@ impl Swarm {
         swarm
     }
 
-    /// Starts `memlb swarm`.
+    /// Starts `memlb swarm` for the first manager.
     fn follow(&mut self) {
-        let mut command = self.cluster.topology.manager.command(&self.cluster.binary);
-        command
-            .args(["swarm", "--docker-socket"])
-            .arg(&self.daemons[0].socket);
-        command
-            .arg("--control-socket")
-            .arg(self.cluster.paths.control_socket());
-        let log = self.directory.path().join("swarm.log");
-        self.following = Some(Process::start("memlb swarm", &mut command, &log).unwrap());
+        let cluster = &self.cluster;
+        self.following = Some(follow(
+            &cluster.topology.manager,
+            &cluster.binary,
+            &self.daemons[0],
+            &cluster.paths.control_socket(),
+            &self.directory.path().join("swarm.log"),
+        ));
+    }
+
+    /// Waits until the second manager has the same workers as the first one, in the same states.
+    fn wait_for_second(&self, count: usize) {
+        let second = self.second.as_ref().unwrap();
+        let both = || {
+            let sockets = [&self.cluster.paths.control_socket(), &second.control_socket];
+            sockets.map(|it| described(it))
+        };
+        let result = wait_until(SOON, "both managers to have the same workers", || {
+            let [one, other] = both();
+            one.len() == count && one == other
+        });
+        match result {
+            Ok(took) => println!("both managers have {count} workers after {took:?}"),
+            Err(error) => panic!("{error}: {:?}", both()),
+        }
     }
 
     fn manage(&self, arguments: &[&str]) -> String {
@@ -312,6 +409,7 @@ fn swarm_tasks_are_added_and_removed_without_a_failed_connection() {
     let mut swarm = Swarm::start(Agents::Processes);
     swarm.create_shop();
     println!("created: up after {:?}", swarm.wait_for_up(&ALL, LATE));
+    swarm.wait_for_second(3);
     let backend = swarm.cluster.backend("worker2").unwrap();
     assert_eq!(backend["source"], "swarm");
     assert_eq!(
@@ -330,8 +428,10 @@ fn swarm_tasks_are_added_and_removed_without_a_failed_connection() {
     eventually(SOON, "one to be removed", || {
         swarm.workers("draining").is_empty()
     });
+    swarm.wait_for_second(2);
     swarm.manage(&["service", "scale", "--detach", "shop=3"]);
     println!("scaled up: up after {:?}", swarm.wait_for_up(&ALL, LATE));
+    swarm.wait_for_second(3);
     assert!(stopped("scaled down and up", probe).is_empty());
 
     let probe = swarm.probe();
@@ -379,6 +479,7 @@ fn swarm_tasks_are_added_and_removed_without_a_failed_connection() {
     swarm.manage(&["service", "rm", "shop"]);
     let gone = || swarm.workers("up").is_empty() && swarm.workers("draining").is_empty();
     eventually(SOON, "all workers to leave", gone);
+    swarm.wait_for_second(0);
 }
 
 #[root_test]
