@@ -623,7 +623,7 @@ fn a_denied_client_is_cut_off_until_it_is_allowed_again() {
     let within = denying(&cluster, &["remove", "192.168.56.10"]);
     expect_failure(&within, 2, &["as part of 192.168.56.0/28"]);
     let everybody = denying(&cluster, &["add", "0.0.0.0/0"]);
-    expect_failure(&everybody, 2, &["everybody"]);
+    expect_failure(&everybody, 2, &["every client"]);
     deny(&cluster, &["remove", "192.168.56.0/28", "2001:db8::/32"]);
     cluster.wait_for_page("Worker1", SOON).unwrap();
     assert_eq!(deny(&cluster, &["list"]), "no client is denied\n");
