@@ -505,7 +505,13 @@ fn the_agent_runs_from_its_image_on_every_node() {
     assert!(stopped("agents replaced", probe).is_empty());
 
     let probe = swarm.probe();
-    let agent = swarm.daemons[2].docker(&["ps", "--quiet", "--filter", "ancestor=memlb-agent"]);
+    let agent = swarm.daemons[2].docker(&[
+        "ps",
+        "--quiet",
+        "--latest",
+        "--filter",
+        "ancestor=memlb-agent",
+    ]);
     swarm.daemons[2].docker(&["kill", &agent]);
     swarm.wait_for_up(&["worker1", "worker2"], SOON);
     println!(
