@@ -52,7 +52,7 @@ fn balances_by_native_xdp_at_network_cards() {
     leaves_nothing_behind(cluster);
 }
 
-/// The cut-over of docs/coming-over.md, and the way back.
+/// The cut-over and the rollback of docs/switching-to-memlb.md.
 #[root_test]
 #[ignore = "takes IPVS, which the kernels of `cargo xtask kernels` have"]
 fn ipvs_keeps_its_connections_while_memlb_takes_over_and_leaves() {

@@ -1,4 +1,4 @@
-//! Migration from nginx, HAProxy or keepalived to memlb on one machine, and back, as in docs/coming-over.md.
+//! Migration from nginx, HAProxy or keepalived to memlb on one machine, and back, as in docs/switching-to-memlb.md.
 
 #![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
 
