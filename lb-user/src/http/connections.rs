@@ -14,13 +14,12 @@ use std::{
 };
 
 use axum::{
-    Router,
-    body::Body,
-    http::{Request, Response, StatusCode},
+    BoxError, Router,
+    body::{Body, Bytes, HttpBody},
+    http::{Method, Request, Response, StatusCode},
     response::IntoResponse,
 };
 use hyper::{
-    body::Incoming,
     server::conn::http1,
     service::{Service, service_fn},
 };
@@ -136,21 +135,29 @@ async fn listener_closed(client: TcpStream, slot: &ConnectionSlot) {
     }
 }
 
-async fn handle(
+async fn handle<B>(
     app: Router,
     slot: Arc<ConnectionSlot>,
-    request: Request<Incoming>,
-) -> Result<Response<Body>, Infallible> {
+    request: Request<B>,
+) -> Result<Response<Body>, Infallible>
+where
+    B: HttpBody<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
+{
     let path = request.uri().path();
     if slot.is_for_probes() && !health::is_probe(path) {
         let full = "too many connections: the server answers only health checks now";
         return Ok(HttpError::new(StatusCode::SERVICE_UNAVAILABLE, full).into_response());
     }
-    slot.set_stage(match path.ends_with(events::ROUTE) {
+    let may_listen = request.method() == Method::GET && path.ends_with(events::ROUTE);
+    slot.set_stage(Stage::Serving);
+    let Ok(response) = TowerToHyperService::new(app).call(request).await;
+    // There may be nothing at this path, or too many listeners.
+    let listens = may_listen && response.status() == StatusCode::OK;
+    slot.set_stage(match listens {
         true => Stage::Streaming,
-        false => Stage::Serving,
+        false => Stage::Idle,
     });
-    TowerToHyperService::new(app).call(request).await
+    Ok(response)
 }
 
 #[cfg(test)]
@@ -221,6 +228,41 @@ mod tests {
                     assert!(answer.starts_with("HTTP/1.0 200"), "{path}: {answer:?}");
                 }
             }
+        }
+    }
+
+    #[tokio::test]
+    async fn any_number_of_answered_clients_delays_no_other_client() {
+        let address = start().await;
+        let mut held = Vec::new();
+        for number in 1..=200 {
+            let request = "GET /events/stream HTTP/1.1\r\nHost: localhost\r\n\r\n";
+            let mut stream = connect(address, request).await;
+            // 404.
+            stream.read_u8().await.unwrap();
+            held.push(stream);
+            if number % 20 == 0 {
+                let mut other = connect(address, "GET /metrics HTTP/1.0\r\n\r\n").await;
+                let answer = answer_of(&mut other).await;
+                assert!(answer.starts_with("HTTP/1.0 200"), "{number}: {answer:?}");
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn only_a_listener_keeps_its_slot_for_as_long_as_it_likes() {
+        let app = Router::new().route("/api/v1/events/stream", get(|| async { "data:" }));
+        let slots = ConnectionSlots::default();
+        for (method, path, streams) in [
+            (Method::GET, "/api/v1/events/stream", true),
+            (Method::HEAD, "/api/v1/events/stream", false),
+            (Method::GET, "/events/stream", false),
+        ] {
+            let slot = slots.acquire(Ipv6Addr::LOCALHOST.into());
+            let request = Request::builder().method(method).uri(path);
+            let request = request.body(Body::empty()).unwrap();
+            handle(app.clone(), slot.clone(), request).await.unwrap();
+            assert_eq!(slot.is_streaming(), streams, "{path}");
         }
     }
 }

@@ -23,7 +23,7 @@ const PROBE_SLOTS: usize = 8;
 /// The number of connections from which clients get a short timeout.
 const SHORT_TIMEOUT_FROM: usize = SLOTS / 2;
 
-/// A connection whose response takes longer than this counts as idle.
+/// A connection whose request takes longer than this counts as idle.
 const SERVING_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The slots of all connections.
@@ -51,7 +51,7 @@ pub struct ConnectionSlot {
 /// The state of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stage {
-    /// It waits for a request.
+    /// It waits for a request, or its client receives the response.
     Idle,
     Serving,
     /// It streams events.
