@@ -146,11 +146,13 @@ fn check_reads_the_keys_of_this_machine() {
     fs::create_dir(&keys).unwrap();
     fs::set_permissions(&keys, fs::Permissions::from_mode(0o700)).unwrap();
     let (key, _) = keygen("worker1");
+    let stray = keys.join("worker2.key~");
+    fs::copy(&key, &stray).unwrap();
     let without = check();
-    assert!(
-        without.contains("there is no key of worker2 at"),
-        "{without}"
-    );
+    for part in ["there is no key of worker2 at", "not read as keys in"] {
+        assert!(without.contains(part), "{part}: {without}");
+    }
+    fs::remove_file(stray).unwrap();
     keygen("worker2");
     assert_eq!(check(), "");
 

@@ -129,27 +129,29 @@ fn unusable(error: &anyhow::Error) -> String {
     }
 }
 
-/// Returns a warning of unauthenticated heartbeats, or of the workers' keys, as this user on this machine sees them.
-fn authentication(config: &Config) -> Option<String> {
+/// Returns warnings of unauthenticated heartbeats, or of the workers' keys, as this user on this machine sees them.
+fn authentication(config: &Config) -> Vec<String> {
     let HeartbeatSettings {
         authentication,
         keys: path,
     } = &config.heartbeats;
     if *authentication == Authentication::Off {
         let listen = config.manager.heartbeat_listen;
-        return (!listen.ip().is_loopback()).then(|| {
+        let warning = (!listen.ip().is_loopback()).then(|| {
             format!(
                 "heartbeats.authentication is \"off\": everyone who can reach UDP {listen} can steer connections; \
                  make keys with memlb keygen and set \"enforce\", or keep the port to a trusted network"
             )
         });
+        return warning.into_iter().collect();
     }
     let keys = match keys::read_keys(path) {
         Ok(keys) => keys,
-        Err(error) => return Some(unusable(&error)),
+        Err(error) => return vec![unusable(&error)],
     };
-    // A missing key matters more than a superfluous one.
-    without_key(config, &keys).or_else(|| keys.warning(path))
+    // A file that was not read may be the missing key.
+    let warnings = without_key(config, &keys).into_iter();
+    warnings.chain(keys.warning(path)).collect()
 }
 
 /// Says which workers have no key.
