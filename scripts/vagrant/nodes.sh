@@ -1,7 +1,7 @@
 # shellcheck shell=bash
 # How smoke.sh reaches the virtual machines.
 
-# Asks for a page as a client would: this host is on the lab's network.
+# Requests a page as a client: this host is on the lab's network.
 client() {
     curl --silent --max-time 1 "$@"
 }
@@ -10,7 +10,7 @@ show_status() {
     on manager sudo memlb status
 }
 
-# Cuts a worker off without a word; vagrant's own connection takes another way.
+# Cuts the link of a worker. Vagrant's own connection uses another interface.
 cut_off() {
     on "$1" sudo ip link set eth1 down
 }

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Installs memlb's package and starts its service. Usage: memlb.sh manager|worker PACKAGE MANAGER
 #
-# PACKAGE is the file that `cargo xtask package` has made, MANAGER the manager's address. With DESTDIR
-# set, everything is only put below that directory, and no service is started.
+# PACKAGE is the file that `cargo xtask package` made, MANAGER the manager's address. With DESTDIR, the script installs
+# the files below that directory only, and starts no service.
 set -euo pipefail
 
 role=$1
@@ -13,7 +13,7 @@ root=${DESTDIR:-}
 if [[ -n $root ]]; then
     dpkg-deb --extract "$package" "$root"
 else
-    # Again, if the same version was built again; a package for a newer Debian is refused here.
+    # --reinstall, in case the same version was built again. apt refuses a package for a newer Debian.
     DEBIAN_FRONTEND=noninteractive apt-get install --yes --quiet --reinstall \
         --option=Dpkg::Options::=--force-confold "$package"
 fi
@@ -21,7 +21,7 @@ fi
 case $role in
 manager)
     unit=memlb-manager.service
-    # The package's configuration is this very lab.
+    # The package's configuration is that of this lab.
     "$root/usr/bin/memlb" check "$root/etc/memlb/memlb.toml"
     ;;
 worker)

@@ -23,8 +23,8 @@ apache() {
     if ! docker config inspect "page-$node" >/dev/null 2>&1; then
         printf '%s\n' "$page" | docker config create "page-$node" -
     fi
-    # Published on the node itself: Swarm's own balancing would be in the way.
-    # Detached: the workers have yet to join.
+    # Published on the node itself, not by Swarm's routing mesh.
+    # Detached, because the workers have not joined yet.
     docker service create --detach --name "web-$node" \
         --constraint "node.hostname==$node" \
         --publish "mode=host,published=$port,target=80" \
