@@ -1,6 +1,7 @@
 //! Receives peers' frames: verifies, translates, writes to the tables, acknowledges.
 
 use std::{
+    collections::VecDeque,
     convert::Infallible,
     net::SocketAddr,
     sync::Arc,
@@ -11,7 +12,7 @@ use lb_common::maps::{Admission, FlowRecord};
 use tokio::{
     io::AsyncWriteExt,
     net::{TcpListener, TcpStream, tcp::OwnedWriteHalf},
-    sync::{Semaphore, mpsc, watch},
+    sync::{mpsc, oneshot, watch},
     task::{JoinSet, yield_now},
     time::{sleep, timeout},
 };
@@ -28,7 +29,7 @@ use super::{
     wire::{FrameSigner, Hello, Message, PeerRefusal, Record, Resync, Scope},
 };
 
-/// The most connections that have not sent their hello.
+/// The most connections that have not sent their hello. A further one displaces the oldest: the peer sends its hello at once.
 const MAX_PENDING_HELLOS: usize = 16;
 
 /// How long a peer may send nothing: it sends a ping every 200 ms.
@@ -46,7 +47,7 @@ const UNHEARD_REQUESTS: u32 = 40;
 
 /// Accepts connections; never returns.
 pub async fn serve(hub: Arc<Hub>, listener: TcpListener, orders: mpsc::Sender<ReceivedOrders>) {
-    let pending = Arc::new(Semaphore::new(MAX_PENDING_HELLOS));
+    let mut pending: VecDeque<oneshot::Sender<Infallible>> = VecDeque::new();
     let mut sessions = JoinSet::new();
     loop {
         // Reap the sessions that have ended.
@@ -59,14 +60,20 @@ pub async fn serve(hub: Arc<Hub>, listener: TcpListener, orders: mpsc::Sender<Re
                 continue;
             }
         };
-        let Ok(permit) = pending.clone().try_acquire_owned() else {
-            refuse(&hub, from, &PeerRefusal::TooMany);
-            continue;
-        };
+        pending.retain(|it| !it.is_closed());
+        if pending.len() == MAX_PENDING_HELLOS {
+            pending.pop_front();
+        }
+        let (displace, displaced) = oneshot::channel();
+        pending.push_back(displace);
         let (hub, orders) = (hub.clone(), orders.clone());
         sessions.spawn(async move {
-            let accepted = accept(&hub, stream).await;
-            drop(permit);
+            let accepted = tokio::select! {
+                biased;
+                accepted = accept(&hub, stream) => accepted,
+                // The sender is dropped; it never sends.
+                _ = displaced => Err(PeerRefusal::TooMany.into()),
+            };
             match accepted {
                 Ok((peer, session)) => receive(&hub, peer, session, orders).await,
                 Err(SessionError::Refused(refusal)) => refuse(&hub, from, &refusal),

@@ -488,6 +488,19 @@ async fn forged_repeated_and_cut_frames_change_nothing_and_are_counted() {
 }
 
 #[tokio::test]
+async fn connections_without_hello_keep_no_peer_out() {
+    let (one, other) = pair().await;
+    let address = other.hub.remote(0).settings.address;
+    let mut silent = Vec::new();
+    for _ in 0..40 {
+        silent.push(TcpStream::connect(address).await.unwrap());
+    }
+    let (_, _, answer) = hello_to(address, "manager2", 5).await;
+    assert!(!answer.is_empty(), "the peer is refused");
+    assert!(one.refused("too_many") > 0);
+}
+
+#[tokio::test]
 async fn a_manager_of_another_protocol_gets_the_reason_of_no_session() {
     let listener = listen().await;
     let address = listener.local_addr().unwrap();

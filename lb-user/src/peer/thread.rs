@@ -3,12 +3,17 @@
 use std::{
     io,
     net::{SocketAddr, TcpListener},
+    os::fd::{AsRawFd, OwnedFd},
     path::Path,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result};
+use nix::sys::socket::{
+    AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, bind, listen, setsockopt, socket,
+    sockopt::ReuseAddr,
+};
 use tokio::{
     sync::{mpsc, watch},
     time::{MissedTickBehavior, interval},
@@ -43,13 +48,15 @@ const CHECK: Duration = Duration::from_millis(100);
 /// The socket at which peers connect.
 #[derive(Debug)]
 pub struct PeerListener {
-    listener: TcpListener,
+    /// Does not listen before the replication starts: until then, the kernel refuses connections, which nobody would answer.
+    socket: OwnedFd,
+    address: SocketAddr,
     peers: Peers,
     name: String,
 }
 
 impl PeerListener {
-    /// Reads the keys of the configured peers, and listens; `None` without a peer.
+    /// Reads the keys of the configured peers, and binds the socket; `None` without a peer.
     ///
     /// # Errors
     ///
@@ -61,12 +68,10 @@ impl PeerListener {
         let peers = read_peers(config)?;
         let address = config.manager.peer_listen;
         let address = address.context("a [[peer]] needs manager.peer_listen")?;
-        let listener = TcpListener::bind(address).map_err(|error| bind_error(address, &error))?;
-        listener
-            .set_nonblocking(true)
-            .context("make the peers' socket non-blocking")?;
+        let socket = bound_socket(address);
         Ok(Some(Self {
-            listener,
+            socket: socket.map_err(|error| bind_error(address, error))?,
+            address,
             peers: Peers::new(peers),
             name: config.manager.own_name()?,
         }))
@@ -88,10 +93,8 @@ impl PeerListener {
     /// There are too many open files.
     pub fn try_clone(&self) -> Result<Self> {
         Ok(Self {
-            listener: self
-                .listener
-                .try_clone()
-                .context("clone the peers' socket")?,
+            socket: self.socket.try_clone().context("clone the peers' socket")?,
+            address: self.address,
             peers: self.peers.clone(),
             name: self.name.clone(),
         })
@@ -115,7 +118,20 @@ pub fn read_peers(config: &Config) -> Result<Vec<PeerSettings>> {
     config.peers.iter().map(settings).collect()
 }
 
-fn bind_error(address: SocketAddr, error: &io::Error) -> anyhow::Error {
+fn bound_socket(address: SocketAddr) -> nix::Result<OwnedFd> {
+    let family = match address {
+        SocketAddr::V4(_) => AddressFamily::Inet,
+        SocketAddr::V6(_) => AddressFamily::Inet6,
+    };
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let socket = socket(family, SockType::Stream, flags, None)?;
+    setsockopt(&socket, ReuseAddr, &true)?;
+    bind(socket.as_raw_fd(), &SockaddrStorage::from(address))?;
+    Ok(socket)
+}
+
+fn bind_error(address: SocketAddr, error: nix::Error) -> anyhow::Error {
+    let error = io::Error::from(error);
     let hint = match error.kind() {
         io::ErrorKind::AddrInUse => format!("; {}", tcp_holder(address).in_use()),
         io::ErrorKind::AddrNotAvailable => "; this machine does not have that address".to_owned(),
@@ -156,17 +172,19 @@ impl Replication {
     }
 }
 
-/// Starts the replication in a thread of its own, which ends when the result is dropped. The thread also runs `orders`, the
+/// Listens for peers, and starts the replication in a thread of its own, which ends when the result is dropped. The thread also runs `orders`, the
 /// manager's task that records its orders in the exchange and applies those of peers.
 ///
 /// # Errors
 ///
-/// Says why the thread cannot be started.
+/// Says why the address or the thread cannot be used.
 pub fn start(
     listener: PeerListener,
     replication: Replication,
     orders: impl Future<Output = ()> + Send + 'static,
 ) -> Result<RuntimeThread> {
+    listen(&listener.socket, Backlog::MAXCONN)
+        .map_err(|error| bind_error(listener.address, error))?;
     let run = || async {
         tokio::join!(run(listener, replication), orders);
     };
@@ -175,15 +193,17 @@ pub fn start(
 
 async fn run(listener: PeerListener, replication: Replication) {
     let PeerListener {
-        listener,
+        socket,
         peers,
         name,
+        ..
     } = listener;
     let own = LocalManager {
         name,
         epoch: now_ms(),
         refresh: REFRESH,
     };
+    let listener = TcpListener::from(socket);
     let listener = match tokio::net::TcpListener::from_std(listener) {
         Ok(listener) => listener,
         Err(error) => return error!("listen for peers: {error}"),
