@@ -27,6 +27,8 @@ use crate::{
 
 /// What [`crate::load::Server`] takes for "answer, and wait for more".
 const ASK: &[u8] = b"w";
+/// The same for "answer, and end the connection".
+const ASK_LAST: &[u8] = b"f";
 /// How long a connection may go without the answer it waits for.
 const PATIENCE: Duration = Duration::from_secs(15);
 
@@ -125,6 +127,8 @@ impl Listener {
 const LIFE: u32 = 3;
 const INTERVAL: Duration = Duration::from_secs(1);
 const EVENTS: usize = 1024;
+/// After so many new connections the client looks what has become of earlier ones, also when it is late.
+const BATCH: u64 = 32;
 
 /// A connection that has come to its end.
 #[derive(Debug, Clone, Copy)]
@@ -138,7 +142,9 @@ pub struct Record {
     pub failure: Option<ErrorKind>,
 }
 
-/// A client that opens connections at a rate, each of which lives for some seconds and asks once a second.
+/// A client that opens connections at a rate, each of which lives for some seconds and asks once a second. Their workers end
+/// them: a client that ends first keeps each port in TIME_WAIT for a minute, and when half of its ports are kept, Linux takes
+/// milliseconds to find another one.
 #[derive(Debug)]
 pub struct Turnover {
     stop: Arc<AtomicBool>,
@@ -267,6 +273,13 @@ struct Rotation {
     next: u64,
 }
 
+/// What an event has changed.
+enum Progress {
+    None,
+    Answered,
+    Ended,
+}
+
 struct Open {
     socket: Socket,
     number: u64,
@@ -293,9 +306,10 @@ impl Rotation {
         let begun = Instant::now();
         loop {
             let stopped = stop.load(Ordering::Relaxed);
-            let due = begun.elapsed().as_secs_f64() * f64::from(per_second);
-            while !stopped && (self.next as f64) < due {
-                self.start();
+            let due = (begun.elapsed().as_secs_f64() * f64::from(per_second)) as u64;
+            if !stopped {
+                let late = due.saturating_sub(self.next);
+                (0..late.min(BATCH)).for_each(|_| self.start());
             }
             if stopped && self.connections.iter().all(Option::is_none) {
                 return Ok(self.records);
@@ -364,9 +378,11 @@ impl Rotation {
                 continue;
             };
             match open.advance(now) {
-                Ok(false) => {}
-                Ok(true) if open.asked > LIFE => self.end(slot, None),
-                Ok(true) => self.to_ask.push_back((now + INTERVAL, slot, open.number)),
+                Ok(Progress::None) => {}
+                Ok(Progress::Answered) => {
+                    self.to_ask.push_back((now + INTERVAL, slot, open.number));
+                }
+                Ok(Progress::Ended) => self.end(slot, None),
                 Err(error) => self.end(slot, Some(error.kind())),
             }
         }
@@ -415,42 +431,50 @@ impl Rotation {
 }
 
 impl Open {
-    /// Goes on after an event. Returns whether an answer is complete.
-    fn advance(&mut self, now: Instant) -> io::Result<bool> {
+    /// Goes on after an event.
+    fn advance(&mut self, now: Instant) -> io::Result<Progress> {
         if self.record.established.is_none() {
             if let Some(error) = self.socket.take_error()? {
                 return Err(error);
             }
             self.record.established = Some(now);
             self.ask()?;
-            return Ok(false);
+            return Ok(Progress::None);
         }
         let mut answer = [0; ANSWER_BYTES];
         loop {
             match self.socket.read(&mut answer) {
+                Ok(0) if self.is_last() && self.missing == 0 => return Ok(Progress::Ended),
                 Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
                 Ok(length) if length < self.missing => self.missing -= length,
                 Ok(_) => {
                     self.missing = 0;
                     self.record.answered.get_or_insert(now);
-                    return Ok(true);
+                    if !self.is_last() {
+                        return Ok(Progress::Answered);
+                    }
                 }
-                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(false),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(Progress::None),
                 Err(error) => return Err(error),
             }
         }
     }
 
     fn ask(&mut self) -> io::Result<()> {
-        self.socket.write_all(ASK)?;
-        self.record.ended = Instant::now();
         self.asked += 1;
+        self.socket
+            .write_all(if self.is_last() { ASK_LAST } else { ASK })?;
+        self.record.ended = Instant::now();
         self.missing = ANSWER_BYTES;
         Ok(())
     }
 
+    fn is_last(&self) -> bool {
+        self.asked > LIFE
+    }
+
     fn is_waiting(&self) -> bool {
-        self.record.established.is_none() || self.missing > 0
+        self.record.established.is_none() || self.missing > 0 || self.is_last()
     }
 
     fn waits_since(&self) -> Instant {
