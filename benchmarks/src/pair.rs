@@ -15,7 +15,7 @@ use memlb_tests::{
 };
 use serde::Serialize;
 
-use super::{processor, table::Table};
+use super::{machine::ProcessorTime, processor, table::Table};
 use xtask::{interrupt::Interrupt, packages::Tool, tools, workspace::say};
 
 pub const TOOLS: &[Tool] = tools! {
@@ -60,8 +60,9 @@ struct ReplicationCost {
     failed: u64,
     skipped: u64,
     records_sent: u64,
-    lag_p50_ms: f64,
-    lag_p99_ms: f64,
+    lag: Option<Lag>,
+    /// The hypervisor's share of the time.
+    stolen_percent: f64,
 }
 
 /// The fate of connections when the active manager's machine was cut off.
@@ -74,6 +75,15 @@ pub struct Crash {
     old_lost: usize,
     oldest_lost_ms: f64,
     new_connection_ms: f64,
+    /// Before the crash, if anything replicates.
+    lag: Option<Lag>,
+}
+
+/// The time until the other manager knows a connection: the median and the 99th percentile.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct Lag {
+    pub p50_ms: f64,
+    pub p99_ms: f64,
 }
 
 /// Measures everything with and without peers.
@@ -124,18 +134,13 @@ fn cost(pair: &Pair, rate: u32, duration: Duration) -> Result<ReplicationCost> {
         stop: &stop,
     };
     let used = || -> Result<[Duration; 2]> { Ok([used(pair, 0)?, used(pair, 1)?]) };
+    let machine = ProcessorTime::now();
     let (began, before) = (Instant::now(), used()?);
     let tally = open_at_rate(&pair.network.client, load, rate, duration)?;
     let after = used()?;
     let seconds = began.elapsed().as_secs_f64();
     let share = |index: usize| (after[index] - before[index]).as_secs_f64() / seconds;
     let peers = pair.options().peers;
-    let figure = |name: &str| -> Result<u64> {
-        match peers {
-            true => Ok(pair.managers[0].peer(name)?.as_u64().unwrap_or_default()),
-            false => Ok(0),
-        }
-    };
     Ok(ReplicationCost {
         rate,
         peers,
@@ -144,10 +149,40 @@ fn cost(pair: &Pair, rate: u32, duration: Duration) -> Result<ReplicationCost> {
         connections: tally.attempts,
         failed: tally.failed(),
         skipped: tally.skipped,
-        records_sent: figure("records_sent")?,
-        lag_p50_ms: figure("lag_p50_us")? as f64 / 1e3,
-        lag_p99_ms: figure("lag_p99_us")? as f64 / 1e3,
+        records_sent: match peers {
+            true => figure(pair, "records_sent")?,
+            false => 0,
+        },
+        lag: Lag::of(pair)?,
+        stolen_percent: machine.stolen_percent_since(),
     })
+}
+
+fn figure(pair: &Pair, name: &str) -> Result<u64> {
+    let figure = pair.managers[0].peer(name)?;
+    Ok(figure.as_u64().unwrap_or_default())
+}
+
+impl Lag {
+    /// Returns what the first manager has measured, until the acknowledgement; `None` without peers.
+    ///
+    /// # Errors
+    /// The manager does not answer.
+    pub fn of(pair: &Pair) -> Result<Option<Self>> {
+        if !pair.options().peers {
+            return Ok(None);
+        }
+        Ok(Some(Self {
+            p50_ms: figure(pair, "lag_p50_us")? as f64 / 1e3,
+            p99_ms: figure(pair, "lag_p99_us")? as f64 / 1e3,
+        }))
+    }
+
+    fn columns(lag: Option<Self>) -> [String; 2] {
+        let text =
+            |of: fn(Self) -> f64| lag.map_or("–".to_owned(), |it| format!("{:.1} ms", of(it)));
+        [text(|it| it.p50_ms), text(|it| it.p99_ms)]
+    }
 }
 
 fn used(pair: &Pair, index: usize) -> Result<Duration> {
@@ -157,32 +192,38 @@ fn used(pair: &Pair, index: usize) -> Result<Duration> {
 
 fn crash(pair: Pair) -> Result<Crash> {
     let peers = pair.options().peers;
-    Crash::of(&pair.network, TURNOVER, peers, || Ok(()))
+    let lag = || Lag::of(&pair);
+    Crash::of(&pair.network, TURNOVER, peers, lag, || Ok(()))
 }
 
 impl Crash {
-    pub const COLUMNS: [&str; 7] = [
+    pub const COLUMNS: [&str; 9] = [
         "crash",
         "open",
         "lost",
         "older than 1 s",
         "lost",
         "oldest lost",
+        "lag p50",
+        "lag p99",
         "new after",
     ];
 
-    /// Cuts the first manager off while clients open `per_second` connections, and moves the addresses by `moves`.
+    /// Cuts the first manager off while clients open `per_second` connections, and moves the addresses by `moves`. `lag`
+    /// measures the lag before.
     ///
     /// # Errors
-    /// `moves` or the client failed.
+    /// `lag`, `moves` or the client failed.
     pub fn of(
         network: &PairNetwork,
         per_second: u32,
         peers: bool,
+        lag: impl FnOnce() -> Result<Option<Lag>>,
         moves: impl FnOnce() -> Result<()>,
     ) -> Result<Self> {
         let turnover = Turnover::start(&network.client, per_second)?;
         thread::sleep(BEFORE_CRASH);
+        let lag = lag()?;
         network.cut_off(0)?;
         let event = Instant::now();
         moves()?;
@@ -202,11 +243,13 @@ impl Crash {
             new_connection_ms: report
                 .first_answer_after(event)
                 .map_or(f64::INFINITY, milliseconds),
+            lag,
         })
     }
 
     /// Returns the row of a table with [`Self::COLUMNS`].
-    pub fn row(&self, who: String) -> [String; 7] {
+    pub fn row(&self, who: String) -> [String; 9] {
+        let [half, most] = Lag::columns(self.lag);
         [
             who,
             self.open.to_string(),
@@ -214,6 +257,8 @@ impl Crash {
             self.old.to_string(),
             self.old_lost.to_string(),
             format!("{:.1} ms", self.oldest_lost_ms),
+            half,
+            most,
             format!("{:.0} ms", self.new_connection_ms),
         ]
     }
@@ -259,13 +304,12 @@ impl PairFigures {
                 verdicts.push((text, more <= most));
             }
         }
-        if let Some(cost) = cost(lower, true) {
+        if let Some(Lag { p50_ms, p99_ms }) = cost(lower, true).and_then(|it| it.lag) {
             let [half, most] = LAG_AT_MOST.map(|it| it.as_secs_f64() * 1e3);
             let text = format!(
-                "acknowledged after {:.1} and {:.1} ms, at most {half} and {most} ms",
-                cost.lag_p50_ms, cost.lag_p99_ms
+                "acknowledged after {p50_ms:.1} and {p99_ms:.1} ms, at most {half} and {most} ms"
             );
-            verdicts.push((text, cost.lag_p50_ms <= half && cost.lag_p99_ms <= most));
+            verdicts.push((text, p50_ms <= half && p99_ms <= most));
         }
         if let Some(crash) = self.crashes.iter().find(|it| it.peers) {
             let share = 1.0 - crash.old_lost as f64 / crash.old.max(1) as f64;
@@ -291,8 +335,10 @@ impl fmt::Display for PairFigures {
             "records",
             "lag p50",
             "lag p99",
+            "stolen",
         ]);
         for cost in &self.costs {
+            let [half, most] = Lag::columns(cost.lag);
             table.row([
                 format!("{} {}", cost.rate, with(cost.peers)),
                 format!("{:.1} %", cost.active_share * 100.0),
@@ -300,8 +346,9 @@ impl fmt::Display for PairFigures {
                 format!("{} of {}", cost.failed, cost.connections),
                 cost.skipped.to_string(),
                 cost.records_sent.to_string(),
-                format!("{:.1} ms", cost.lag_p50_ms),
-                format!("{:.1} ms", cost.lag_p99_ms),
+                half,
+                most,
+                format!("{:.0} %", cost.stolen_percent),
             ]);
         }
         writeln!(f, "the manager processes, of one core\n\n{table}")?;
@@ -320,7 +367,7 @@ impl fmt::Display for PairFigures {
 
 #[cfg(test)]
 mod tests {
-    use super::{Crash, PairFigures, RATES, ReplicationCost};
+    use super::{Crash, Lag, PairFigures, RATES, ReplicationCost};
 
     #[test]
     fn compares_figures_with_expectations() {
@@ -333,8 +380,11 @@ mod tests {
             failed: 0,
             skipped: 0,
             records_sent: 2,
-            lag_p50_ms: 1.0,
-            lag_p99_ms: 11.0,
+            lag: Some(Lag {
+                p50_ms: 1.0,
+                p99_ms: 11.0,
+            }),
+            stolen_percent: 0.0,
         };
         let crash = Crash {
             peers: true,
@@ -344,6 +394,7 @@ mod tests {
             old_lost: 2,
             oldest_lost_ms: 1100.0,
             new_connection_ms: 400.0,
+            lag: None,
         };
         let outcome = PairFigures {
             costs: vec![

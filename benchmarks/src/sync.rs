@@ -1,25 +1,32 @@
-//! Compares memlb's peers with IPVS's sync daemon: the connections that a crash loses, in an emulated machine whose kernel
-//! has IPVS. This program measures there.
+//! Compares memlb's peers with IPVS's sync daemon: the connections that a crash loses, and the lag, in an emulated machine
+//! whose kernel has IPVS. This program measures there.
 
-use std::{env, fmt, net::Ipv4Addr, net::SocketAddrV4, path::Path, time::Duration};
+use std::{
+    env, fmt, fs,
+    io::{self, Read, Write},
+    net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpStream},
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, Result};
 use memlb_tests::{
     balancers::balance_by_ipvs,
     command::output,
-    load::{Server, raise_open_files},
+    load::{ANSWER_BYTES, Server, percentile, raise_open_files},
     namespace::unique_prefix,
     pair::{
         LOAD_PORT, Pair, PairNetwork, PairOptions, SERVICE_ADDRESS, Side, nat_source,
         worker_address,
     },
+    wait::wait_until,
 };
 use serde::Serialize;
 use serde_json::Value;
 
 use super::{
     emulated::{self, REPORT},
-    pair::Crash,
+    pair::{Crash, Lag},
     table::Table,
 };
 use xtask::{kernels::Load, packages::Tool, tools};
@@ -41,6 +48,12 @@ const RATES: [u32; 2] = [100, 500];
 const WORKERS: usize = 2;
 /// The workers' gateway in IPVS's NAT. It moves with the service address.
 const GATEWAY: Ipv4Addr = Ipv4Addr::new(192, 168, 57, 100);
+/// Connections by which the lag of IPVS is measured, and what asks their worker for an answer.
+const PROBES: usize = 50;
+const ASK: &[u8] = b"w";
+const IPVS_CONNECTIONS: &str = "/proc/thread-self/net/ip_vs_conn";
+/// How long a connection may take to be answered, and to be known to the backup.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(10);
 /// The verifier takes long in an emulated machine.
 const PATIENCE: Duration = Duration::from_secs(240);
 
@@ -103,7 +116,7 @@ fn of_memlb(per_second: u32) -> Result<Crash> {
     pair.network.take_over(0, &sources)?;
     pair.wait_until_complete(PATIENCE)?;
     let moves = || pair.network.take_over(1, &sources);
-    Crash::of(&pair.network, per_second, true, moves)
+    Crash::of(&pair.network, per_second, true, || Lag::of(&pair), moves)
 }
 
 /// IPVS with its default settings.
@@ -119,8 +132,53 @@ fn of_ipvs(per_second: u32) -> Result<Crash> {
         balance(&network, index, role)?;
     }
     network.take_over(0, &[GATEWAY])?;
+    let lag = || lag_of_ipvs(&network).map(Some);
     let moves = || network.take_over(1, &[GATEWAY]);
-    Crash::of(&network, per_second, true, moves)
+    Crash::of(&network, per_second, true, lag, moves)
+}
+
+/// Measures how long the backup does not know connections, which are opened one after the other beside those of other clients.
+fn lag_of_ipvs(network: &PairNetwork) -> Result<Lag> {
+    let [client, backup] = [&network.client, &network.managers[1]];
+    let mut lags = Vec::new();
+    for _ in 0..PROBES {
+        let (stream, established) = client
+            .enter(connect_and_ask)?
+            .context("open a connection")?;
+        let port = stream.local_addr()?.port();
+        backup.enter(|| wait_until_ipvs_knows(port))??;
+        lags.push(u32::try_from(established.elapsed().as_micros())?);
+    }
+    let milliseconds = |share| percentile(&lags, share).map_or(0.0, |us| f64::from(us) / 1e3);
+    Ok(Lag {
+        p50_ms: milliseconds(0.5),
+        p99_ms: milliseconds(0.99),
+    })
+}
+
+/// Opens a connection; returns it when it is answered, and when it was established.
+fn connect_and_ask() -> io::Result<(TcpStream, Instant)> {
+    let service = SocketAddr::from(SocketAddrV4::new(SERVICE_ADDRESS, LOAD_PORT));
+    let mut stream = TcpStream::connect_timeout(&service, PROBE_TIMEOUT)?;
+    let established = Instant::now();
+    stream.set_read_timeout(Some(PROBE_TIMEOUT))?;
+    stream.write_all(ASK)?;
+    stream.read_exact(&mut [0; ANSWER_BYTES])?;
+    Ok((stream, established))
+}
+
+/// Waits until the IPVS of this thread's namespace has a connection from that port.
+fn wait_until_ipvs_knows(port: u16) -> Result<()> {
+    // The third word of a line is the client's port.
+    let port = format!("{port:04X}");
+    let is_known = || {
+        let connections = fs::read_to_string(IPVS_CONNECTIONS).unwrap_or_default();
+        let mut ports = connections
+            .lines()
+            .filter_map(|it| it.split_whitespace().nth(2));
+        ports.any(|it| it == port)
+    };
+    wait_until(PROBE_TIMEOUT, "the backup to know a connection", is_known).map(drop)
 }
 
 fn balance(network: &PairNetwork, index: usize, role: &str) -> Result<()> {
