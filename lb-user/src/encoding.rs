@@ -1,9 +1,35 @@
-//! Decodes text files: UTF-8, with or without a byte order mark.
+//! Reads and decodes text files: UTF-8, with or without a byte order mark.
 
-use std::fmt;
+use std::{
+    fmt,
+    fs::File,
+    io::{self, Read},
+    path::Path,
+};
 
 /// U+FEFF, with which Windows editors begin a file.
 pub const BYTE_ORDER_MARK: char = '\u{feff}';
+
+/// The size of the largest file that memlb reads: a device such as `/dev/zero` has no end.
+const MAX_BYTES: u64 = 16 << 20;
+
+/// Reads a whole file.
+///
+/// # Errors
+///
+/// The file cannot be read, or is too large for a text that an operator writes.
+pub fn read(path: &Path) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    File::open(path)?
+        .take(MAX_BYTES + 1)
+        .read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > MAX_BYTES {
+        let limit = MAX_BYTES >> 20;
+        let message = format!("it is larger than {limit} MiB, so it is not such a file");
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, message));
+    }
+    Ok(bytes)
+}
 
 /// Why a file is not UTF-8 text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,18 +93,17 @@ pub fn check(bytes: &[u8]) -> Result<&str, NotUtf8> {
     if let Some(name) = utf16(bytes) {
         return Err(NotUtf8::Utf16(name));
     }
-    let text = str::from_utf8(bytes).map_err(|error| {
+    if let Some(at) = bytes.iter().position(|byte| *byte == 0) {
+        return Err(NotUtf8::Binary { line: line(at) });
+    }
+    str::from_utf8(bytes).map_err(|error| {
         let at = error.valid_up_to();
         let first = bytes.get(at).copied().unwrap_or_default();
         NotUtf8::Bytes {
             line: line(at),
             first,
         }
-    })?;
-    match text.find('\0') {
-        Some(at) => Err(NotUtf8::Binary { line: line(at) }),
-        None => Ok(text),
-    }
+    })
 }
 
 /// Detects UTF-16 by its byte order mark, or by its first two characters: every file that memlb reads begins with two ASCII
@@ -124,5 +149,16 @@ mod tests {
         assert!(latin.to_string().contains("0xe9"), "{latin}");
         assert!(latin.remedy("f").starts_with("iconv -f WINDOWS-1252 "));
         assert_eq!(check(b"[m]\n\0").unwrap_err(), NotUtf8::Binary { line: 2 });
+        // A program has both: it is no text in another encoding.
+        assert_eq!(
+            check(b"\x7fELF\xd0\0\0").unwrap_err(),
+            NotUtf8::Binary { line: 1 }
+        );
+    }
+
+    #[test]
+    fn reads_no_endless_file() {
+        let error = read(Path::new("/dev/zero")).unwrap_err();
+        assert!(error.to_string().contains("larger than 16 MiB"), "{error}");
     }
 }

@@ -104,13 +104,18 @@ impl<'a> RawValue<'a> {
     }
 
     pub fn integer(self) -> Result<i64, BadValue> {
-        let number = match self.raw {
+        match self.raw {
             Raw::Toml(DeValue::Integer(number)) => {
-                i64::from_str_radix(number.as_str(), number.radix()).ok()
+                let value = i64::from_str_radix(number.as_str(), number.radix());
+                value.map_err(|_| BadValue {
+                    kind: ProblemKind::OutOfRange,
+                    what: format!("{} is out of range", number.as_str()),
+                    expected: "a whole number of 64 bits".into(),
+                    remedy: "write a smaller number".to_owned(),
+                })
             }
-            _ => None,
-        };
-        number.ok_or_else(|| self.mistyped("a whole number, without quotes"))
+            _ => Err(self.mistyped("a whole number, without quotes")),
+        }
     }
 
     pub fn boolean(self) -> Result<bool, BadValue> {
@@ -197,8 +202,7 @@ pub(super) fn parse<'a>(text: &'a str, name: &str) -> (Spanned<DeTable<'a>>, Vec
             kind: ProblemKind::Syntax,
             origin: Origin::file(name, Some(line(text, start))),
             key: String::new(),
-            // The parser's message has several lines.
-            what: error.message().replace('\n', ", "),
+            what: what(error, text),
             expected: "TOML: tables in brackets, key = value, strings in quotes".to_owned(),
             remedy: "correct this line, then run `memlb check FILE`".to_owned(),
         }
@@ -207,6 +211,15 @@ pub(super) fn parse<'a>(text: &'a str, name: &str) -> (Spanned<DeTable<'a>>, Vec
     let mut problems: Vec<Problem> = errors.iter().map(problem).collect();
     problems.dedup_by(|next, first| next.origin == first.origin);
     (table, problems)
+}
+
+/// Returns the parser's message, which has several lines, in one. That of a duplicate key does not name the key.
+fn what(error: &toml::de::Error, text: &str) -> String {
+    let key = error.span().and_then(|span| text.get(span));
+    match key {
+        Some(key) if error.message() == "duplicate key" => format!("{key} is set a second time"),
+        _ => error.message().replace('\n', ", "),
+    }
 }
 
 /// Returns the line, counted from 1, in which a byte of the text is.

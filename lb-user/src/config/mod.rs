@@ -236,7 +236,7 @@ impl Config {
         kernel_ports: Option<PortRange>,
     ) -> Result<Self, ConfigError> {
         let name = path.display().to_string();
-        let bytes = std::fs::read(path).map_err(|error| ConfigError::unreadable(&name, &error))?;
+        let bytes = encoding::read(path).map_err(|error| ConfigError::unreadable(&name, &error))?;
         let text = encoding::check(&bytes).map_err(|found| ConfigError::not_utf8(&name, found))?;
         Self::parse(text, &name, overrides, kernel_ports)
     }

@@ -223,6 +223,7 @@ const MISTAKES: &str = r#"
     OutOfRange            up_after = -1
     OutOfRange            flows = 0
     OutOfRange            per_client = -1
+    OutOfRange            per_client = 99999999999999999999999
     IdleTimesReversed     half_open_idle = "3h"
     FailingPausesReversed failing_max_pause = "500ms"
     OutOfRange            failing_after = 1001
@@ -250,6 +251,8 @@ const MISTAKES: &str = r#"
     BadName               http_names = [""]
     BadAddress            address = "192.168.56.101"
     BadAddress            address = "192.168.56.256:80"
+    BadAddress            address = "192.168.56.101:65536"
+    BadAddress            address = "[fe80::1%eth1]:80"
     BadAddress            address = "web.example:80"
     BadAddress            address = "0.0.0.0:80"
     BadAddress            address = "127.0.0.1:80"
@@ -492,6 +495,44 @@ fn advice_is_what_was_meant_or_what_there_is() {
         reserve.expected.ends_with("from \"0%\" to \"90%\""),
         "{reserve}"
     );
+}
+
+#[test]
+fn names_the_part_that_is_wrong() {
+    for (line, what, remedy) in [
+        (
+            "address = \"192.168.56.101:65536\"",
+            "has a port that does not exist",
+            "write a port from 1 to 65535",
+        ),
+        (
+            "address = \"[2001:db8::1]:65536\"",
+            "has a port that does not exist",
+            "write a port from 1 to 65535",
+        ),
+        (
+            "http_listen = \"9998\"",
+            "is a port without an address",
+            "add the address: ADDRESS:9998",
+        ),
+        (
+            "address = \"[fe80::1%eth1]:80\"",
+            "names an interface",
+            "write an address that is not link-local",
+        ),
+        (
+            "per_client = 99999999999999999999999",
+            "99999999999999999999999 is out of range",
+            "the default is 0",
+        ),
+    ] {
+        let found = problems(&example_with(line)).remove(0);
+        assert!(found.what.contains(what), "{found}");
+        assert!(found.remedy.contains(remedy), "{found}");
+    }
+    let twice = LEAST.replace("name = \"web\"", "name = \"web\"\nname = \"web\"");
+    assert_ne!(twice, LEAST);
+    assert_eq!(problems(&twice)[0].what, "name is set a second time");
 }
 
 #[test]

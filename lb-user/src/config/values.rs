@@ -221,11 +221,38 @@ pub(super) fn address(text: &str) -> Result<SocketAddr, BadValue> {
                 format!("{text:?} has no port"),
                 format!("add the port, and brackets before it: [{address}]:PORT"),
             ),
-            Err(_) => bad(
-                format!("{text:?} is not an address"),
-                "write the address in numbers; names are not resolved".to_owned(),
-            ),
+            Err(_) => {
+                let (what, remedy) = no_address(text);
+                bad(format!("{text:?} {what}"), remedy)
+            }
         },
+    }
+}
+
+/// Returns what is wrong with a text that is neither an address nor an address with a port, and the remedy.
+fn no_address(text: &str) -> (&'static str, String) {
+    let is_number = |text: &str| !text.is_empty() && text.bytes().all(|it| it.is_ascii_digit());
+    let without_port = text.rsplit_once(':').map(|(address, port)| {
+        let address = address.trim_matches(['[', ']']).parse::<IpAddr>();
+        (address.is_ok(), port)
+    });
+    match without_port {
+        Some((true, port)) if is_number(port) => (
+            "has a port that does not exist",
+            "write a port from 1 to 65535".to_owned(),
+        ),
+        None if is_number(text) => (
+            "is a port without an address",
+            format!("add the address: ADDRESS:{text}"),
+        ),
+        _ if text.contains('%') => (
+            "names an interface, as only link-local addresses do",
+            "write an address that is not link-local, and no interface".to_owned(),
+        ),
+        _ => (
+            "is not an address",
+            "write the address in numbers; names are not resolved".to_owned(),
+        ),
     }
 }
 

@@ -22,7 +22,10 @@ use std::{
 use serde::Serialize;
 use thiserror::Error;
 
-use crate::{addresses::Addresses, encoding};
+use crate::{
+    addresses::Addresses,
+    encoding::{self, NotUtf8},
+};
 use statement::{Location, SyntaxError};
 
 /// The program whose configuration is read.
@@ -38,8 +41,8 @@ pub enum Format {
 pub enum ImportError {
     #[error("read {}: {error}", .path.display())]
     Unreadable { path: PathBuf, error: io::Error },
-    #[error("{}: {problem}", .path.display())]
-    NotText { path: PathBuf, problem: String },
+    #[error("{}: {problem}; {}", .path.display(), .problem.remedy(&.path.display().to_string()))]
+    NotText { path: PathBuf, problem: NotUtf8 },
     #[error(transparent)]
     Syntax(#[from] SyntaxError),
     #[error("{0}: more than {1} files are included; a file probably includes itself")]
@@ -49,8 +52,18 @@ pub enum ImportError {
          name the program with --from", .0.display()
     )]
     UnknownFormat(PathBuf),
-    #[error("{}: no service can be imported:\n  {}", .path.display(), .notes.join("\n  "))]
+    #[error("{}: no service can be imported:\n  {}", .path.display(), reasons(.notes))]
     NoService { path: PathBuf, notes: Vec<String> },
+}
+
+/// Why a file has no service that memlb supports.
+fn reasons(notes: &[String]) -> String {
+    match notes {
+        [] => "it has no server with proxy_pass (nginx), no frontend or listen with servers (HAProxy), and no \
+               virtual_server (keepalived); name the file that has it"
+            .to_owned(),
+        notes => notes.join("\n  "),
+    }
 }
 
 /// The options of the command line.
@@ -167,13 +180,13 @@ pub(crate) fn matching(path: &Path) -> Vec<PathBuf> {
 }
 
 fn read(path: &Path) -> Result<String, ImportError> {
-    let bytes = fs::read(path).map_err(|error| ImportError::Unreadable {
+    let bytes = encoding::read(path).map_err(|error| ImportError::Unreadable {
         path: path.to_owned(),
         error,
     })?;
     let text = encoding::check(&bytes).map_err(|problem| ImportError::NotText {
         path: path.to_owned(),
-        problem: problem.to_string(),
+        problem,
     })?;
     Ok(text.to_owned())
 }

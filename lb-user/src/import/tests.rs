@@ -154,6 +154,10 @@ fn reports_what_is_wrong_with_a_file() {
     assert!(error("http {\n").contains("a.conf:1: `{` is not closed"));
     assert!(error("server { listen 80; root /srv; }").contains("has no proxy_pass"));
     assert!(error("frontend a\n bind :80\n default_backend b\n").contains("no such backend"));
+    // As the configuration that a package installs.
+    let bare = "global\n daemon\ndefaults\n mode http\n";
+    assert!(error(bare).contains("no frontend or listen with servers (HAProxy)"));
+    assert!(error("frontend a\n\0").contains("not a text file"));
     let missing = import(
         Path::new("/nowhere/a.conf"),
         &Options::default(),

@@ -2,11 +2,11 @@
 
 use std::{fs, os::unix::fs::MetadataExt, path::Path, time::Duration};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::SourceClient;
-use crate::membership::WorkerList;
+use crate::{encoding, membership::WorkerList};
 
 /// How often the file is checked for changes.
 const INTERVAL: Duration = Duration::from_millis(500);
@@ -18,10 +18,15 @@ const INTERVAL: Duration = Duration::from_millis(500);
 /// Says what is wrong, with line and column.
 pub fn read(path: &Path) -> Result<WorkerList> {
     let context = || format!("read the workers of {}", path.display());
-    let text = fs::read_to_string(path).with_context(context)?;
+    let bytes = encoding::read(path).with_context(context)?;
+    let text = encoding::check(&bytes).map_err(|found| {
+        let remedy = found.remedy(&path.display().to_string());
+        anyhow!("{found}; {remedy}").context(context())
+    })?;
+    let text = text.trim_start_matches(encoding::BYTE_ORDER_MARK);
     match path.extension().is_some_and(|it| it == "json") {
-        true => serde_json::from_str(&text).with_context(context),
-        false => toml::from_str(&text).with_context(context),
+        true => serde_json::from_str(text).with_context(context),
+        false => toml::from_str(text).with_context(context),
     }
 }
 
@@ -92,10 +97,17 @@ mod tests {
         assert_eq!(list, parse("workers.json", json).unwrap());
         let weights: Vec<u32> = list.workers.iter().map(|it| it.weight).collect();
         assert_eq!(weights, [100, 50]);
-        assert_eq!(
-            parse("workers.toml", "workers = []").unwrap(),
-            WorkerList::default()
-        );
+        for (name, text) in [
+            ("workers.toml", "workers = []"),
+            ("workers.toml", "\u{feff}workers = []"),
+            ("workers.json", "\u{feff}{\"workers\": []}"),
+        ] {
+            assert_eq!(
+                parse(name, text).unwrap(),
+                WorkerList::default(),
+                "{text:?}"
+            );
+        }
     }
 
     #[test]
@@ -109,6 +121,7 @@ mod tests {
                 "a whole number of percent, as in 50 or \"50%\", and not \"half\"",
             ),
             ("workers = [", "line 1"),
+            ("workers = []\0", "not a text file"),
         ] {
             let error = format!("{:#}", parse("workers.toml", text).unwrap_err());
             assert!(error.contains(says), "{text}: {error}");

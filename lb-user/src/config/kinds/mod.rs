@@ -251,16 +251,22 @@ impl<T: Copy + PartialOrd + Display + TryFrom<i64>> Kind for Integer<T> {
     type Value = T;
 
     fn read(&self, input: &mut Input<'_, '_>) -> Option<T> {
-        let number = input.check(input.given.integer())?;
-        let value = T::try_from(number).ok();
-        let value = value.filter(|number| self.0.contains(number));
         let (least, most) = (self.0.start(), self.0.end());
-        input.check(value.ok_or_else(|| BadValue {
+        let out_of_range = |what: String| BadValue {
             kind: ProblemKind::OutOfRange,
-            what: format!("{number} is out of range"),
+            what,
             expected: format!("from {least} to {most}").into(),
             remedy: "write a number in this range".to_owned(),
-        }))
+        };
+        let value = match input.given.integer() {
+            Ok(number) => T::try_from(number)
+                .ok()
+                .filter(|number| self.0.contains(number))
+                .ok_or_else(|| out_of_range(format!("{number} is out of range"))),
+            Err(bad) if bad.kind == ProblemKind::OutOfRange => Err(out_of_range(bad.what)),
+            Err(bad) => Err(bad),
+        };
+        input.check(value)
     }
 
     fn show(&self, value: &T) -> String {
