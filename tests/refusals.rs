@@ -256,6 +256,29 @@ fn explains_run_time_errors() {
 }
 
 #[root_test]
+fn names_a_limit_of_open_files_that_is_too_low() {
+    let machine = Machine::new();
+    let config = machine.file("good.toml", &machine.configuration());
+    let pins = machine.pins.display().to_string();
+    let limited = format!(
+        "ulimit -n 255; exec {} manager --config {config} --pin-path {pins}",
+        machine.program.display()
+    );
+    let manager = &machine.topology.manager;
+    let refused = manager
+        .command("sh")
+        .args(["-c", &limited])
+        .output()
+        .unwrap();
+    expect_failure(
+        &refused,
+        RUN_TIME,
+        &["256 files", "ulimit -n 256", "LimitNOFILE="],
+    );
+    machine.expect_untouched();
+}
+
+#[root_test]
 fn removes_only_its_own_directory() {
     let machine = Machine::new();
     let precious = machine.directory.join("precious");

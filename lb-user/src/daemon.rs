@@ -2,7 +2,9 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
+use nix::sys::resource::{Resource, setrlimit};
+use procfs::process::{LimitValue, Process};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::{info, warn};
 
@@ -13,6 +15,9 @@ use crate::{
     manager::{self, ManagerHandle, ReadConfig},
     systemd,
 };
+
+/// How many files the manager needs at least: maps, programs, links and sockets, and some room for connections.
+const MIN_OPEN_FILES: u64 = 256;
 
 /// Runs a manager until SIGTERM or SIGINT. `config_file` is the file that `config` comes from, and
 /// `read_config` reads it again for a reload.
@@ -25,6 +30,7 @@ pub async fn run(
     config_file: Option<PathBuf>,
     read_config: ReadConfig,
 ) -> Result<()> {
+    raise_limit_of_open_files()?;
     for warning in config.warnings() {
         warn!("{warning}");
     }
@@ -62,6 +68,28 @@ pub async fn run(
             systemd::stopping();
         })
         .await
+}
+
+/// Raises the limit of open files if it is too low, as far as the system allows.
+fn raise_limit_of_open_files() -> Result<()> {
+    let context = || "read and raise the limit of open files";
+    // Under systemd the limit is high enough, and the unit forbids the system call that raises it.
+    let limits = Process::myself().and_then(|it| it.limits());
+    let limits = limits.with_context(context)?.max_open_files;
+    let reaches = |limit: LimitValue| match limit {
+        LimitValue::Unlimited => true,
+        LimitValue::Value(limit) => limit >= MIN_OPEN_FILES,
+    };
+    if reaches(limits.soft_limit) {
+        return Ok(());
+    }
+    if !reaches(limits.hard_limit) {
+        bail!(
+            "this process may not open {MIN_OPEN_FILES} files, which the manager needs for its maps, programs and \
+             sockets: raise the limit (ulimit -n {MIN_OPEN_FILES}, or LimitNOFILE= in the unit)"
+        );
+    }
+    setrlimit(Resource::RLIMIT_NOFILE, MIN_OPEN_FILES, MIN_OPEN_FILES).with_context(context)
 }
 
 fn catch(kind: SignalKind, name: &str) -> Result<Signal> {
