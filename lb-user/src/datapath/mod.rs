@@ -52,6 +52,7 @@ pub use foreign_programs::{ForeignPrograms, conflicts, foreign_programs};
 pub use interface::Interface;
 pub(crate) use interface::name_of;
 pub use layout::LayoutError;
+pub use links::Links;
 pub use map_batch::lookup_batch;
 pub use netlink::{Neighbour, Netlink, NetlinkChange, Route, Routes};
 pub use object::OBJECT;
@@ -657,12 +658,14 @@ fn secret() -> Result<[u64; 2]> {
 pub fn unload(pin_path: &Path) -> Result<bool> {
     kernel::check_privileges()?;
     let pinned = pin_path.join(name::SETTINGS).exists() || pin_path.join(bpffs::LINKS).exists();
-    let detached = detach_clsact()?;
     if !pin_path.exists() {
-        return Ok(detached);
+        return detach_clsact();
     }
     bpffs::check(pin_path)?;
-    let _lock = bpffs::Lock::acquire(pin_path)?;
+    let _lock = bpffs::Lock::acquire(pin_path).context(
+        "nothing was removed, because a manager runs: stop it first (systemctl stop memlb-manager)",
+    )?;
+    let detached = detach_clsact()?;
     if let Some(earlier) = adopt::previous_settings(pin_path) {
         loopback::set_accept_local(earlier.accept_local_before)?;
     }

@@ -13,7 +13,7 @@ use aya::{
     programs::links::{FdLink, PinnedLink},
 };
 
-use super::bpffs::{LINKS, files};
+use super::bpffs::{self, LINKS, Lock, files};
 
 /// References to every pinned map and link.
 #[derive(Debug)]
@@ -22,6 +22,8 @@ pub struct Pins {
     maps: Vec<(String, MapData)>,
     /// By their names in the directory.
     links: BTreeMap<String, PinnedLink>,
+    /// The lock of the directory, if it was created again: the lock of the start is that of the removed one.
+    lock: Option<Lock>,
 }
 
 impl Pins {
@@ -41,6 +43,7 @@ impl Pins {
             directory: directory.to_owned(),
             maps,
             links: BTreeMap::new(),
+            lock: None,
         };
         pins.open_links()?;
         Ok(pins)
@@ -65,12 +68,17 @@ impl Pins {
         &self.directory
     }
 
-    /// Restores missing pins, and returns their names.
+    /// Restores missing pins, and returns their names. Mounts the BPF file system, and locks the directory, if they are
+    /// gone.
     ///
     /// # Errors
     ///
     /// Names what cannot be pinned.
     pub fn restore(&mut self) -> Result<Vec<String>> {
+        if !self.directory.exists() {
+            bpffs::ensure(&self.directory)?;
+            self.lock = Some(Lock::acquire(&self.directory)?);
+        }
         let mut missing = Vec::new();
         for (map, data) in &self.maps {
             let path = self.directory.join(map);
@@ -78,7 +86,6 @@ impl Pins {
                 continue;
             }
             let context = || format!("pin {} again", path.display());
-            fs::create_dir_all(&self.directory).with_context(context)?;
             data.pin(&path).with_context(context)?;
             missing.push(map.clone());
         }
