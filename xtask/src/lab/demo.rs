@@ -81,11 +81,11 @@ pub fn run(mut cluster: Cluster, interrupt: &Interrupt) -> Result<bool> {
         cluster.service().ip()
     );
     println!(
-        "  {:<48}{:<9}{:>10}{:>13}{:>16}",
+        "  {:<58}{:<9}{:>10}{:>13}{:>16}",
         "what happens", "page", "after", "longest gap", "without page"
     );
     run_steps(STEPS, interrupt, |step| {
-        print!("  {:<48}", step.what);
+        print!("  {:<58}", step.what);
         io::stdout().flush()?;
         step.run(&mut cluster, &probe)
     })
