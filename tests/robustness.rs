@@ -401,6 +401,63 @@ fn missing_pins_stop_nothing() {
 }
 
 #[root_test]
+fn the_lock_follows_a_directory_of_pins_that_was_removed() {
+    let mut cluster = start(&ClusterOptions::default());
+    let links = cluster.pinned_links().unwrap();
+    fs::remove_dir_all(&cluster.paths.pin_path).unwrap();
+    let manager = cluster.manager.as_mut().unwrap();
+    manager
+        .wait_for_log(SOON, "another program removed the pins")
+        .unwrap();
+    let unload = cluster.memlb("unload").output().unwrap();
+    expect_failure(&unload, 1, &["a manager runs", "holds the pins"]);
+    assert_eq!(cluster.pinned_links().unwrap(), links);
+    let mut doctor = cluster.memlb("doctor");
+    doctor.arg("--pin-path").arg(&cluster.paths.pin_path);
+    let doctor = doctor.output().unwrap();
+    let findings = String::from_utf8_lossy(&doctor.stdout).into_owned();
+    assert!(findings.contains("is held by memlb"), "{findings}");
+    cluster.expect_events("pins_restored", 1).unwrap();
+}
+
+/// The workers' kernels take the former link address for reachable, and would for half a minute.
+#[root_test]
+fn workers_learn_another_link_address_of_the_manager_at_once() {
+    let cluster = start(&ClusterOptions::default());
+    let manager = &cluster.topology.manager;
+    let run = |node: &memlb_tests::Node, line: &str| {
+        let words: Vec<_> = line.split(' ').collect();
+        node.run("ip", &words).unwrap()
+    };
+    let address = manager.address();
+    for last in 1..4 {
+        for worker in &cluster.topology.workers {
+            let former = format!(
+                "neigh replace {address} dev eth1 lladdr 02:00:00:00:99:0{}",
+                last - 1
+            );
+            run(worker, &format!("{former} nud reachable"));
+        }
+        run(
+            manager,
+            &format!("link set eth1 address 02:00:00:00:99:0{last}"),
+        );
+        let learned = format!("lladdr 02:00:00:00:99:0{last}");
+        for worker in &cluster.topology.workers {
+            eventually(
+                Duration::from_secs(1),
+                "the worker to learn the link address",
+                || run(worker, &format!("neigh show {address}")).contains(&learned),
+            );
+        }
+    }
+    assert!(cluster.events_of("worker_down").unwrap().is_empty());
+    // A client learns it as from any host.
+    run(&cluster.topology.client, "neigh flush dev eth1");
+    cluster.wait_for_page("Worker1", SOON).unwrap();
+}
+
+#[root_test]
 fn a_suspension_of_ten_seconds_marks_no_worker_as_down() {
     let mut cluster = start(&ClusterOptions::default());
     let every = Duration::from_millis(10);

@@ -52,7 +52,7 @@ impl Addresses {
             .map(|(_, interface)| interface.as_str())
     }
 
-    /// Returns the interface that has this address, if none of `interfaces` has it. An address of `lo` is
+    /// Returns the interface that has this address, if it is none of `interfaces`. An address of `lo` is
     /// reachable through every interface.
     pub fn elsewhere<'a>(&'a self, address: IpAddr, interfaces: &[&str]) -> Option<&'a str> {
         let own = self.interface_of(address)?;

@@ -70,7 +70,8 @@ impl Links {
         };
         if !link.is_ethernet() {
             bail!(
-                "interface {name} does not carry Ethernet ({:?}): memlb steers Ethernet frames only",
+                "interface {name} does not carry Ethernet ({:?}), and memlb steers Ethernet frames only: \
+                 name an Ethernet interface with --interface or manager.interfaces (`ip -br link`)",
                 link.layer
             );
         }
@@ -95,6 +96,20 @@ impl Links {
             upper.kind.as_deref() != Some("veth") && lower.address == upper.address
         };
         self.below(interface, is_lower)
+    }
+
+    /// The link address of an interface; `None` if it is gone.
+    pub fn link_address(&self, interface: u32) -> Option<&[u8]> {
+        self.0.get(&interface).map(|link| link.address.as_slice())
+    }
+
+    /// The names of the interfaces whose packets arrive at one of `attached`: these, and those that they carry.
+    pub fn carried_by(&self, attached: &BTreeSet<u32>) -> Vec<&str> {
+        let is_carried = |index: &u32| {
+            attached.contains(index) || !self.lower_interfaces(*index).is_disjoint(attached)
+        };
+        let carried = self.0.iter().filter(|(index, _)| is_carried(index));
+        carried.map(|(_, link)| link.name.as_str()).collect()
     }
 
     /// Where packets pass before they arrive at `interface`: ports of bridges and bonds, parents of VLANs, other ends of
@@ -278,6 +293,14 @@ mod tests {
             let locations = links.upstream_of(interface);
             assert_eq!(locations.interfaces, set(before), "{interface}");
             assert_eq!(locations.namespaces, BTreeSet::new(), "{interface}");
+        }
+        for (attached, carried) in [
+            (2, &["eth1", "br0", "br0.7"][..]),
+            (3, &["eth2"]),
+            (5, &["br0.7"]),
+            (99, &[]),
+        ] {
+            assert_eq!(links.carried_by(&[attached].into()), carried, "{attached}");
         }
     }
 

@@ -13,7 +13,7 @@ use rtnetlink::{
     packet_core::NetlinkPayload,
     packet_route::{
         RouteNetlinkMessage,
-        neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourState},
+        neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourState},
         route::{RouteAddress, RouteAttribute, RouteMessage, RouteType, RouteVia},
     },
 };
@@ -199,6 +199,18 @@ impl Netlink {
     ///
     /// The kernel does not answer.
     pub async fn routes(&mut self, addresses: &BTreeSet<IpAddr>) -> Result<Routes> {
+        Ok(self.routes_and_links(addresses).await?.0)
+    }
+
+    /// Looks up the routes to all `addresses`, and lists the interfaces.
+    ///
+    /// # Errors
+    ///
+    /// The kernel does not answer.
+    pub async fn routes_and_links(
+        &mut self,
+        addresses: &BTreeSet<IpAddr>,
+    ) -> Result<(Routes, Links)> {
         let links = self.links().await?;
         let mut routes = Routes::new();
         for &address in addresses {
@@ -208,7 +220,22 @@ impl Netlink {
             });
             routes.insert(address, route);
         }
-        Ok(routes)
+        Ok((routes, links))
+    }
+
+    /// Makes the kernel send a request for the link address of a neighbour without a valid one. The neighbour learns this
+    /// machine's link address from the request.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refuses.
+    pub async fn request_neighbour(&mut self, interface: u32, address: IpAddr) -> Result<()> {
+        let request = self.handle.neighbours().add(interface, address).replace();
+        let request = request
+            .state(NeighbourState::None)
+            .flags(NeighbourFlags::Use);
+        let context = || format!("request the link address of {address}");
+        request.execute().await.with_context(context)
     }
 
     /// Closes the connection.

@@ -69,6 +69,15 @@ impl Host {
         names.iter().map(own_name).collect()
     }
 
+    /// Returns those of these interfaces that exist, and the ones that they carry: bridges and VLANs on top of them.
+    pub async fn carried_by(&self, interfaces: &[String]) -> Result<Vec<String>> {
+        let there = interfaces.iter().filter_map(|name| self.links.get(name));
+        let attached = there.map(|link| link.index).collect();
+        let links = Netlink::connect_without_events()?.links().await?;
+        let carried = links.carried_by(&attached);
+        Ok(carried.into_iter().map(str::to_owned).collect())
+    }
+
     pub fn name_of(&self, index: u32) -> String {
         let mut links = self.links.iter();
         links

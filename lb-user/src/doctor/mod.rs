@@ -170,12 +170,14 @@ async fn network(
         .cloned()
         .chain(attached)
         .collect::<Vec<_>>();
+    let carried = host.carried_by(interfaces).await?;
     let there = interfaces.iter().map(String::as_str);
     findings.extend(services::findings(&services::ServiceFacts {
         services: &config.services,
         interfaces: there
             .filter(|name| host.links.contains_key(*name))
             .collect(),
+        carried: &carried,
         host: &host,
         attempts: &attempts,
         has_peers: !config.peers.is_empty(),

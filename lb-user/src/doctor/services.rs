@@ -15,6 +15,8 @@ pub struct ServiceFacts<'a> {
     pub services: &'a [Service],
     /// The configured interfaces that exist.
     pub interfaces: Vec<&'a str>,
+    /// These, and the interfaces that they carry.
+    pub carried: &'a [String],
     pub host: &'a Host,
     pub attempts: &'a BTreeMap<SocketAddr, Attempt>,
     /// With peers, a standby lacks the addresses until it takes over.
@@ -34,8 +36,8 @@ fn address(facts: &ServiceFacts<'_>, service: &Service) -> Finding {
     let ip = address.ip();
     let listed = facts.interfaces.join(", ");
     let addresses = &facts.host.addresses;
-    let is_elsewhere =
-        !facts.interfaces.is_empty() && addresses.elsewhere(ip, &facts.interfaces).is_some();
+    let carried: Vec<&str> = facts.carried.iter().map(String::as_str).collect();
+    let is_elsewhere = !carried.is_empty() && addresses.elsewhere(ip, &carried).is_some();
     match addresses.interface_of(ip) {
         None if facts.has_peers => Finding::ok(
             "service",
@@ -141,11 +143,24 @@ pub mod tests {
     }
 
     fn examine(address: &str, interfaces: &[&str], attempt: Attempt) -> Vec<Finding> {
+        examine_carried(address, interfaces, interfaces, attempt)
+    }
+
+    fn examine_carried(
+        address: &str,
+        interfaces: &[&str],
+        carried: &[&str],
+        attempt: Attempt,
+    ) -> Vec<Finding> {
         let address: SocketAddr = address.parse().unwrap();
         let fallback = SocketAddr::new(address.ip(), 8080);
         findings(&ServiceFacts {
             services: &[service(address, fallback)],
             interfaces: interfaces.to_vec(),
+            carried: &carried
+                .iter()
+                .map(|it| (*it).to_owned())
+                .collect::<Vec<_>>(),
             host: &host(),
             attempts: &BTreeMap::from([(fallback, attempt)]),
             has_peers: false,
@@ -163,9 +178,12 @@ pub mod tests {
         let absent = &examine("192.168.56.102:80", &["eth1"], good.clone())[0];
         let remedy = "ip address add 192.168.56.102/24 dev eth1";
         absent.assert(Severity::Problem, "", remedy);
-        let elsewhere = &examine("192.168.56.101:80", &["eth2"], good)[0];
+        let elsewhere = &examine("192.168.56.101:80", &["eth2"], good.clone())[0];
         let says = "is at eth1, but memlb is attached to eth2";
         elsewhere.assert(Severity::Problem, says, "--interface eth1");
+        // A bridge over eth2 has the address.
+        let bridge = &examine_carried("192.168.56.101:80", &["eth2"], &["eth1", "eth2"], good)[0];
+        bridge.assert(Severity::Ok, "is at eth1", "");
     }
 
     #[test]
@@ -183,6 +201,7 @@ pub mod tests {
             &ServiceFacts {
                 services: &[],
                 interfaces: vec!["eth1"],
+                carried: &[],
                 host: &without_server,
                 attempts: &attempts,
                 has_peers: false,
@@ -203,6 +222,7 @@ pub mod tests {
         let found = findings(&ServiceFacts {
             services: &[service],
             interfaces: vec!["eth1"],
+            carried: &[],
             host: &host(),
             attempts: &BTreeMap::new(),
             has_peers: true,

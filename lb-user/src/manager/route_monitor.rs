@@ -13,10 +13,10 @@ use tokio::{
     task::JoinSet,
     time::{MissedTickBehavior, interval, sleep, timeout},
 };
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::background::BackgroundResult;
-use crate::datapath::{Neighbour, Netlink, NetlinkChange, Routes};
+use crate::datapath::{Links, Neighbour, Netlink, NetlinkChange, Routes};
 
 /// How often the routes are looked up if the kernel reports no change.
 const INTERVAL: Duration = Duration::from_secs(2);
@@ -62,10 +62,13 @@ impl RouteMonitor {
 /// monitor looks them up later.
 pub(super) async fn look_up_routes(addresses: &BTreeSet<IpAddr>) -> Routes {
     let found = routes(&mut None, addresses, NEW_ROUTES_TIMEOUT).await;
-    found.unwrap_or_else(|error| {
-        warn!("{error:#}; the routes to new workers are looked up later");
-        Routes::new()
-    })
+    match found {
+        Ok((routes, _)) => routes,
+        Err(error) => {
+            warn!("{error:#}; the routes to new workers are looked up later");
+            Routes::new()
+        }
+    }
 }
 
 async fn run(
@@ -95,12 +98,13 @@ async fn run(
         }
         let watched = addresses.borrow_and_update().clone();
         match routes(&mut netlink, &watched, TIMEOUT).await {
-            Ok(routes) => {
+            Ok((routes, links)) => {
                 if failing {
                     info!("the kernel answers route requests again");
                 }
                 failing = false;
-                next_hops.update(&routes);
+                let unaware = next_hops.update(&routes, &links);
+                request_neighbours(&mut netlink, unaware).await;
                 if results
                     .send(BackgroundResult::Routes(routes))
                     .await
@@ -135,18 +139,46 @@ async fn change(netlink: &mut Option<Netlink>) -> NetlinkChange {
     })
 }
 
-/// The next hops towards the workers, by interface and address, with their link addresses as last reported.
+/// Requests the link addresses of next hops. Otherwise a worker sends its heartbeats to this machine's former link address
+/// until its kernel doubts it, which takes half a minute.
+async fn request_neighbours(netlink: &mut Option<Netlink>, next_hops: Vec<(u32, IpAddr)>) {
+    let Some(netlink) = netlink else { return };
+    for (interface, address) in next_hops {
+        let request = netlink.request_neighbour(interface, address);
+        if let Ok(Err(error)) = timeout(TIMEOUT, request).await {
+            debug!("{error:#}");
+        }
+    }
+}
+
+/// A next hop, as last reported.
 #[derive(Debug, Default)]
-struct NextHops(BTreeMap<(u32, IpAddr), Vec<u8>>);
+struct NextHop {
+    link_address: Vec<u8>,
+    /// The link address of this machine's interface.
+    own_link_address: Vec<u8>,
+}
+
+/// The next hops towards the workers, by interface and address.
+#[derive(Debug, Default)]
+struct NextHops(BTreeMap<(u32, IpAddr), NextHop>);
 
 impl NextHops {
-    fn update(&mut self, routes: &Routes) {
-        let hops = routes.values().flatten();
+    /// Returns the next hops to which this machine's link address may be new.
+    fn update(&mut self, routes: &Routes, links: &Links) -> Vec<(u32, IpAddr)> {
+        let hops = routes.values().flatten().filter(|it| !it.is_local);
         let hops: BTreeSet<_> = hops.map(|it| (it.interface, it.next_hop)).collect();
         self.0.retain(|hop, _| hops.contains(hop));
+        let mut unaware = Vec::new();
         for hop in hops {
-            self.0.entry(hop).or_default();
+            let own = links.link_address(hop.0).unwrap_or_default();
+            let known = self.0.entry(hop).or_default();
+            if known.own_link_address != own {
+                own.clone_into(&mut known.own_link_address);
+                unaware.push(hop);
+            }
         }
+        unaware
     }
 
     /// Whether it is a next hop whose link address differs from the last report.
@@ -159,7 +191,7 @@ impl NextHops {
         let Some(known) = self.0.get_mut(&(interface, address)) else {
             return false;
         };
-        std::mem::replace(known, link_address.clone()) != link_address
+        std::mem::replace(&mut known.link_address, link_address.clone()) != link_address
     }
 }
 
@@ -167,12 +199,12 @@ async fn routes(
     netlink: &mut Option<Netlink>,
     addresses: &BTreeSet<IpAddr>,
     limit: Duration,
-) -> Result<Routes> {
+) -> Result<(Routes, Links)> {
     let netlink = match netlink {
         Some(netlink) => netlink,
         None => netlink.insert(Netlink::connect()?),
     };
-    timeout(limit, netlink.routes(addresses))
+    timeout(limit, netlink.routes_and_links(addresses))
         .await
         .context("the kernel does not answer route requests")?
 }
@@ -193,7 +225,8 @@ mod tests {
             is_local: false,
         };
         let mut next_hops = NextHops::default();
-        next_hops.update(&[(worker, Some(route))].into());
+        let unaware = next_hops.update(&[(worker, Some(route))].into(), &Links::default());
+        assert!(unaware.is_empty(), "the interface is gone: {unaware:?}");
         let mut reports = |interface, address: IpAddr, last| {
             next_hops.has_moved(Neighbour {
                 interface,

@@ -15,7 +15,7 @@ use super::{
 use crate::{
     addresses,
     config::Config,
-    datapath::{self, Adoption, Datapath, Interface, Netlink, Pins},
+    datapath::{self, Adoption, Datapath, Interface, Links, Netlink, Pins},
     deny::DenyList,
     event_log::{self, EventLog},
     event_stream::EventStream,
@@ -78,7 +78,7 @@ pub async fn prepare(
     let receiver = HeartbeatReceiver::bind(&config)?;
     let peers = PeerListener::bind(&config)?;
     let interfaces = netlink.interfaces(&config.manager.interfaces).await?;
-    warn_of_misplaced_addresses(&config, &interfaces);
+    warn_of_misplaced_addresses(&config, &interfaces, &netlink.links().await?);
     let datapath = datapath::prepare(&config)?;
     warn_of_other_managers(&config, &interfaces);
     Ok(PreparedManager {
@@ -245,11 +245,12 @@ fn adopted(adoption: &Adoption, saved: &StateFiles) -> AdoptedState {
 }
 
 /// Warns of services whose address this machine lacks, or has at an interface without packet programs.
-fn warn_of_misplaced_addresses(config: &Config, interfaces: &[Interface]) {
+fn warn_of_misplaced_addresses(config: &Config, interfaces: &[Interface], links: &Links) {
     let addresses = match addresses::own() {
         Ok(addresses) => addresses,
         Err(error) => return warn!("{error:#}"),
     };
+    let carried = links.carried_by(&interfaces.iter().map(|it| it.index).collect());
     let interfaces: Vec<&str> = interfaces.iter().map(|it| it.name.as_str()).collect();
     for service in &config.services {
         let ip = service.address.ip();
@@ -263,7 +264,7 @@ fn warn_of_misplaced_addresses(config: &Config, interfaces: &[Interface]) {
             let (found, remedy) = addresses::absent(&service.name, ip, interface);
             warn!("service {found}: {remedy}");
         }
-        if let Some(own) = addresses.elsewhere(ip, &interfaces) {
+        if let Some(own) = addresses.elsewhere(ip, &carried) {
             warn!(
                 "service {}: {ip} is an address of {own}, which is not among the interfaces ({}): no \
                  program steers packets that arrive there; add --interface {own}",
