@@ -1,7 +1,7 @@
 //! Creates a key and writes its file.
 
 use std::{
-    fs::OpenOptions,
+    fs::{self, OpenOptions},
     io::{ErrorKind, Write},
     os::unix::fs::OpenOptionsExt,
     path::Path,
@@ -60,8 +60,15 @@ fn write(path: &Path, words: &str) -> Result<KeyId> {
             };
             anyhow!("create the key file {}: {error}{remedy}", path.display())
         })?;
-    file.write_all(&line)
-        .and_then(|()| file.sync_all())
-        .with_context(|| format!("write the key file {}", path.display()))?;
+    let written = file.write_all(&line).and_then(|()| file.sync_all());
+    if let Err(error) = written {
+        // An incomplete file would be in the way of the next attempt.
+        let removed = fs::remove_file(path);
+        let error = anyhow!(error).context(format!("write the key file {}", path.display()));
+        return Err(match removed {
+            Ok(()) => error,
+            Err(_) => error.context("remove the incomplete file"),
+        });
+    }
     Ok(id)
 }
