@@ -15,7 +15,7 @@ pub fn manager(arguments: &[OsString]) -> Result<()> {
     let mut command = as_root(build::memlb()?);
     command.arg("manager").args(arguments);
     say(
-        "starting memlb manager; Ctrl-C ends the process, and the packet programs continue; with `--detach`, it removes them",
+        "starting memlb manager; Ctrl-C ends the process; the packet programs continue until `cargo xtask run -- --detach` removes them",
     );
     Err(become_command(command))
 }
