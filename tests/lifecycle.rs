@@ -242,7 +242,7 @@ fn refuses_to_be_the_second_manager() {
 
     // Nor does anybody remove what is in use.
     let refused = finish(&mut cluster.memlb("unload"));
-    expect_failure(&refused, 1, &["another memlb manager", "stop it first"]);
+    expect_failure(&refused, 1, &["a running memlb manager", "stop it first"]);
     assert_eq!(cluster.pinned_links().unwrap(), links);
     assert_eq!(cluster.page().unwrap(), "Worker1");
     assert!(cluster.status().is_ok());

@@ -67,7 +67,7 @@ impl ControlClient {
         let mut lines = self.stream(request).await?;
         let line = timeout(TIMEOUT.saturating_add(more), lines.next_line())
             .await
-            .context("wait for the manager's reply")?
+            .context("the manager runs and does not reply; its log says more (journalctl -u memlb-manager)")?
             .context("read the manager's reply")?
             .context(DISCONNECTED)?;
         parse_reply(&line)

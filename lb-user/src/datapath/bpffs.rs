@@ -107,17 +107,18 @@ pub fn is_bpffs(path: &Path) -> Result<bool> {
 pub struct Lock(#[expect(dead_code, reason = "held for its drop")] Flock<File>);
 
 impl Lock {
-    /// Acquires the lock, or fails at once.
-    pub fn acquire(pin_path: &Path) -> Result<Self> {
+    /// Acquires the lock, or fails at once with the `remedy` if a process, the `holder`, has it.
+    pub fn acquire(pin_path: &Path, holder: &str, remedy: &str) -> Result<Self> {
         let directory = File::open(pin_path)
             .with_context(|| format!("open the pin directory {}", pin_path.display()))?;
         match Flock::lock(directory, FlockArg::LockExclusiveNonblock) {
             Ok(lock) => Ok(Self(lock)),
-            Err((_, Errno::EWOULDBLOCK)) => bail!(
-                "another memlb manager holds the pins at {}: stop it first, or give this one \
-                 another manager.pin_path",
-                pin_path.display()
-            ),
+            Err((_, Errno::EWOULDBLOCK)) => {
+                bail!(
+                    "{holder} holds the pins at {}: {remedy}",
+                    pin_path.display()
+                )
+            }
             Err((_, errno)) => Err(errno).with_context(|| format!("lock {}", pin_path.display())),
         }
     }

@@ -169,7 +169,11 @@ pub fn prepare(config: &Config) -> Result<PreparedPins> {
     kernel::check()?;
     let pin_path = config.manager.pin_path.clone();
     let is_first = bpffs::ensure(&pin_path)?;
-    let lock = bpffs::Lock::acquire(&pin_path)?;
+    let lock = bpffs::Lock::acquire(
+        &pin_path,
+        "another memlb manager",
+        "stop it first, or give this one another manager.pin_path",
+    )?;
     let rollback = RollbackGuard {
         pin_path: is_first.then(|| pin_path.clone()),
         accept_local_before: None,
@@ -662,8 +666,10 @@ pub fn unload(pin_path: &Path) -> Result<bool> {
         return detach_clsact();
     }
     bpffs::check(pin_path)?;
-    let _lock = bpffs::Lock::acquire(pin_path).context(
-        "nothing was removed, because a manager runs: stop it first (systemctl stop memlb-manager)",
+    let _lock = bpffs::Lock::acquire(
+        pin_path,
+        "a running memlb manager",
+        "stop it first (systemctl stop memlb-manager); nothing was removed",
     )?;
     let detached = detach_clsact()?;
     if let Some(earlier) = adopt::previous_settings(pin_path) {

@@ -77,7 +77,12 @@ impl Pins {
     pub fn restore(&mut self) -> Result<Vec<String>> {
         if !self.directory.exists() {
             bpffs::ensure(&self.directory)?;
-            self.lock = Some(Lock::acquire(&self.directory)?);
+            let remedy = "stop it, and restart this process";
+            self.lock = Some(Lock::acquire(
+                &self.directory,
+                "another memlb process",
+                remedy,
+            )?);
         }
         let mut missing = Vec::new();
         for (map, data) in &self.maps {

@@ -76,8 +76,7 @@ impl DsrTranslator {
         let pin_path = &settings.pin_path;
         let acquire = || {
             bpffs::ensure(pin_path)?;
-            bpffs::Lock::acquire(pin_path)
-                .context("another agent may run with --dsr: stop it first")
+            bpffs::Lock::acquire(pin_path, "another memlb agent with --dsr", "stop it first")
         };
         let mut lock = acquire()?;
         if let Err(difference) = layout::check_dsr(pin_path) {
@@ -309,7 +308,8 @@ pub fn unload(pin_path: &Path) -> Result<bool> {
             pin_path.display()
         );
     }
-    let _lock = bpffs::Lock::acquire(pin_path).context("stop the agent first")?;
+    let remedy = "stop the agent first (systemctl stop memlb-agent); nothing was removed";
+    let _lock = bpffs::Lock::acquire(pin_path, "a running memlb agent", remedy)?;
     remove(pin_path)?;
     Ok(true)
 }
