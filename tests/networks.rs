@@ -261,7 +261,7 @@ fn finds_a_worker_by_every_kind_of_route(attach: &str) {
         ),
         (
             &["route replace WORKER/32 dev eth9"],
-            "leads through eth9, which memlb is not attached to",
+            "leads through eth9, to which memlb is not attached",
             "route replace WORKER/32 nhid 7",
         ),
         // What a source address is sent by goes before.

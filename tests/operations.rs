@@ -224,7 +224,7 @@ fn draining_the_last_worker_warns_and_uses_the_fallback() {
     succeed(&cluster, &["drain", "worker1"]);
     let said = succeed(&cluster, &["maintenance", "worker2"]);
     assert!(
-        said.contains("warning: web has no worker now: the manager serves by itself"),
+        said.contains("warning: web has no worker now: the fallback on the manager serves"),
         "{said}"
     );
     assert_eq!(cluster.page().unwrap(), "Manager");
@@ -355,7 +355,7 @@ fn lists_connections_and_explains_them() {
     // Each connection has its own reason: what was decided when it was made.
     let one = succeed(&cluster, &["explain", client]);
     assert!(one.contains("went to worker1"), "{one}");
-    assert!(one.contains("450.0 MiB available, heard"), "{one}");
+    assert!(one.contains("450.0 MiB available, heartbeat"), "{one}");
     assert!(one.contains("would go to worker2"), "{one}");
     let both = succeed(&cluster, &["explain", address, "--json"]);
     let both: Value = serde_json::from_str(&both).unwrap();

@@ -118,7 +118,7 @@ fn a_list_applies_entirely_or_not_at_all_and_survives_a_restart() {
     assert_eq!(kept.get("/").unwrap().first_line(), "Worker2");
     let shown = output(&mut sources(&cluster, &[])).unwrap();
     assert!(
-        shown.contains("source file: 1 worker (web/worker2), not heard since this manager started"),
+        shown.contains("source file: 1 worker (web/worker2), no list since this manager started"),
         "{shown}"
     );
 

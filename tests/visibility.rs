@@ -84,15 +84,15 @@ fn the_manager_logs_heartbeats_decisions_and_reasons() {
     });
     let log = cluster.manager.as_ref().unwrap().log();
     for line in [
-        "INFO received worker1: 450.0 MiB available",
+        "INFO heartbeat of worker1: 450.0 MiB available",
         "INFO worker1 is up (was unknown), 450.0 MiB available of 700.0 MiB",
         "INFO web: the automatic threshold is 100.0 MiB",
         "INFO web: worker1 -> worker2: worker2 has 600.0 MiB available, 150.0 MiB more than \
          worker1 (450.0 MiB available), above the threshold of 100.0 MiB",
-        "WARN worker2 is down: nothing heard for 5",
+        "WARN worker2 is down: no heartbeat for 5",
         "INFO web: worker2 -> worker1: worker2 is down",
-        "WARN worker1 is down: nothing heard for 5",
-        "WARN web: no worker is up any more; the manager serves by itself",
+        "WARN worker1 is down: no heartbeat for 5",
+        "WARN web: no worker is up any more; the fallback on the manager serves",
         "INFO web: worker1 -> manager: worker1 is down and no other worker is up",
         "INFO worker1 is up (was down)",
         "INFO web: manager -> worker1: worker1 is up with 450.0 MiB available",

@@ -17,7 +17,7 @@ mod tests {
     use super::counted;
 
     #[test]
-    fn one_is_singular() {
+    fn count_of_one_uses_the_singular() {
         assert_eq!(counted(1, "worker"), "1 worker");
         assert_eq!(counted(0_u64, "worker"), "0 workers");
         assert_eq!(counted(2_usize, "prefix"), "2 prefixes");

@@ -64,8 +64,8 @@ impl Ineligibility {
                     _ => "another interface",
                 };
                 format!(
-                    "the route to {worker} at {ip} leads through {interface}, which memlb is not \
-                     attached to: add it to manager.interfaces and restart the manager, or correct \
+                    "the route to {worker} at {ip} leads through {interface}, to which memlb is \
+                     not attached: add it to manager.interfaces and restart the manager, or correct \
                      the route (ip route get {ip})"
                 )
             }
@@ -78,8 +78,8 @@ impl Ineligibility {
             ),
             Self::NoReturnPath => format!(
                 "no answer of {worker} passes the manager: its route to the clients does not lead through \
-                 here, or it drops their connections (on {worker}: ip route get CLIENT); correct that, or \
-                 serve {service} by mode \"nat\". memlb tries it again later"
+                 the manager, or it drops their connections (on {worker}: ip route get CLIENT); correct that, \
+                 or serve {service} by mode \"nat\". memlb tries it again later"
             ),
         }
     }

@@ -67,7 +67,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reads_what_it_writes() {
+    fn endpoint_text_round_trips() {
         for text in [
             "192.168.56.101:80/tcp",
             "192.168.56.101:53/udp",

@@ -148,7 +148,7 @@ events! {
         /// An operator has it in maintenance or paused it.
         expected: bool,
     }
-    WARN unless expected, "{worker} is down: nothing heard for {silent_ms} ms{}",
+    WARN unless expected, "{worker} is down: no heartbeat for {silent_ms} ms{}",
         if *expected { ", as expected" } else { "" };
 
     WorkerUnhealthy { worker: String, was: Health, expected: bool }
@@ -362,7 +362,7 @@ events! {
         /// Heartbeats of this worker since the last sample.
         heartbeats: u64,
     }
-    LOG_ONLY, "received {worker}: {} available ({} since the last line, from {from})",
+    LOG_ONLY, "heartbeat of {worker}: {} available ({} since the last line, from {from})",
         Bytes(*memory_available_bytes), counted(*heartbeats, "heartbeat");
 
     /// Heartbeats come from another address, perhaps from a second machine with the same name.

@@ -114,7 +114,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_whole_table() {
+    fn every_transition_of_the_health_table() {
         let events = [
             HealthEvent::Good { proven: false },
             HealthEvent::Good { proven: true },

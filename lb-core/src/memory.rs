@@ -79,13 +79,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn shows_pressure_as_the_kernel_does() {
+    fn pressure_has_the_format_of_the_kernel() {
         assert_eq!(Pressure(7).to_string(), "0.07%");
         assert_eq!(Pressure::MOST.to_string(), "100.00%");
     }
 
     #[test]
-    fn shows_every_share_but_none_as_more_than_0() {
+    fn small_share_is_not_shown_as_0() {
         let shown = [(0, "0%"), (7, "0.07%"), (100, "1.0%"), (3_333, "33.3%")];
         for (share, text) in shown.into_iter().chain([(10_000, "100%")]) {
             assert_eq!(Share(share).to_string(), text);
@@ -93,7 +93,7 @@ mod tests {
     }
 
     #[test]
-    fn shows_bytes_in_the_unit_a_person_would_choose() {
+    fn bytes_have_the_largest_fitting_unit() {
         for (bytes, shown) in [
             (0, "0 B"),
             (1023, "1023 B"),

@@ -139,7 +139,7 @@ impl fmt::Display for SelectionReason {
 pub fn fallback_outcome(fallback: &str) -> String {
     match fallback {
         NO_BACKEND => "new connections are refused".to_owned(),
-        manager => format!("the {manager} serves by itself"),
+        manager => format!("the fallback on the {manager} serves"),
     }
 }
 

@@ -187,7 +187,7 @@ pub struct AdoptedState {
     /// The time left of each worker's pause.
     pub pauses: BTreeMap<String, Duration>,
     /// The silence of the workers of [`crate::Core::overdue_workers`].
-    pub silences: BTreeMap<String, Duration>,
+    pub silent_for: BTreeMap<String, Duration>,
     /// The failing backends of [`crate::Core::ejections`].
     pub ejections: BTreeMap<BackendId, AdoptedEjection>,
 }

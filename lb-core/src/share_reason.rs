@@ -207,7 +207,7 @@ impl Service {
             };
         }
         if !self.candidates[backend].has_no_headroom {
-            return ShareReason::new(Kind::Ramp, "came up just now: gets its share in a moment");
+            return ShareReason::new(Kind::Ramp, "has just come up: gets its share in a moment");
         }
         let limit = self.settings.spread.pressure_limit;
         match worker.pressure.filter(|pressure| *pressure >= limit) {
@@ -229,7 +229,7 @@ impl Service {
     fn limit_reason(&self, ramp: u32, share: u16) -> Option<ShareReason> {
         use ShareReasonKind as Kind;
         if ramp < 100 && share < 10_000 {
-            let text = format!("came back lately: takes {ramp}% of its share");
+            let text = format!("came back recently: ramp_up limits it to {ramp}% of its share");
             return Some(ShareReason::new(Kind::Ramp, text));
         }
         let most = self.largest_share()?;

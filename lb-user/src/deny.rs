@@ -234,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn a_prefix_is_what_it_says() {
+    fn prefixes_are_parsed_and_validated() {
         for text in ["203.0.113.7", "10.0.0.0/8", "2001:db8::/32", "2001:db8::1"] {
             let prefix: Prefix = text.parse().unwrap();
             assert_eq!(prefix.to_string(), text);
@@ -295,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn the_list_has_an_end() {
+    fn number_of_denied_prefixes_is_bounded() {
         let mut list = DenyList::default();
         let address = |number: u32| denied(&std::net::Ipv4Addr::from(number).to_string());
         let many: Vec<Denied> = (1..=DENIED_PREFIXES).map(address).collect();

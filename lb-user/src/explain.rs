@@ -271,8 +271,8 @@ fn write_workers(f: &mut fmt::Formatter<'_>, service: &ServiceSnapshot) -> fmt::
         let memory = memory_available_bytes.map_or("memory unknown".to_owned(), |bytes| {
             format!("{} available", Bytes(bytes))
         });
-        let age = age_ms.map_or("never heard".to_owned(), |age| {
-            format!("heard {age} ms before")
+        let age = age_ms.map_or("no heartbeat".to_owned(), |age| {
+            format!("heartbeat {age} ms before")
         });
         write!(
             f,

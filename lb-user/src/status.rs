@@ -108,10 +108,10 @@ pub struct WorkerSource {
 
 impl fmt::Display for WorkerSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let heard = self
+        let last = self
             .heard_ms
-            .map_or("not heard since this manager started".to_owned(), |age| {
-                format!("last heard {} ago", format_seconds(age))
+            .map_or("no list since this manager started".to_owned(), |age| {
+                format!("last list {} ago", format_seconds(age))
             });
         let names = self.workers.iter().take(MAX_NAMED).map(String::as_str);
         let mut names: Vec<&str> = names.collect();
@@ -123,7 +123,7 @@ impl fmt::Display for WorkerSource {
             [name] => format!("1 worker ({name})"),
             names => format!("{} workers ({})", self.workers.len(), names.join(", ")),
         };
-        writeln!(f, "source {}: {workers}, {heard}", self.name)?;
+        writeln!(f, "source {}: {workers}, {last}", self.name)?;
         if let Some(problem) = &self.problem {
             writeln!(f, "  {problem}; its last workers stay")?;
         }
@@ -316,11 +316,11 @@ pub fn failures(traffic: &BackendTraffic) -> Option<String> {
     if parts.is_empty() {
         return None;
     }
-    let heard = match last_answer_ms {
-        None => "never heard in traffic".to_owned(),
-        Some(age) => format!("last heard in traffic {} ago", format_seconds(age)),
+    let last = match last_answer_ms {
+        None => "no answer to a client yet".to_owned(),
+        Some(age) => format!("last answer to a client {} ago", format_seconds(age)),
     };
-    Some(format!("handshakes: {}; {heard}", parts.join(", ")))
+    Some(format!("handshakes: {}; {last}", parts.join(", ")))
 }
 
 /// Returns the operator's orders for a backend, why it gets less than its share, and that its figures are stale or its

@@ -81,7 +81,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn is_due_twice_in_the_time_allowed() {
+    async fn watchdog_message_is_due_twice_per_timeout() {
         let mut watchdog = Watchdog::with_timeout(Some(Duration::from_secs(10)));
         watchdog.due().await;
         let before = Instant::now();
@@ -90,7 +90,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn is_never_due_without_a_watchdog() {
+    async fn no_watchdog_message_is_due_without_a_watchdog() {
         for none in [None, Some(Duration::ZERO)] {
             let mut watchdog = Watchdog::with_timeout(none);
             assert!(

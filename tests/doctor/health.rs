@@ -66,7 +66,7 @@ fn finds_no_problem_in_a_healthy_system_and_changes_nothing() {
             diagnosis.finding("ok", check, "");
         }
         diagnosis.finding("ok", "attachment", "eth1: tc (a virtual interface (veth)");
-        diagnosis.finding("ok", "heartbeats", "worker2 was heard");
+        diagnosis.finding("ok", "heartbeats", "worker2 sent a heartbeat");
         for index in 0..2 {
             let diagnosis = worker(&cluster, index);
             diagnosis.expect_healthy();
@@ -102,7 +102,7 @@ fn prints_the_same_as_text_and_refuses_wrong_usage() {
     assert_eq!(output.status.code(), Some(1), "{said}");
     assert!(said.contains("ok       interface     eth1 is up"), "{said}");
     assert!(
-        said.contains("problem  heartbeats    worker1 has never been heard"),
+        said.contains("problem  heartbeats    worker1 has sent no valid heartbeat"),
         "{said}"
     );
     assert!(

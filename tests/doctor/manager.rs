@@ -283,8 +283,8 @@ fn a_firewall_that_lets_no_heartbeat_in() {
     node.run("nft", &[ruleset]).unwrap();
     cluster.wait_for_state("worker1", "down", SOON).unwrap();
     let diagnosis = manager(&cluster);
-    diagnosis.problem("heartbeats", "worker1 was last heard");
-    let found = diagnosis.finding("warning", "firewall", "no rule lets in udp 9999");
+    diagnosis.problem("heartbeats", "worker1 sent its last heartbeat");
+    let found = diagnosis.finding("warning", "firewall", "no rule accepts udp 9999");
     found.expect_remedy("nft insert rule inet filter input udp dport 9999 accept");
     found.run_remedies(node);
     for port in [
@@ -295,7 +295,7 @@ fn a_firewall_that_lets_no_heartbeat_in() {
         found.run_remedies(node);
     }
     cluster.wait_for_state("worker1", "up", SOON).unwrap();
-    manager(&cluster).finding("ok", "firewall", "lets in what memlb needs");
+    manager(&cluster).finding("ok", "firewall", "accepts the packets that memlb needs");
 }
 
 #[root_test]
@@ -345,7 +345,7 @@ fn a_worker_that_is_not_in_the_configuration() {
     let diagnosis = manager(&cluster);
     let found = diagnosis.problem(
         "heartbeats",
-        "worker1 has never been heard: what it sends is refused (unknown_worker)",
+        "worker1 has sent no valid heartbeat: the manager refuses its datagrams (unknown_worker)",
     );
     found.expect_remedy("memlb agent --name NAME, with a NAME that `memlb workers` lists");
     // It is told so itself.

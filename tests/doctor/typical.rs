@@ -114,12 +114,12 @@ fn a_wrong_key() {
     let diagnosis = manager(&cluster);
     let found = diagnosis.problem(
         "heartbeats",
-        "worker1 has never been heard: what it sends is refused (unknown_key)",
+        "worker1 has sent no valid heartbeat: the manager refuses its datagrams (unknown_key)",
     );
     found.expect_remedy("install -m 600 worker1.key /etc/memlb/keys/worker1.key && memlb reload");
     let found = diagnosis.problem(
         "heartbeats",
-        "worker2 has never been heard: what it sends is refused (bad_signature)",
+        "worker2 has sent no valid heartbeat: the manager refuses its datagrams (bad_signature)",
     );
     found.expect_remedy("memlb keygen --name worker2");
 
@@ -207,7 +207,7 @@ fn a_manager_that_the_agent_cannot_reach() {
     let diagnosis = manager(&cluster);
     let found = diagnosis.problem(
         "heartbeats",
-        "worker1 has never been heard, and nothing was refused",
+        "worker1 has sent no valid heartbeat, and nothing was refused",
     );
     found.expect_remedy("on worker1: memlb doctor --agent");
 

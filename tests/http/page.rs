@@ -67,7 +67,7 @@ fn shows_a_failover_within_a_second() {
     browser.picture("dark");
 
     cluster.kill_agent(1).unwrap();
-    browser.wait_for(&format!("{CHOICE} == 'The manager serves by itself'"));
+    browser.wait_for(&format!("{CHOICE} == 'The fallback on the manager serves'"));
     browser.resize(360, 800);
     browser.picture("phone");
     assert_eq!(browser.value("document.documentElement.scrollWidth"), 360);

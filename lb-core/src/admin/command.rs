@@ -60,7 +60,7 @@ impl fmt::Display for AdminCommand {
                 write!(f, "{worker} takes new connections again by order of {by}")?;
             }
             AdminAction::Weight { percent } => {
-                write!(f, "{worker} weighs {percent}% by order of {by}")?;
+                write!(f, "{worker} has weight {percent}% by order of {by}")?;
             }
             AdminAction::Pause { for_ms } => {
                 let duration = humantime::format_duration(Duration::from_millis(for_ms));

@@ -82,7 +82,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn of_many_names_only_the_nearest_are_listed() {
+    fn unknown_name_error_lists_the_most_similar_names() {
         let said = unknown_name("worker", "nosuch", &["a", "b"]);
         assert_eq!(said, "there is no worker \"nosuch\", only a, b");
         let said = unknown_name("source", "file", &[""; 0]);
@@ -97,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reason_is_one_line_that_does_no_harm() {
+    fn reason_must_be_one_line_without_control_characters() {
         assert_eq!(
             check_reason("kernel update, ticket 42: \u{fc}bermorgen"),
             Ok(())

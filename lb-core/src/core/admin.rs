@@ -89,7 +89,7 @@ impl Core {
         let is_late = matches!(action, AdminAction::Pause { .. }) && worker.health == Health::Down;
         is_late.then(|| {
             format!(
-                "{0} is down already: connections of {0} that have sent since then are reset",
+                "{0} is down already: memlb has reset those of its connections that sent a packet since then",
                 worker.name
             )
         })

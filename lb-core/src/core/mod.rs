@@ -203,12 +203,12 @@ impl Core {
     }
 
     /// Returns the workers that have a deadline and have been silent for a fifth of `down_after`, with
-    /// how long: the next manager continues from there, see [`crate::AdoptedState::silences`].
+    /// how long: the next manager continues from there, see [`crate::AdoptedState::silent_for`].
     pub fn overdue_workers(&self, now: Instant) -> impl Iterator<Item = (&str, Duration)> {
         let has_deadline = |it: &&Worker| it.deadline(self.down_after).is_some();
         let workers = self.workers.iter().filter(has_deadline);
-        let silences = workers.map(move |worker| (worker.name.as_str(), worker.silent_for(now)));
-        silences.filter(|(_, silence)| *silence >= self.down_after / 5)
+        let late = workers.map(move |worker| (worker.name.as_str(), worker.silent_for(now)));
+        late.filter(|(_, silence)| *silence >= self.down_after / 5)
     }
 
     /// Returns the number of backends that can take new connections. A drained backend cannot.

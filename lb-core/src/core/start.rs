@@ -107,7 +107,7 @@ impl Core {
                     None => Health::Leaving,
                 };
             }
-            if let Some(silence) = adopted.silences.get(&worker.name) {
+            if let Some(silence) = adopted.silent_for.get(&worker.name) {
                 worker.adopt_silence(*silence, self.down_after);
             }
             self.propagate(index);

@@ -107,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn the_tightest_limit_counts_wherever_it_is() {
+    fn lowest_cgroup_limit_counts_at_any_level() {
         let root = tempfile::tempdir().unwrap();
         let slice = root.path().join("web.slice");
         let unit = slice.join("nginx.service");

@@ -382,7 +382,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_server_that_does_not_answer_is_not_waited_for() {
+    async fn check_times_out() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let silent = HealthCheck {
@@ -400,7 +400,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn changes_are_reported_once_they_are_sure() {
+    async fn changes_are_reported_after_enough_results() {
         let address = serve("HTTP/1.1 200 OK\r\n\r\n").await;
         let (publish, mut published) = watch::channel(None);
         let watching = tokio::spawn(check(&format!("http://{address}/health?a=b")).watch(publish));

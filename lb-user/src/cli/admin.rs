@@ -511,7 +511,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_weight_may_have_its_sign() {
+    fn weight_may_have_a_percent_sign() {
         for text in ["50", "50%", "50 %"] {
             assert_eq!(percent(text), Ok(50), "{text}");
         }

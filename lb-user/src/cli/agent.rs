@@ -113,7 +113,7 @@ struct AnnouncePauseArgs {
 /// The check of the worker's own service.
 #[derive(clap::Args)]
 struct CheckArgs {
-    /// HealthCheck this worker's own service, and report when it does not answer: tcp://HOST:PORT or
+    /// Check this worker's own service, and report when it does not answer: tcp://HOST:PORT or
     /// http://HOST[:PORT][/PATH]
     #[arg(long = "check", value_name = "URL")]
     target: Option<CheckTarget>,

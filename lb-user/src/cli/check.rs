@@ -139,7 +139,7 @@ fn authentication(config: &Config) -> Vec<String> {
         let listen = config.manager.heartbeat_listen;
         let warning = (!listen.ip().is_loopback()).then(|| {
             format!(
-                "heartbeats.authentication is \"off\": everyone who can reach UDP {listen} can steer connections; \
+                "heartbeats.authentication is \"off\": every host that can reach UDP {listen} can steer connections; \
                  make keys with memlb keygen and set \"enforce\", or keep the port to a trusted network"
             )
         });
@@ -167,7 +167,7 @@ fn without_key(config: &Config, keys: &KeyRing) -> Option<String> {
     };
     let effect = match authentication {
         Authentication::Enforce => "the manager would refuse their heartbeats",
-        _ => "anybody can send heartbeats in their names",
+        _ => "any host can send heartbeats in their names",
     };
     let names: Vec<&str> = without.iter().copied().take(MAX_NAMED).collect();
     let more = and_more(without.len(), MAX_NAMED);

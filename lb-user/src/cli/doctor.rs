@@ -41,8 +41,8 @@ pub struct Args {
 /// Options that `memlb agent` also has.
 #[derive(clap::Args)]
 struct WorkerArgs {
-    /// Examine a worker's host. What the options below leave out is taken from the agent that runs here, or else from
-    /// the service's arguments in /etc/default/memlb-agent and its key /etc/memlb/agent.key
+    /// Examine a worker's host. Other values than those of the options below come from the agent that runs here, or else
+    /// from the service's arguments in /etc/default/memlb-agent and its key /etc/memlb/agent.key
     #[arg(long)]
     agent: bool,
 

@@ -19,7 +19,7 @@ use super::{
 /// The manager keeps the last 256. The event log has more, and samples of heartbeats.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Then show new events as they happen, until interrupted
+    /// After the last events, show new ones as they happen, until interrupted
     #[arg(long, short)]
     follow: bool,
 

@@ -134,7 +134,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn severity_text_and_fields_arrive_apart() {
+    fn journal_entry_has_severity_text_and_fields() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("socket");
         let journal = UnixDatagram::bind(&path).unwrap();

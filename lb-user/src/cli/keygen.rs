@@ -95,7 +95,7 @@ fn advice_for_peers(path: &Path, id: KeyId) -> String {
         "{file}: key {id} of managers. Keep it secret; both managers need the same file.
 on this manager, with a [[peer]] table in its configuration{here}:
 {install}    {restart}
-on the peer, where a copy of the file lies:
+on the peer, with a copy of the file:
     install -D -m 600 {copy} {PEER_KEY}
     restart the manager    (with the package's service: systemctl restart memlb-manager)
 To replace an older key without a gap, let both files hold two lines, the older key first; restart both managers; put \
@@ -167,7 +167,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sends_no_key_to_where_it_is() {
+    fn instructions_omit_a_copy_to_the_same_place() {
         let directory = tempfile::tempdir().unwrap();
         let keys = directory.path().join("keys");
         fs::create_dir(&keys).unwrap();

@@ -174,7 +174,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn figures_fit_five_characters_and_are_near(number: u64) {
+        fn figures_fit_five_characters_and_are_accurate(number: u64) {
             for text in [count(number), bytes(Bytes(number))] {
                 prop_assert!(text.len() <= 5, "{}", text);
             }

@@ -331,7 +331,7 @@ mod tests {
     }
 
     #[test]
-    fn notes_stand_below_their_row() {
+    fn notes_are_printed_below_their_row() {
         let mut one = row("w", "a:1", "1", ("1 B", "1B"));
         one.notes.push(Cell::new("drained by root since yesterday"));
         let text = "name  address  flows  bytes\n\

@@ -71,7 +71,7 @@ fn texts(output: Output) -> Vec<(&'static str, String)> {
     let (total, flows) = (2, vec![row()]);
     let event: EventRecord = from(json!({
         "id": 1, "time": "2026-01-02T03:04:05.678Z", "severity": "warn", "event": "worker_down",
-        "message": "worker1 is down: nothing heard for 1501 ms, and its connections are reset now",
+        "message": "worker1 is down: no heartbeat for 1501 ms, and its connections are reset now",
     }));
     let packet: Packet = from(json!({
         "time": "2026-01-02T03:04:05.678901Z", "edge": "tc_in", "interface": "eth1",
@@ -120,7 +120,7 @@ fn texts(output: Output) -> Vec<(&'static str, String)> {
             mac: "02:00:00:00:01:4d".to_owned(),
         }],
     };
-    let long = "heartbeats.authentication is \"off\": everyone who can reach UDP 0.0.0.0:9999 can steer \
+    let long = "heartbeats.authentication is \"off\": every host that can reach UDP 0.0.0.0:9999 can steer \
                 connections; make keys with memlb keygen";
     let diagnosis = Diagnosis::from(vec![
         Finding::ok("kernel", "Linux 6.18"),
@@ -199,7 +199,7 @@ fn states_and_problems_have_colours_where_there_are_some() {
 }
 
 #[test]
-fn what_is_said_of_many_workers_is_said_once() {
+fn repeated_note_is_printed_once() {
     let status = top::tests::status(200, 0, Instant::now());
     let output = Output {
         width: Some(80),

@@ -48,10 +48,10 @@ sections! {
         /// the names of all peers.
         name: Option<String> = None, Optional(Name, ""), Restart;
 
-        /// The network interfaces that clients and workers are reached through. Required, here or by
-        /// --interface. One is enough where both are on one network; name both where they are on two. memlb
-        /// does not balance clients of an interface that is left out, and its workers are "unreachable". memlb
-        /// does not change their other traffic. An alternative name (ip link property) is accepted, too.
+        /// The network interfaces towards clients and workers. Required, here or by --interface. If clients and
+        /// workers are on one network, one interface is enough; otherwise name both. memlb does not balance
+        /// clients at an interface that is missing here, and workers at it are "unreachable". memlb does not
+        /// change other traffic. An alternative name (ip link property) is accepted, too.
         interfaces: Vec<String> = Vec::new(), Interfaces, Restart,
             example("[\"eth1\"]"),
             list_option("--interface", "IF",
@@ -71,11 +71,12 @@ sections! {
         heartbeat_listen: SocketAddr = (Ipv4Addr::UNSPECIFIED, 9999).into(), ListenAddress, Restart,
             option("--heartbeat-listen", "ADDR:PORT", "Receive heartbeats at this UDP address");
 
-        /// The manager's own addresses from which it connects to workers in mode "nat". Each address gives nat_ports
-        /// connections to one worker at a time, so that several multiply what a worker can take; at most 8 of each
-        /// family. The interface towards the workers must have them, and workers must reach them. Empty: the
-        /// source address of the route to each worker. With a [[peer]], services of mode "nat" need them: each manager has
-        /// addresses of its own, and its keepalived moves them together with the service addresses.
+        /// The manager's own addresses from which it connects to workers in mode "nat". Each address gives
+        /// nat_ports connections to one worker at a time, so several addresses multiply this limit; at most 8
+        /// of each family. The interface towards the workers must have them, and workers must reach them.
+        /// Empty: the source address of the route to each worker. With a [[peer]], services of mode "nat" need
+        /// them: each manager has addresses of its own, and its keepalived moves them together with the service
+        /// addresses.
         nat_sources: Vec<IpAddr> = Vec::new(), NatSources, Restart;
 
         /// The directory, on a BPF file system, in which maps and links are pinned. They stay there when the
@@ -105,17 +106,18 @@ sections! {
             option("--event-log", "FILE",
                 "Append events to this file as JSON lines; \"\" disables the log");
 
-        /// Whether the heartbeats of the 2018 Python workers count, too. They arrive every 5 s and so need
-        /// heartbeat_interval = "5s" and a down_after of 15 s or more; otherwise such a worker is down between
-        /// any two of its heartbeats. For a worker that also runs `memlb agent`, only the agent counts. Switch it
-        /// off when the last one is replaced: anyone can send such a heartbeat.
+        /// Whether the manager also accepts the heartbeats of the 2018 Python workers. They arrive every 5 s
+        /// and so need heartbeat_interval = "5s" and a down_after of 15 s or more; otherwise such a worker is
+        /// down between any two of its heartbeats. For a worker that also runs `memlb agent`, only the agent's
+        /// heartbeats count. Switch it off when the last 2018 worker is replaced: any host can send such a
+        /// heartbeat.
         legacy_heartbeats: bool = false, Flag, Live,
             switch("--legacy-heartbeats", "Also accept the heartbeats of the 2018 workers");
 
-        /// The TCP address of the HTTP server: the web page, Prometheus' /metrics, /healthz, /readyz and /api/v1.
-        /// It is read-only, but everybody who can reach it can read the workers' names, addresses and memory:
-        /// keep it on loopback (and use `ssh -L 9998:127.0.0.1:9998 MANAGER`), or open it to your monitoring's
-        /// network only. "" disables the server. Two managers on one machine need two ports.
+        /// The TCP address of the HTTP server: the web page, Prometheus' /metrics, /healthz, /readyz and
+        /// /api/v1. It is read-only, but every host that can reach it can read the workers' names, addresses
+        /// and memory: keep it on loopback (and use `ssh -L 9998:127.0.0.1:9998 MANAGER`), or open it to your
+        /// monitoring's network only. "" disables the server. Two managers on one machine need two ports.
         http_listen: Option<SocketAddr> = Some((Ipv4Addr::LOCALHOST, 9998).into()),
             Optional(ListenAddress, ""), Restart,
             option("--http-listen", "ADDR:PORT",
@@ -176,23 +178,24 @@ sections! {
 
     /// When a worker goes down and comes back.
     pub struct FailoverSettings {
-        /// The interval at which the agents send; configure the agents with the same --interval. The manager only
-        /// compares down_after with it. Shorter: more even decisions, earlier detection possible, more datagrams
-        /// (10 a second and worker at 100ms). Longer: memory figures are older, and down_after must grow with it.
+        /// The interval at which the agents send; configure the agents with the same --interval. The manager
+        /// only compares down_after with it. Shorter: newer memory figures, earlier detection possible, more
+        /// datagrams (10 a second and worker at 100ms). Longer: memory figures are older, and down_after must
+        /// grow with it.
         heartbeat_interval: Duration = Duration::from_millis(100), Time::above_zero(DAY), Live;
 
         /// A worker is down when no heartbeat arrives for longer than this, by the manager's own clock, at that
         /// instant. At least three heartbeat intervals, so that two lost datagrams do not count as a failure.
-        /// Too short: a busy network looks like dead workers, and their connections are reset. Too long:
-        /// clients wait for a dead worker.
+        /// Too short: on a busy network, workers that run count as down, and their connections are reset. Too
+        /// long: clients wait for a dead worker.
         down_after: Duration = DEFAULT_DOWN_AFTER, Time::above_zero(DAY), Live,
             option("--down-after", "DURATION",
                 "A worker is down after this time without a heartbeat, e.g. 1500ms");
 
         /// How many good heartbeats in a row, each at most down_after after the one before, bring a worker back
         /// that was down, unhealthy, leaving or in maintenance. The first contact after the manager's start
-        /// needs only one. 1: a flapping worker flaps the service. High: a recovered worker idles for up_after
-        /// times heartbeat_interval.
+        /// needs only one. 1: a flapping worker flaps the service. High: a recovered worker gets no connection
+        /// for up_after times heartbeat_interval.
         up_after: u32 = 2, Integer(1..=1000), Live;
 
         /// A worker that is up by its heartbeats is "failing" after so many handshakes in a row that its server
@@ -214,25 +217,25 @@ sections! {
         /// The longest of these pauses; at least failing_pause.
         failing_max_pause: Duration = FailingSettings::default().max_pause, Time::above_zero(DAY), Live;
 
-        /// The largest part of a service's workers that may be failing at a time; of several workers, one always may.
-        /// The last worker is never failing unless a fallback or a backup serves instead; then any number of workers may
-        /// be failing because they refuse. Low: clients reach dead servers. High: overload that delays answers takes one
-        /// worker after the other out, and the rest gets still more.
+        /// The largest part of a service's workers that may be failing at a time; of several workers, one
+        /// always may. The last worker is never failing unless a fallback or a backup serves instead; then any
+        /// number of workers may be failing because they refuse. Low: clients reach dead servers. High:
+        /// overload that delays answers ejects one worker after the other, and the load of the others grows.
         max_failing: u32 = FailingSettings::default().max_percent, Percent(1..=100), Live;
 
-        /// When at least this part of a service's workers (and two at least) fall silent at the same time while their
-        /// packets to clients still arrive, the fault is probably the manager's own, such as a firewall rule for
-        /// heartbeat_listen: those workers stay up, with a warning, until their handshakes fail. The same part of all
-        /// workers counts, too. A worker that falls silent alone is down after down_after in any case. "0%": never. Low:
-        /// agents that were stopped on purpose look like such a fault. High: a few agents that still reach the
-        /// manager make the others down.
+        /// When at least this part of a service's workers (and two at least) fall silent at the same time while
+        /// their packets to clients still arrive, the fault is probably the manager's own, such as a firewall
+        /// rule for heartbeat_listen: those workers stay up, with a warning, until their handshakes fail. The
+        /// same part of all workers counts, too. A worker that falls silent alone is down after down_after in
+        /// any case. "0%": never. Low: agents that were stopped on purpose look like such a fault. High: the
+        /// others go down if a few agents still reach the manager.
         panic_threshold: u32 = 60, Percent(0..=100), Live;
     }
 
     /// Sizes of the tables in the kernel, and times of their entries.
     pub struct Limits {
         /// The maximum number of services. Each needs 65 KiB of kernel memory, for the slots of spreading
-        /// policies. Too low: a reload that adds one more is refused. Too high: memory that no service uses.
+        /// policies. Too low: a reload that adds one more is refused. Too high: unused memory.
         services: u32 = DEFAULT_SERVICES, Integer(1..=1_024), Unload;
 
         /// The maximum number of backends: every worker of every service, a fallback for each service, and one
@@ -302,7 +305,7 @@ sections! {
         /// How memlb chooses workers for new connections; open ones always stay where they are.
         /// docs/policies.md compares the policies with figures. One of:
         ///   "memory"             all go to the worker with the most available memory, until another one has
-        ///                        more by the threshold: simple, but a herd that follows the last report.
+        ///                        more by the threshold: simple, but all connections follow the last report.
         ///   "balanced"           of two workers drawn by the memory they can spare, the one with fewer open
         ///                        connections for its weight. The default of a service without this setting.
         ///   "round_robin"        one after the other; memory does not count.
@@ -330,16 +333,17 @@ sections! {
         /// worker, as with reports of that age. Of policy "memory" only.
         hold: Duration = DEFAULT_HOLD, Time::or_zero(DAY), Live;
 
-        /// How often the manager computes the weights of policy "balanced". A worker that is lost leaves at once
-        /// in any case, and one that comes is included within 25ms. About one heartbeat interval or longer. Too
-        /// short: the manager works without gain. Too long: weights lag behind memory.
+        /// How often the manager computes the weights of policy "balanced". A worker that goes down loses its
+        /// weight at once in any case, and a worker that comes up gets one within 25ms. Use one heartbeat
+        /// interval or longer. Too short: more processor time without an effect. Too long: weights lag behind
+        /// memory.
         rebalance_interval: Duration = SpreadSettings::default().rebalance_interval,
             Time::above_zero(DAY), Live;
 
         /// The part of its total memory that each worker keeps free under policy "balanced": only available
-        /// memory above it gives weight, and a worker down to it gets nothing while another has more. Where all
-        /// are down to it, all have equal weight. Too low: the fullest worker comes close to its
-        /// limit. Too high: workers count as full that are not.
+        /// memory above it gives weight, and a worker down to it gets nothing while another has more. If all
+        /// workers are down to it, all have equal weight. Too low: the fullest worker comes close to its limit.
+        /// Too high: workers with free memory count as full.
         reserve_percent as "reserve": u32 = SpreadSettings::default().reserve_percent, Percent(0..=90), Live;
 
         /// Under policy "balanced", a worker weighs less the more its tasks wait for memory (memory pressure,
@@ -348,8 +352,8 @@ sections! {
         pressure_limit: Pressure = SpreadSettings::default().pressure_limit, PressureLimit, Live;
 
         /// How long a worker that came back gets less than its share, where connections are spread: a quarter
-        /// at first, a quarter more after each third of this time. Too short: cold caches and slow start-up
-        /// meet the full load. Too long: the others carry it meanwhile.
+        /// at first, a quarter more after each third of this time. Too short: a worker with cold caches gets
+        /// the full load. Too long: the others carry its share meanwhile.
         ramp_up: Duration = SpreadSettings::default().ramp_up, Time::above_zero(DAY), Live;
 
         /// The largest share of new connections of one worker, so that a worker with wrong figures cannot take
@@ -382,33 +386,35 @@ sections! {
         /// the manager does not see or repeat refusals.
         retry_refused: bool = true, Flag, Live;
 
-        /// The manager's own server, used while no worker is up and until the first heartbeat arrives. Required;
-        /// the service's own IP address with another port, because memlb translates only the port on this way.
-        /// "reject": there is none, and new connections are refused meanwhile (RST, so that clients fail at once).
+        /// The manager's own server, used while no worker is up and until the first heartbeat arrives.
+        /// Required; the service's own IP address with another port, because memlb translates only the port for
+        /// it. "reject": the service has none, and memlb refuses new connections meanwhile (RST, so that
+        /// clients fail at once).
         fallback: Option<SocketAddr> = None, Optional(ListenAddress, "reject"), Live,
             required("\"192.168.56.101:8080\"");
 
         /// The workers: the name in the agent's heartbeats, and the address of the server on that machine. At
         /// least one; names and addresses are unique within a service. The same worker may be in several
         /// services. "manager" and "none" are reserved names: they mean the fallback. Of two workers with equal
-        /// memory, the one named first is chosen. A worker may have a weight, as in weight = "50%": what it takes
-        /// beside others that are as good, from 1% to 1000%, by default "100%". Policy "memory" counts that much of
-        /// its memory. A worker with backup = true takes connections only while no other worker can serve. One with
-        /// agent = false needs no agent and counts as up until its handshakes fail: backup = true, agent = false is a
-        /// fallback on another machine. With max_connections = 500, a worker with as many open connections gets no new one until some
-        /// have ended: those go to other workers, or to the fallback while all are full; without a fallback they are
-        /// refused and counted as workers_full. Connections that are being established may exceed the number.
+        /// memory, the one named first is chosen. A worker may have a weight, as in weight = "50%": its share
+        /// compared with equally good workers, from 1% to 1000%, by default "100%". Policy "memory" counts that
+        /// percentage of its memory. A worker with backup = true takes connections only while no other worker
+        /// can serve. A worker with agent = false needs no agent and counts as up until its handshakes fail. A
+        /// worker with both is a fallback on another machine. With max_connections = 500, a worker with as many
+        /// open connections gets no new one until some have ended: new connections go to other workers, or to the
+        /// fallback while all are full; without a fallback they are refused and counted as workers_full.
+        /// Connections that are being established may exceed the number.
         workers: Vec<Worker> = Vec::new(), Workers, Live,
             example(EXAMPLE_WORKERS);
 
-        /// Which agents become workers by starting: those that sign heartbeats with a key that the manager
-        /// knows, from one of these networks, under a name that this file does not contain. Their server has the
-        /// address that their heartbeats come from, never one that they name, and this port. The networks are of
-        /// the family of the service's address. Needs heartbeats.authentication; with some networks, workers may
-        /// be left out. The manager remembers a worker that joined over restarts, beside state_file, until it has
-        /// been absent for an hour; it needs room in limits.backends, as others do. An empty list lets no agent
-        /// join. Too wide a network: an agent on a machine that should not serve gets connections. For instance
-        /// ["192.168.56.0/24"].
+        /// Which agents become workers when they start: those that sign heartbeats with a key that the manager
+        /// knows, from one of these networks, under a name that this file does not contain. Their server has
+        /// the address that their heartbeats come from, never one that they name, and this port. The networks
+        /// are of the family of the service's address. Needs heartbeats.authentication; with some networks,
+        /// workers may be left out. The manager remembers a worker that joined over restarts, beside
+        /// state_file, until it has been absent for an hour; it needs room in limits.backends, as others do. An
+        /// empty list lets no agent join. Too wide a network: an agent on a machine that should not serve gets
+        /// connections. Example: ["192.168.56.0/24"].
         auto_join: Option<AutoJoin> = None, Joining, Live;
 
         /// Which sources outside of this file may give workers to the service: "swarm" for `memlb swarm`, "file"

@@ -76,7 +76,7 @@ const LEAST: &str = r#"
 "#;
 
 #[test]
-fn the_example_says_what_holds_without_it() {
+fn example_values_are_the_defaults() {
     assert_eq!(parse(Config::example_text()), Ok(lab()));
     // The lab is that of 2018; the default policy is the one that proved best.
     let mut least = lab();
@@ -465,7 +465,7 @@ fn no_service_has_an_address_at_which_the_manager_listens() {
 }
 
 #[test]
-fn advice_is_what_was_meant_or_what_there_is() {
+fn unknown_word_error_suggests_or_lists_the_known_words() {
     for (setting, advice) in [
         (r#"protocol = "UDP""#, r#"did you mean "udp"?"#),
         (r#"mode = "DSR""#, r#"did you mean "dsr"?"#),
@@ -653,7 +653,7 @@ fn an_error_has_fault_place_expectation_and_remedy() {
 }
 
 #[test]
-fn the_command_line_goes_before_the_file() {
+fn command_line_overrides_the_file() {
     let overrides = Overrides::default()
         .option("manager.interfaces", "lan0")
         .option("manager.interfaces", "lan1")
@@ -774,7 +774,7 @@ fn a_file_in_another_encoding_is_reported_with_its_remedy() {
 }
 
 #[test]
-fn numbers_follow_the_file_and_stay_with_their_addresses() {
+fn ids_follow_the_file_and_stay_with_their_addresses() {
     use lb_core::{BackendId, ServiceId};
     let ids = |config: &Config, pinned: &PinnedIds| {
         let service = config.settings(pinned).services.remove(0);
@@ -928,7 +928,7 @@ fn families_do_not_mix() {
 }
 
 #[test]
-fn services_that_show_their_clients_share_no_endpoint_with_a_routed_one() {
+fn routed_service_shares_no_worker_endpoint() {
     let pair = |one: &str, other: &str, port: u16| {
         let service = |name: &str, address_port: u16, mode: &str, port: u16| {
             format!(
@@ -964,7 +964,7 @@ fn example_with_set(sets: &[&str]) -> Result<Config, String> {
 }
 
 #[test]
-fn set_goes_before_what_the_file_has_and_adds_what_it_leaves_out() {
+fn set_overrides_and_extends_the_file() {
     let config = example_with_set(&[
         "failover.down_after=2s",
         "limits.flows=1000",

@@ -198,11 +198,11 @@ pub fn unsuited_to_xdp(interface: &Interface) -> Option<String> {
     let Some(kind) = &interface.kind else {
         let vlan = vlan_above(Path::new("/sys/class/net"), &interface.name)?;
         return Some(format!(
-            "it carries the VLAN interface {vlan}: a card that takes the tags off would hide them from XDP"
+            "it carries the VLAN interface {vlan}: a card that removes the tags hides them from XDP"
         ));
     };
     Some(format!(
-        "a virtual interface ({kind}): XDP would see half-computed checksums and split GSO packets"
+        "a virtual interface ({kind}): XDP would see partial checksums and split GSO packets"
     ))
 }
 

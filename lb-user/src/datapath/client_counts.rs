@@ -92,7 +92,7 @@ mod tests {
     use super::corrected;
 
     #[test]
-    fn subtracts_what_is_gone_and_keeps_what_came_meanwhile() {
+    fn subtracts_ended_connections_and_keeps_new_ones() {
         assert_eq!(corrected(10, 7, 12), 9);
         // The entry was evicted and created again.
         assert_eq!(corrected(0, 7, 2), 9);

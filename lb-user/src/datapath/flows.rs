@@ -304,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_rested_for_too_long_is_no_connection_any_more() {
+    fn connection_idle_for_too_long_is_not_listed() {
         let arrives = key(PROTOCOL_UDP, v6(10), v6(1), 53);
         let leaves = key(PROTOCOL_UDP, v6(1), v6(3), 53);
         let reply = flow(arrives.reversed(), 950, 0, direction::REPLY);
@@ -318,7 +318,7 @@ mod tests {
     }
 
     #[test]
-    fn a_client_that_does_not_answer_its_workers_end_has_little_time() {
+    fn connection_closed_by_the_worker_ends_after_closing_idle() {
         let arrives = key(PROTOCOL_TCP, v6(10), v6(1), 80);
         let leaves = key(PROTOCOL_TCP, v6(1), v6(3), 8081);
         let ended = |seen_s| flow(arrives.reversed(), seen_s, ended::FIN, direction::REPLY);
@@ -346,7 +346,7 @@ mod tests {
     }
 
     #[test]
-    fn a_worker_that_answers_the_client_itself_is_judged_by_the_client_alone() {
+    fn dsr_connection_ends_by_client_packets_alone() {
         let arrives = key(PROTOCOL_TCP, v6(10), v6(1), 80);
         let unseen = flow(arrives.reversed(), 990, ended::FIN, direction::REPLY);
         let request = |ended| flow(arrives, 990, ended, direction::REQUEST);

@@ -248,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn packets_to_a_vlan_or_a_bridge_arrive_beneath_it() {
+    fn packets_of_a_vlan_or_a_bridge_arrive_at_its_lower_interface() {
         let port = Link {
             master: Some(4),
             ..link("eth1", "", MAC)

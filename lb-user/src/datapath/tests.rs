@@ -378,7 +378,7 @@ fn started(workers: &[(usize, bool)]) -> World {
 }
 
 #[test]
-fn a_worker_that_is_put_back_has_its_connections_and_its_number() {
+fn readded_worker_keeps_its_connections_and_its_id() {
     let mut world = started(&[(0, false), (1, false)]);
     for _ in 0..3 {
         world.step(&Step::Reload(web(&[(0, false)])));
@@ -408,7 +408,7 @@ fn a_renamed_worker_keeps_its_connections_however_late_its_agent_follows() {
 }
 
 #[test]
-fn a_dead_worker_that_is_put_back_stays_dead_until_it_reports() {
+fn readded_dead_worker_stays_down_until_it_reports() {
     let mut world = started(&[(0, false), (1, false)]);
     world.entries.get_mut(&2).expect("worker1").state = state::DOWN;
     world.connections.clear();

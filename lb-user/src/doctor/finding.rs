@@ -95,7 +95,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn counts_what_it_found() {
+    fn counts_problems_and_warnings() {
         let diagnosis = Diagnosis::from(vec![
             Finding::ok("kernel", "Linux 6.18"),
             Finding::problem("interface", "eth1 is down", "ip link set eth1 up"),

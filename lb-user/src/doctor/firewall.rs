@@ -51,7 +51,10 @@ pub fn findings(
     // One rule may accept both families.
     closed.dedup_by(|one, other| one.remedy == other.remedy);
     match closed.is_empty() {
-        true => vec![Finding::ok("firewall", "nftables lets in what memlb needs")],
+        true => vec![Finding::ok(
+            "firewall",
+            "nftables accepts the packets that memlb needs",
+        )],
         false => closed,
     }
 }
@@ -70,8 +73,8 @@ fn finding(needed: &RequiredPort, rule: &BlockingRule) -> Finding {
         by_policy,
     } = rule;
     let how = match by_policy {
-        true => "drops by default, and no rule lets in",
-        false => "has a rule that stops",
+        true => "drops by default, and no rule accepts",
+        false => "has a rule that drops or rejects",
     };
     let remedy = match (table.as_str(), family.as_str(), chain.as_str()) {
         ("firewalld", ..) => format!(
@@ -135,7 +138,7 @@ mod tests {
             found.remove(0)
         };
         let remedy = "nft insert rule inet filter input udp dport 9999 accept";
-        let says = "no rule lets in udp 9999";
+        let says = "no rule accepts udp 9999";
         examine(ruleset("drop", json!(22))).assert(Severity::Warning, says, remedy);
         for open in [
             json!(9999),

@@ -18,7 +18,7 @@ pub struct HeartbeatFacts<'a> {
 
 impl HeartbeatFacts<'_> {
     /// Whether the last heartbeat is not older than `down_after`.
-    fn is_heard(&self, seen: &BackendSnapshot) -> bool {
+    fn is_alive(&self, seen: &BackendSnapshot) -> bool {
         let down_after = milliseconds(self.down_after);
         seen.age_ms.is_some_and(|age| age <= down_after)
     }
@@ -59,7 +59,7 @@ pub fn findings(facts: &HeartbeatFacts<'_>) -> Vec<Finding> {
 fn is_settled(facts: &HeartbeatFacts<'_>, refusal: &LastRefusal<'_>) -> bool {
     let mut workers = facts.status.backends();
     refusal.reason == "sequence_reset"
-        && workers.any(|it| facts.is_heard(&it.seen) && refusal.is_about(&it.seen.name))
+        && workers.any(|it| facts.is_alive(&it.seen) && refusal.is_about(&it.seen.name))
 }
 
 impl LastRefusal<'_> {
@@ -81,28 +81,31 @@ fn worker(
         let same_host = refusal.from.is_some_and(|from| Some(from.ip()) == ip);
         same_host || refusal.is_about(name)
     });
-    let is_heard = facts.is_heard(seen);
-    if is_in_maintenance(facts.status, name) && !(is_heard && seen.health.is_up()) {
+    let is_alive = facts.is_alive(seen);
+    if is_in_maintenance(facts.status, name) && !(is_alive && seen.health.is_up()) {
         return Finding::warning(
             "heartbeats",
             format!(
                 "{name} is in maintenance and {}: that raises no alarm",
-                heard(seen)
+                last_heartbeat(seen)
             ),
             format!("memlb undrain {name}    (when it is back)"),
         );
     }
-    if seen.pause.is_some() && !(is_heard && seen.health.is_up()) {
+    if seen.pause.is_some() && !(is_alive && seen.health.is_up()) {
         let left = seen.pause_left_ms.unwrap_or(0) / 1_000;
         return Finding::warning(
             "heartbeats",
-            format!("{name} is paused and {}: that raises no alarm", heard(seen)),
+            format!(
+                "{name} is paused and {}: that raises no alarm",
+                last_heartbeat(seen)
+            ),
             format!(
                 "memlb resume {name}    (when it is back; the pause ends by itself in {left} s)"
             ),
         );
     }
-    if !seen.agent && !is_heard {
+    if !seen.agent && !is_alive {
         let text = format!(
             "{name} needs no heartbeats (agent = false), and is {}",
             seen.state
@@ -110,21 +113,24 @@ fn worker(
         return Finding::ok("heartbeats", text);
     }
     match (seen.health, refused, slow(facts, seen)) {
-        (Health::Up, _, Some(slow)) if is_heard => slow,
-        (Health::Up, _, None) if is_heard && seen.memory_stale_ms.is_some() => Finding::warning(
+        (Health::Up, _, Some(slow)) if is_alive => slow,
+        (Health::Up, _, None) if is_alive && seen.memory_stale_ms.is_some() => Finding::warning(
             "heartbeats",
-            format!("{name} is heard, but its agent can no longer read the memory figures"),
+            format!("{name} sends heartbeats, but its agent can no longer read the memory figures"),
             format!("on {name}: journalctl -u memlb-agent; cat /proc/meminfo"),
         ),
-        (Health::Up, _, None) if is_heard => Finding::ok(
-            "heartbeats",
-            format!("{name} was heard {} ms ago", seen.age_ms.unwrap_or(0)),
-        ),
-        (_, Some(refusal), _) if !is_heard => Finding::problem(
+        (Health::Up, _, None) if is_alive => Finding::ok(
             "heartbeats",
             format!(
-                "{name} {}: what it sends is refused ({}): {}",
-                heard(seen),
+                "{name} sent a heartbeat {} ms ago",
+                seen.age_ms.unwrap_or(0)
+            ),
+        ),
+        (_, Some(refusal), _) if !is_alive => Finding::problem(
+            "heartbeats",
+            format!(
+                "{name} {}: the manager refuses its datagrams ({}): {}",
+                last_heartbeat(seen),
                 refusal.reason,
                 refusal.last.detail
             ),
@@ -132,15 +138,15 @@ fn worker(
         ),
         (_, _, Some(slow)) => slow,
         (Health::Leaving | Health::Maintenance, ..) => absent(seen),
-        (Health::Unhealthy, ..) if is_heard => Finding::problem(
+        (Health::Unhealthy, ..) if is_alive => Finding::problem(
             "heartbeats",
-            format!("{name} is heard, and reports that its own service does not answer"),
+            format!("{name} sends heartbeats, and reports that its own service does not answer"),
             format!("on {name}: memlb doctor --agent --manager MANAGER --check URL"),
         ),
-        _ if is_heard => Finding::ok(
+        _ if is_alive => Finding::ok(
             "heartbeats",
             format!(
-                "{name} was heard {} ms ago, and is {}",
+                "{name} sent a heartbeat {} ms ago, and is {}",
                 seen.age_ms.unwrap_or(0),
                 seen.health
             ),
@@ -166,11 +172,11 @@ fn is_in_maintenance(status: &Status, worker: &str) -> bool {
     backends.peek().is_some() && backends.all(|state| state == Some(AdminState::Maintenance))
 }
 
-fn heard(seen: &BackendSnapshot) -> String {
+fn last_heartbeat(seen: &BackendSnapshot) -> String {
     match seen.age_ms {
-        Some(age) if age < 1_000 => format!("was last heard {age} ms ago"),
-        Some(age) => format!("was last heard {} s ago", age / 1_000),
-        None => "has never been heard".to_owned(),
+        Some(age) if age < 1_000 => format!("sent its last heartbeat {age} ms ago"),
+        Some(age) => format!("sent its last heartbeat {} s ago", age / 1_000),
+        None => "has sent no valid heartbeat".to_owned(),
     }
 }
 
@@ -186,7 +192,7 @@ fn slow(facts: &HeartbeatFacts<'_>, seen: &BackendSnapshot) -> Option<Finding> {
         "{name} is {}, {}: it sends a heartbeat only every {interval} ms, and counts as down after \
          {down_after} ms",
         seen.health,
-        heard(seen)
+        last_heartbeat(seen)
     );
     let remedy = format!(
         "on {name}: memlb agent --interval {}ms; or here failover.down_after = \"{}ms\", and memlb \
@@ -207,11 +213,11 @@ fn absent(seen: &BackendSnapshot) -> Finding {
         Some(_) => format!(
             "{name} left (state {}), and {}",
             seen.health.name(),
-            heard(seen)
+            last_heartbeat(seen)
         ),
         None => format!(
             "{name} was leaving or drained when this manager started, and {} since",
-            heard(seen)
+            last_heartbeat(seen)
         ),
     };
     Finding::warning(
@@ -224,18 +230,18 @@ fn absent(seen: &BackendSnapshot) -> Finding {
 }
 
 fn silent(facts: &HeartbeatFacts<'_>, seen: &BackendSnapshot) -> Finding {
-    let (name, heard) = (&seen.name, heard(seen));
+    let (name, last) = (&seen.name, last_heartbeat(seen));
     if seen.age_ms.is_none() && facts.status.uptime_ms < milliseconds(facts.down_after) {
         return Finding::warning(
             "heartbeats",
-            format!("{name} {heard}, but the manager has just started"),
+            format!("{name} {last}, but the manager has just started"),
             "memlb doctor    (again, in a moment)",
         );
     }
     Finding::problem(
         "heartbeats",
         format!(
-            "{name} {heard}, and nothing was refused: its agent does not run, or its datagrams do not \
+            "{name} {last}, and nothing was refused: its agent does not run, or its datagrams do not \
              arrive"
         ),
         format!("on {name}: memlb doctor --agent --manager MANAGER; systemctl status memlb-agent"),
@@ -295,7 +301,7 @@ pub mod tests {
     use super::*;
     use crate::doctor::Severity;
 
-    /// A manager that heard worker1 so long ago.
+    /// A manager whose last heartbeat of worker1 has this age.
     pub fn status(age_ms: Option<u64>, health: &str) -> Status {
         let backend = json!({
             "name": "worker1", "backend_id": 1, "address": "192.168.56.103:8081", "state": health,
@@ -345,15 +351,18 @@ pub mod tests {
 
     #[test]
     fn a_worker_that_reports_is_ok() {
-        let heard = examine(Some(44), "up", Some(("not_fresh", Duration::ZERO)));
+        let found = examine(Some(44), "up", Some(("not_fresh", Duration::ZERO)));
         assert_eq!(
-            heard,
-            [Finding::ok("heartbeats", "worker1 was heard 44 ms ago")]
+            found,
+            [Finding::ok(
+                "heartbeats",
+                "worker1 sent a heartbeat 44 ms ago"
+            )]
         );
     }
 
     #[test]
-    fn joins_a_worker_with_what_is_refused_of_it() {
+    fn assigns_refusals_to_their_worker() {
         let unsigned = "memlb keygen --name worker1; on 192.168.56.103: memlb agent --key";
         for (reason, remedy) in [
             ("unsigned", unsigned),
@@ -394,13 +403,13 @@ pub mod tests {
     }
 
     #[test]
-    fn reports_why_one_that_has_left_is_not_back() {
-        let says = "left (state leaving), and was last heard 9 s ago";
+    fn reports_why_a_worker_that_left_is_not_up() {
+        let says = "left (state leaving), and sent its last heartbeat 9 s ago";
         examine(Some(9_000), "leaving", None)[0].assert(Severity::Warning, says, "");
         let says = "was leaving or drained when this manager started";
         examine(None, "leaving", None)[0].assert(Severity::Warning, says, "");
         let refused = &examine(None, "leaving", Some(("unknown_key", Duration::ZERO)))[0];
-        refused.assert(Severity::Problem, "refused (unknown_key)", "");
+        refused.assert(Severity::Problem, "datagrams (unknown_key)", "");
     }
 
     #[test]
@@ -451,11 +460,11 @@ pub mod tests {
     }
 
     #[test]
-    fn reports_silence_from_refusal() {
+    fn distinguishes_silence_from_refusal() {
         for refused in [None, Some(("not_fresh", Duration::ZERO))] {
             let found = examine(Some(9_000), "down", refused);
             assert_eq!(found.len(), 1, "{found:?}");
-            let says = "last heard 9 s ago, and nothing was refused";
+            let says = "sent its last heartbeat 9 s ago, and nothing was refused";
             found[0].assert(Severity::Problem, says, "memlb doctor --agent");
         }
         let ill = examine(Some(50), "unhealthy", None);

@@ -74,7 +74,9 @@ fn of_link(facts: &InterfaceFacts<'_>, name: &str, link: &HostLink) -> Vec<Findi
         return vec![Finding::problem(
             "interface",
             format!("{name} is up but has no carrier: nothing is at the other end of its cable"),
-            format!("plug it in, or switch the port on; ethtool {name} shows what it sees"),
+            format!(
+                "plug it in, or switch the port on; ethtool {name} shows the state of the link"
+            ),
         )];
     }
     let mut findings = vec![
@@ -247,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn reports_how_packets_would_be_met_and_why() {
+    fn reports_the_attach_mode_and_its_reason() {
         let veth = HostLink {
             kind: Some("veth".to_owned()),
             ..link()

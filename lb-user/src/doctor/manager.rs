@@ -397,7 +397,7 @@ pub mod tests {
     }
 
     #[test]
-    fn one_manager_that_receives_is_well() {
+    fn one_receiving_manager_is_ok() {
         assert_eq!(problems(&running(PortHolder::Known(memlb(7)), &[7])), []);
         assert_eq!(problems(&absent(PortHolder::Free, &[])), []);
     }

@@ -225,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn reports_where_pins_cannot_be() {
+    fn reports_unusable_pin_directories() {
         let unmounted = |may_mount| PinDirectory::Unmounted { may_mount };
         let (unfit, usual) = (
             PinDirectory::Unsuited("no".to_owned()),
@@ -249,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn reports_what_is_attached_from_elsewhere() {
+    fn reports_programs_of_another_pin_path() {
         let left = ForeignPrograms {
             pin_path: "/sys/fs/bpf/memlb2".into(),
             first_at: BTreeSet::new(),
@@ -266,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn reports_whose_the_pins_are() {
+    fn reports_the_owner_of_the_pins() {
         let left = facts(PinDirectory::Writable, PinState::Valid);
         findings(&left)[1].assert(Severity::Warning, "no longer runs", "");
         let held = PinFacts {

@@ -93,7 +93,7 @@ mod tests {
     }
 
     #[test]
-    fn reports_ranges_that_overlap_and_how_to_part_them() {
+    fn reports_overlapping_ranges_with_a_remedy() {
         let usual = (32_768, 60_999);
         let fine = examine((4096, 32_767), usual, &[]);
         assert_eq!(fine.len(), 1);

@@ -76,7 +76,7 @@ fn why_not(worker: &BackendSnapshot) -> String {
     let name = &worker.name;
     match (&worker.admin_state, worker.state) {
         (Some(mark), _) => format!("{name} is {}", mark.value.description()),
-        (None, Health::Unknown) => format!("{name} has not been heard"),
+        (None, Health::Unknown) => format!("{name} has sent no heartbeat"),
         (None, state) => format!("{name} is {state}"),
     }
 }

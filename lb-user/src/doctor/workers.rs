@@ -259,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn what_one_in_maintenance_lacks_is_no_problem() {
+    fn fault_of_a_worker_in_maintenance_is_no_problem() {
         let found = examine_at(&["eth1"], true, route(2, IP), Attempt::Refused, &[]);
         assert_eq!(found.severity, Severity::Warning);
     }

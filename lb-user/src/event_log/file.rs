@@ -81,7 +81,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_full_log_moves_aside_and_the_one_before_goes() {
+    fn full_log_is_rotated_and_replaces_the_previous_one() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("events.jsonl");
         let mut log = LogFile::open(&path).unwrap();

@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn is_written_as_documented() {
+    fn queries_and_replies_have_the_documented_form() {
         let datagram = question([client(10)]).encode(None).unwrap();
         assert_eq!(
             String::from_utf8(datagram).unwrap(),
@@ -271,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_is_believed_with_a_known_key_only() {
+    fn reply_needs_a_known_key() {
         let own = key(0xa1, 7);
         let known = |id| (id == own.id()).then_some(&own);
         let answer = ConnectionReply { nonce: 9, known: 1 };

@@ -101,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flood_is_cut_off_and_let_in_again_slowly() {
+    fn flood_is_limited_and_admitted_again_slowly() {
         let start = Instant::now();
         let mut limits = SourceLimits::new(start);
         assert_eq!(flood(&mut limits, source(1), 100_000, start), BURST);
@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flood_from_its_own_host_or_with_its_very_address_silences_no_agent() {
+    fn flood_from_an_agents_host_or_address_does_not_limit_the_agent() {
         let start = Instant::now();
         let mut limits = SourceLimits::new(start);
         limits.record_accepted(source(1), start);

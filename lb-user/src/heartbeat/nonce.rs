@@ -120,7 +120,7 @@ mod tests {
     const ELSEWHERE: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 168, 56, 104));
 
     #[test]
-    fn counts_for_ten_to_twenty_seconds() {
+    fn nonce_is_valid_for_ten_to_twenty_seconds() {
         let start = Instant::now();
         let mut nonces = Nonces::new(start).unwrap();
         let first = Some(nonces.of(HERE));
@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pause_makes_no_queued_heartbeat_stale() {
+    fn queued_heartbeats_stay_fresh_while_the_manager_is_suspended() {
         let start = Instant::now();
         let mut nonces = Nonces::new(start).unwrap();
         let first = Some(nonces.of(HERE));
@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn each_address_and_each_manager_has_its_own() {
+    fn nonce_is_bound_to_the_address_and_the_manager() {
         let now = Instant::now();
         let nonces = Nonces::new(now).unwrap();
         assert_ne!(nonces.of(HERE), nonces.of(ELSEWHERE));

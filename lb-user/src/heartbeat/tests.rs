@@ -106,7 +106,7 @@ fn assert_printable(shown: &str) {
 }
 
 #[test]
-fn version_1_is_these_very_bytes() {
+fn version_1_has_exactly_these_bytes() {
     let datagram = heartbeat().encode().expect("a good heartbeat");
     assert_eq!(str::from_utf8(&datagram), Ok(VERSION_1));
     assert_eq!(
@@ -120,7 +120,7 @@ fn version_1_is_these_very_bytes() {
 }
 
 #[test]
-fn a_complete_version_1_is_these_very_bytes() {
+fn version_1_with_all_fields_has_exactly_these_bytes() {
     let complete = Heartbeat {
         memory: MemoryReport {
             cgroup: Some(CgroupMemory {
@@ -217,7 +217,7 @@ fn the_services_that_a_dsr_translator_translates_are_bounded() {
 }
 
 #[test]
-fn fields_of_a_later_day_are_ignored() {
+fn unknown_fields_are_ignored() {
     let grown = with(
         r#""state""#,
         r#""cgroup":{"limit_bytes":1},"pressure":[0.5],"load":null,"key_id":"k","state""#,
@@ -550,7 +550,7 @@ fn garbage_in_the_2018_form_has_its_reasons() {
 }
 
 #[test]
-fn names_are_plain() {
+fn worker_names_are_restricted() {
     for name in ["w", "worker1", "Worker-1.lab_2", &"w".repeat(64)] {
         assert_eq!(check_name(name), Ok(()));
     }
@@ -667,14 +667,14 @@ fn assert_harmless(datagram: &[u8], legacy: bool) {
 
 proptest! {
     #[test]
-    fn what_is_encoded_is_decoded(heartbeat in any_heartbeat()) {
+    fn encoding_round_trips(heartbeat in any_heartbeat()) {
         let datagram = heartbeat.encode().expect("a good heartbeat");
         prop_assert!(datagram.len() < SIZE_LIMIT);
         prop_assert_eq!(decode(&datagram, false), Ok(Decoded::Heartbeat(heartbeat)));
     }
 
     #[test]
-    fn no_bytes_do_harm(
+    fn arbitrary_bytes_cause_no_panic(
         datagram in prop::collection::vec(any::<u8>(), 0..2_000),
         legacy: bool,
     ) {
@@ -682,12 +682,12 @@ proptest! {
     }
 
     #[test]
-    fn no_damage_does_harm(datagram in damaged(), legacy: bool) {
+    fn damaged_heartbeats_cause_no_panic(datagram in damaged(), legacy: bool) {
         assert_harmless(&datagram, legacy);
     }
 
     #[test]
-    fn no_text_does_harm(text in "[\\[{\"]\\PC{0,200}", legacy: bool) {
+    fn arbitrary_text_causes_no_panic(text in "[\\[{\"]\\PC{0,200}", legacy: bool) {
         assert_harmless(text.as_bytes(), legacy);
     }
 }

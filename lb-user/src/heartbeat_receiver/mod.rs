@@ -212,7 +212,7 @@ impl HeartbeatReceiver {
         let keys = self.authenticator.keys();
         match self.authenticator.authentication() {
             Authentication::Off => warn!(
-                "heartbeats are not authenticated: everyone who can reach UDP {listen} can steer \
+                "heartbeats are not authenticated: every host that can reach UDP {listen} can steer \
                  connections; use a trusted network, or give the workers keys (memlb keygen) and set \
                  heartbeats.authentication"
             ),

@@ -36,7 +36,7 @@ const PROXY: &str =
 
 /// Parameters of `server` without an equal, with the advice.
 const PARAMETERS_WITHOUT_EQUAL: &str = "\
-ssl: memlb passes bytes on: clients' own TLS reaches the worker
+ssl: memlb does not change data: clients' own TLS reaches the worker
 send-proxy: memlb sends no PROXY header; in modes \"routed\" and \"dsr\" workers see the client's address
 send-proxy-v2: memlb sends no PROXY header; in modes \"routed\" and \"dsr\" workers see the client's address
 agent-check: memlb agent reports memory and health by itself
@@ -196,7 +196,7 @@ impl HaproxySection {
         let Some(balance) = self.setting(&["balance"]) else {
             return Balance {
                 policy: "round_robin",
-                reason: "HAProxy takes one server after the other".to_owned(),
+                reason: "round robin is HAProxy's default".to_owned(),
             };
         };
         let policy = match balance.argument(0) {

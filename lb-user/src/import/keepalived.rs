@@ -111,8 +111,8 @@ fn service(
         None => {
             import.note(
                 statement,
-                "keepalived takes a virtual_server without protocol for UDP, and so is the service here; add \
-                 protocol TCP if that was meant",
+                "keepalived treats a virtual_server without protocol as UDP, and so does memlb import; for TCP, \
+                 add protocol TCP",
             );
             Protocol::Udp
         }

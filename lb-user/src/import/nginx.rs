@@ -19,8 +19,8 @@ const MAX_INCLUDES: usize = 200;
 /// Directives without an equal, by the beginning of their names, with the advice. The first match counts.
 const NO_EQUAL: &str = "\
 ssl_: memlb does not terminate TLS: the workers must, or nginx keeps this service
-proxy_ssl: memlb passes bytes on: the client's own TLS reaches the worker
-fastcgi_pass, uwsgi_pass, scgi_pass, grpc_pass, memcached_pass: memlb passes bytes on: the worker must speak HTTP itself
+proxy_ssl: memlb does not change data: the client's own TLS reaches the worker
+fastcgi_pass, uwsgi_pass, scgi_pass, grpc_pass, memcached_pass: memlb does not change data: the worker must speak HTTP itself
 proxy_cache: memlb keeps no cache: let the workers or a cache behind memlb do it
 proxy_set_header, proxy_protocol, add_header: memlb changes no data; in modes \"routed\" and \"dsr\" workers see the client's address
 proxy_next_upstream: memlb repeats no request; it repeats a SYN at another worker
@@ -201,7 +201,7 @@ impl<'a> Context<'a> {
         if scheme == "https" {
             import.note(
                 pass,
-                "memlb passes bytes on: clients' own TLS reaches the workers",
+                "memlb does not change data: clients' own TLS reaches the workers",
             );
         }
         let upstream = self
@@ -360,7 +360,7 @@ fn server_at(
 fn default_balance() -> Balance {
     Balance {
         policy: "round_robin",
-        reason: "nginx takes one server after the other".to_owned(),
+        reason: "round robin is nginx's default".to_owned(),
     }
 }
 

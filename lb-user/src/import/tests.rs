@@ -103,7 +103,7 @@ fn follows_includes_of_nginx() {
 }
 
 #[test]
-fn one_name_means_one_machine() {
+fn workers_with_one_name_are_one_machine() {
     let text = "listen a\n bind :80\n server w 10.0.0.1:80\n server w 10.0.0.1:81\n\
                 listen b\n bind :90\n server w 10.0.0.2:90\n server x 10.0.0.1:90\n";
     let imported = from_text(text, &Options::default()).unwrap();
@@ -200,5 +200,5 @@ fn a_virtual_server_without_protocol_is_one_of_udp_as_for_keepalived() {
         imported.toml
     );
     let notes = imported.notes.join("\n");
-    assert!(notes.contains("add protocol TCP if"), "{notes}");
+    assert!(notes.contains("for TCP, add protocol TCP"), "{notes}");
 }

@@ -229,7 +229,8 @@ fn read_private(path: &Path) -> Result<Zeroizing<Vec<u8>>> {
     Ok(bytes)
 }
 
-/// Checks the permissions of the open file, which nobody can replace meanwhile; returns its length.
+/// Checks the permissions of the open file, not of the file at `path`, which may have been replaced meanwhile. Returns its
+/// length.
 fn check_permissions(path: &Path, file: &File) -> Result<usize> {
     let shown = path.display();
     let metadata = file
@@ -250,7 +251,7 @@ fn check_permissions(path: &Path, file: &File) -> Result<usize> {
     ensure!(
         mode & 0o077 & !group_may_read == 0,
         "{shown} can be used by others than its owner (mode {mode:04o}): chmod 600 it, and create a new \
-         key if somebody may have read it"
+         key if another user may have read it"
     );
     ensure!(
         metadata.len() < MAX_BYTES,

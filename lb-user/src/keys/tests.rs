@@ -27,7 +27,7 @@ fn refusal<T: fmt::Debug>(result: Result<T, anyhow::Error>) -> String {
 }
 
 #[test]
-fn signs_as_rfc_4231_says() {
+fn hmac_matches_rfc_4231() {
     // Its test case 2 has a short key; HMAC pads keys with zeros, and so does this.
     let mut secret = Zeroizing::new([0; SECRET_BYTES]);
     secret[..4].copy_from_slice(b"Jefe");
@@ -119,7 +119,7 @@ fn keys_are_read_as_windows_editors_write_them() {
 }
 
 #[test]
-fn what_other_programs_leave_beside_the_keys_is_skipped_and_named() {
+fn other_files_in_the_key_directory_are_skipped_and_named() {
     let directory = tempfile::tempdir().unwrap();
     let at = |name: &str| directory.path().join(name);
     write(&at("worker1.key"), &line("worker1", "0000000a"), 0o600);

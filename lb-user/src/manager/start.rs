@@ -237,7 +237,7 @@ fn adopted(adoption: &Adoption, saved: &StateFiles) -> AdoptedState {
         pauses: pauses
             .map(|(worker, pause)| (worker.to_owned(), pause.pause_left(now_ms)))
             .collect(),
-        silences: saved.liveness.content().silences(),
+        silent_for: saved.liveness.content().silent_for(),
         ejections: saved.ejections.content().ejections(now_ms),
         overrides,
         ..adoption.adopted.clone()

@@ -322,7 +322,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn goes_on_without_observations_that_cannot_be_read() {
+    async fn unreadable_observations_are_ignored() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("manager.failing");
         fs::write(&path, "{").unwrap();
@@ -351,7 +351,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn refuses_what_it_does_not_understand() {
+    async fn refuses_unknown_versions_and_content() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("operator.json");
         for (text, says) in [

@@ -47,7 +47,7 @@ impl StateFiles {
         )?;
         let liveness = StateFile::load_observations(
             &socket.with_extension("liveness"),
-            "the silences of workers",
+            "the liveness records",
             "silent workers get down_after again to send a heartbeat",
         );
         let ejections = StateFile::load_observations(

@@ -109,7 +109,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_trial_sees_an_open_and_a_closed_port() {
+    async fn trial_distinguishes_open_and_closed_ports() {
         let server = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = server.local_addr().unwrap();
         let outcome = try_backend(address, Protocol::Tcp).await;

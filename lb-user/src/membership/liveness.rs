@@ -1,4 +1,4 @@
-//! The silence of late workers. The manager saves it, so that a restarted manager does not wait `down_after` again for a
+//! How long late workers have been silent. The manager saves it, so that a restarted manager does not wait `down_after` again for a
 //! dead worker.
 
 use std::{collections::BTreeMap, time::Duration};
@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, time::Duration};
 use lb_core::milliseconds;
 use serde::{Deserialize, Serialize};
 
-/// The silence of each late worker, in milliseconds; empty most of the time.
+/// The time since the last heartbeat of each late worker, in milliseconds. Usually empty.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct LivenessRecord(BTreeMap<String, u64>);
@@ -19,9 +19,10 @@ impl LivenessRecord {
         )
     }
 
-    pub fn silences(&self) -> BTreeMap<String, Duration> {
-        let silences = self.0.iter();
-        silences
+    /// The time since the last heartbeat, by worker.
+    pub fn silent_for(&self) -> BTreeMap<String, Duration> {
+        self.0
+            .iter()
             .map(|(worker, silent_ms)| (worker.clone(), Duration::from_millis(*silent_ms)))
             .collect()
     }

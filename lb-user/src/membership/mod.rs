@@ -1,4 +1,4 @@
-//! The workers that joined by starting an agent, and those of sources; and the records of silences and ejections.
+//! The workers that joined and those of sources; how long workers have been silent; the ejected workers.
 
 mod changes;
 mod ejections;
@@ -304,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn none_joins_without_a_free_backend() {
+    fn joining_needs_a_free_backend_id() {
         // "none", two fallbacks and worker1 leave room for two.
         let file = file(6);
         let mut membership = Membership::default();

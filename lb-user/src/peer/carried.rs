@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn forgets_what_its_peer_left_out_of_three_refreshes() {
+    fn connection_missing_in_three_refreshes_is_removed() {
         let mut carried = CarriedConnections::default();
         for client in [1, 2, 3] {
             carried.record(0, &record(record_kind::OPENED, client, 1));

@@ -213,7 +213,7 @@ impl RemoteState {
         let theirs = self.advertisement.as_ref().map_or(0, |it| it.serving);
         if theirs < serving {
             return Some(format!(
-                "{name} has {theirs} usable backends, and this manager {serving}: it has not heard every worker \
+                "{name} has {theirs} usable backends, and this manager {serving}: it has no heartbeat of every worker \
                  yet, or has no route to one (memlb status on that machine)"
             ));
         }

@@ -324,7 +324,7 @@ async fn a_peer_that_was_away_gets_what_happened_meanwhile() {
 }
 
 #[tokio::test]
-async fn what_the_peer_carries_no_longer_is_forgotten() {
+async fn connection_that_the_peer_no_longer_forwards_is_removed() {
     let (one, other) = pair().await;
     one.happens(record_kind::OPENED, 1);
     one.happens(record_kind::OPENED, 2);
@@ -337,7 +337,7 @@ async fn what_the_peer_carries_no_longer_is_forgotten() {
 }
 
 #[tokio::test]
-async fn a_flood_costs_bounded_memory_and_is_made_good() {
+async fn flood_uses_bounded_memory_and_a_resync_follows() {
     let (one, other) = pair().await;
     let records: Vec<_> = (0..60_000)
         .map(|port| one.record(record_kind::OPENED, port))
@@ -358,7 +358,7 @@ async fn a_flood_costs_bounded_memory_and_is_made_good() {
 }
 
 #[tokio::test]
-async fn a_changed_configuration_brings_what_was_unknown() {
+async fn changed_configuration_requests_unknown_connections() {
     let (one, other) = pair().await;
     other.topology.send_modify(|it| it.backends.clear());
     one.happens(record_kind::OPENED, 1);

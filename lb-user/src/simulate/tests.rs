@@ -29,7 +29,7 @@ fn outcome(scenario: &Scenario, contender: Contender, interval: Duration) -> Out
 /// Mitzenmacher, How useful is old information? (2000): the emptiest by fresh reports is better than
 /// chance, by old ones worse, and the worse the older; two choices are never worse than chance.
 #[test]
-fn the_emptiest_by_old_reports_is_worse_than_chance() {
+fn policy_memory_with_old_reports_is_worse_than_random() {
     // Follows every report, however little it differs.
     let scenario = Scenario {
         memory: MemorySettings {
@@ -113,7 +113,7 @@ fn balanced_never_fills_unequal_workers_more_than_taking_turns() {
 }
 
 #[test]
-fn the_same_seed_is_the_same_history_for_everybody() {
+fn same_seed_gives_the_same_result() {
     let scenario = Scenario {
         duration: Duration::from_secs(5),
         ..Scenario::default()
@@ -153,7 +153,7 @@ fn lost_and_late_reports_make_balanced_worse_but_not_wrong() {
 }
 
 #[test]
-fn a_worker_that_is_full_of_its_own_is_spared() {
+fn worker_filled_by_its_own_processes_gets_fewer_connections() {
     // Its own use grows after ten seconds, as an event log might tell.
     let mut scenario = short();
     scenario.arrivals_per_second = 150.0;

@@ -86,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn services_opt_in() {
+    fn services_opt_in_by_label() {
         assert_eq!(parse(&[]), None);
         assert_eq!(parse(&[("com.docker.stack.namespace", "shop")]), None);
         let labels = |port, weight| {
@@ -105,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn labels_that_make_no_sense_are_explained() {
+    fn invalid_labels_are_reported() {
         for (labels, says) in [
             (
                 &[(PORT, "80")] as &[_],

@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn are_an_address_or_a_network_with_or_without_a_port() {
+    fn clients_are_an_address_or_a_network_with_an_optional_port() {
         for (clients, inside, outside) in [
             ("10.0.0.7", "10.0.0.7:1", "10.0.0.8:1"),
             ("10.0.0.7:80", "10.0.0.7:80", "10.0.0.7:81"),
@@ -147,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn are_nothing_else() {
+    fn other_texts_are_refused_as_clients() {
         for wrong in [
             "",
             "worker1",

@@ -121,7 +121,7 @@ pub enum TraceFilterError {
         "worker {0:?} serves more than {TRACED_BACKENDS} services: name one of them with --service"
     )]
     TooManyServices(String),
-    #[error("service {0:?} is not open yet")]
+    #[error("service {0:?} is not in the maps yet")]
     NotOpen(String),
 }
 

@@ -129,7 +129,7 @@ pub(super) fn decision(line: &str) -> Option<String> {
     let (_, time) = time.split_once('T')?;
     let message = message.trim_start().trim_start_matches("INFO").trim_start();
     let milliseconds = time.get(..12)?;
-    (!message.starts_with("received ")).then(|| format!("{milliseconds} {message}"))
+    (!message.starts_with("heartbeat of ")).then(|| format!("{milliseconds} {message}"))
 }
 
 fn answer(request: &Request) -> String {
@@ -158,7 +158,8 @@ mod tests {
     fn shortens_decisions_and_leaves_heartbeats_out() {
         let line = "2026-11-23T01:08:02.342580Z  INFO web: manager -> worker2: it is up";
         let warning = "2026-11-23T01:08:02.342580Z  WARN worker1 is down";
-        let heartbeat = "2026-11-23T01:08:02.342516Z  INFO received worker2: 350.0 MiB available";
+        let heartbeat =
+            "2026-11-23T01:08:02.342516Z  INFO heartbeat of worker2: 350.0 MiB available";
         assert_eq!(
             decision(line).as_deref(),
             Some("01:08:02.342 web: manager -> worker2: it is up")

@@ -22,7 +22,7 @@ fn a_drained_worker_gets_nothing_new_until_it_is_undrained() {
 }
 
 #[test]
-fn every_hold_over_every_health() {
+fn every_admin_state_with_every_health() {
     use Health::*;
     // One line for each health, one column for each hold: drain, maintenance, cut.
     let table = [
@@ -52,7 +52,7 @@ fn warns_when_no_worker_is_left_for_new_connections() {
     world.order(&order("worker1", set_state(AdminState::Drain)));
     let result = world.order(&order("worker2", set_state(AdminState::Maintenance)));
     assert_eq!(result.without_worker, ["service0"]);
-    let serves = "service0 has no worker now: the manager serves by itself";
+    let serves = "service0 has no worker now: the fallback on the manager serves";
     assert_eq!(result.warnings, [serves]);
     assert_eq!(world.selected(), MANAGER);
     world.order(&order("worker2", AdminAction::Undrain));
@@ -60,7 +60,7 @@ fn warns_when_no_worker_is_left_for_new_connections() {
 }
 
 #[test]
-fn a_worker_in_maintenance_falls_silent_without_alarm() {
+fn silence_in_maintenance_raises_no_warning() {
     let mut world = started();
     world.order(&order("worker1", set_state(AdminState::Maintenance)));
     world.agents.remove("worker1");
@@ -77,7 +77,7 @@ fn a_worker_in_maintenance_falls_silent_without_alarm() {
 }
 
 #[test]
-fn orders_outlast_a_restart() {
+fn orders_persist_over_a_restart() {
     let mut world = started();
     world.order(&order("worker1", set_state(AdminState::Drain)));
     let kept = serde_json::to_string(world.core.admin_overrides()).unwrap();
@@ -134,7 +134,7 @@ fn an_order_for_one_service_leaves_the_others_alone() {
 }
 
 #[test]
-fn a_weight_is_kept_and_a_weight_of_nothing_drains() {
+fn weight_persists_and_weight_0_drains() {
     let mut world = started();
     world.order(&order("worker1", AdminAction::Weight { percent: 50 }));
     assert_eq!(world.selected(), "worker1");
@@ -183,7 +183,7 @@ fn refuses_unknown_names_and_lists_the_known_ones() {
 }
 
 #[test]
-fn an_order_for_a_worker_that_was_removed_can_be_taken_back() {
+fn order_for_a_removed_worker_can_be_undone() {
     let mut world = started();
     world.order(&order("worker2", set_state(AdminState::Drain)));
     world.order(&order("worker2", AdminAction::Weight { percent: 50 }));

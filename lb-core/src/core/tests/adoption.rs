@@ -65,9 +65,9 @@ fn an_adopted_worker_has_down_after_to_report() {
 }
 
 #[test]
-fn what_an_earlier_manager_has_waited_counts() {
+fn silence_counted_by_a_former_manager_counts() {
     let silent = |silence: Duration| AdoptedState {
-        silences: [("worker2".to_owned(), silence)].into(),
+        silent_for: [("worker2".to_owned(), silence)].into(),
         ..adopted(2, &[1, 2])
     };
     // Each manager is killed after 400 ms; the next one continues its waiting time.
@@ -92,9 +92,9 @@ fn what_an_earlier_manager_has_waited_counts() {
 }
 
 #[test]
-fn a_late_worker_has_a_moment_to_report_again() {
+fn adopted_late_worker_gets_time_to_report() {
     let mut world = restarted(&AdoptedState {
-        silences: [("worker2".to_owned(), ms(60_000))].into(),
+        silent_for: [("worker2".to_owned(), ms(60_000))].into(),
         ..adopted(2, &[2])
     });
     world.pass(DOWN_AFTER / 5);
@@ -118,7 +118,7 @@ fn an_adopted_worker_that_says_it_is_unhealthy_is_left_at_once() {
 }
 
 #[test]
-fn normal_rules_hold_once_both_report() {
+fn normal_rules_apply_once_both_workers_report() {
     let mut world = restarted(&adopted(2, &[1, 2]));
     world.start("worker2", 300);
     world.start("worker1", 365);
@@ -141,7 +141,7 @@ fn a_selection_of_an_unknown_backend_is_not_adopted() {
 }
 
 #[test]
-fn an_ejection_continues_with_a_trial_at_once() {
+fn adopted_ejection_continues_with_an_immediate_trial() {
     let ejection = AdoptedEjection {
         evidence: Evidence {
             refused: 3,

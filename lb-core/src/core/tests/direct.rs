@@ -103,7 +103,7 @@ fn without_an_eligible_worker_the_manager_serves() {
 }
 
 #[test]
-fn other_services_ask_for_no_dsr_translator() {
+fn services_of_other_modes_need_no_dsr_translator() {
     let mut world = World::new(settings(Mode::Nat));
     world.start("worker1", 600);
     let links = BTreeMap::from([(BackendId(1), WorkerRoute::ViaRouter)]);
@@ -114,7 +114,7 @@ fn other_services_ask_for_no_dsr_translator() {
 }
 
 #[test]
-fn a_restart_trusts_only_who_served_directly_before() {
+fn restart_adopts_dsr_eligibility_by_service() {
     let now = Instant::now();
     let mut settings = settings(Mode::Nat);
     let mut direct = service(1, 10, &["worker1"], Threshold::Auto);

@@ -179,7 +179,7 @@ fn the_last_worker_stays_unless_a_fallback_serves() {
     let problem = world.core.snapshot(world.now).services[0].problem.clone();
     assert_eq!(
         problem.as_deref(),
-        Some("no worker can serve (worker1, worker2 failing): the manager serves by itself")
+        Some("no worker can serve (worker1, worker2 failing): the fallback on the manager serves")
     );
 }
 

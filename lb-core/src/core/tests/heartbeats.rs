@@ -6,7 +6,7 @@ use HeartbeatOutcome::{
 };
 
 #[test]
-fn losing_most_heartbeats_is_no_death() {
+fn worker_stays_up_while_most_heartbeats_are_lost() {
     let mut world = World::new(lab(Threshold::Auto));
     // 13 of 14 are lost.
     for number in (1..1000).step_by(14) {
@@ -18,7 +18,7 @@ fn losing_most_heartbeats_is_no_death() {
 }
 
 #[test]
-fn repeated_and_late_heartbeats_refresh_neither_memory_nor_life() {
+fn duplicate_and_late_heartbeats_update_neither_memory_nor_deadline() {
     let mut world = World::new(lab(Threshold::Auto));
     assert_eq!(world.receive("worker1", 7, 5, 400), Accepted);
     let deadline = world.core.poll_timeout();
@@ -121,7 +121,7 @@ fn stale_memory_figures_are_reported_once_and_the_worker_stays_up() {
 }
 
 #[test]
-fn of_two_agents_with_one_name_the_survivor_counts() {
+fn of_two_agents_with_one_name_the_remaining_one_counts() {
     let mut world = World::new(lab(Threshold::Auto));
     for number in 1..10 {
         let one = world.receive("worker1", 7, number, 400);
@@ -139,7 +139,7 @@ fn of_two_agents_with_one_name_the_survivor_counts() {
 }
 
 #[test]
-fn strangers_are_refused() {
+fn heartbeats_of_unknown_workers_are_refused() {
     let mut world = World::new(lab(Threshold::Auto));
     let before = world.core.snapshot(world.now);
     assert_eq!(world.receive("worker3", 7, 1, 400), UnknownWorker);
@@ -192,7 +192,7 @@ fn reports_once_that_a_worker_sends_too_seldom() {
 }
 
 #[test]
-fn a_suspended_manager_with_a_full_queue_raises_no_alarm() {
+fn resumed_manager_with_a_full_queue_marks_no_worker_down() {
     let mut world = World::new(lab(Threshold::Auto));
     world.start("worker1", 500);
     world.start("worker2", 300);
@@ -210,7 +210,7 @@ fn a_suspended_manager_with_a_full_queue_raises_no_alarm() {
 }
 
 #[test]
-fn a_suspended_manager_with_an_empty_queue_listens_before_it_judges() {
+fn resumed_manager_with_an_empty_queue_waits_for_heartbeats() {
     let mut world = World::new(lab(Threshold::Auto));
     world.start("worker1", 500);
     world.start("worker2", 300);
@@ -232,7 +232,7 @@ fn a_suspended_manager_with_an_empty_queue_listens_before_it_judges() {
 }
 
 #[test]
-fn a_manager_a_little_late_judges_all_the_same() {
+fn slightly_late_manager_still_marks_silent_workers_down() {
     let mut world = World::new(lab(Threshold::Auto));
     world.start("worker1", 500);
     world.now += DOWN_AFTER + ms(300);
@@ -241,7 +241,7 @@ fn a_manager_a_little_late_judges_all_the_same() {
 }
 
 #[test]
-fn a_flood_that_keeps_the_shell_from_its_timeouts_hides_no_death() {
+fn flood_that_delays_timeouts_does_not_hide_a_dead_worker() {
     let mut world = World::new(lab(Threshold::Auto));
     world.start("worker1", 500);
     let flood = report("stranger", 0, 0, 1);

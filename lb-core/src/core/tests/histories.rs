@@ -86,9 +86,9 @@ fn adopted() -> impl Strategy<Value = AdoptedState> {
     let weights = prop::collection::btree_map(backend(), any::<u32>(), 0..8);
     let worker = prop::sample::select(&WORKERS).prop_map(str::to_owned);
     let silence = (0..2_000u64).prop_map(Duration::from_millis);
-    let silences = prop::collection::btree_map(worker, silence, 0..3);
-    (selections, up, draining, spread, weights, silences).prop_map(
-        |(mut selections, up, draining, spread, weights, silences)| {
+    let silent_for = prop::collection::btree_map(worker, silence, 0..3);
+    (selections, up, draining, spread, weights, silent_for).prop_map(
+        |(mut selections, up, draining, spread, weights, silent_for)| {
             // A service's connections go to one backend or are spread.
             selections.retain(|service, _| !spread.contains(service));
             AdoptedState {
@@ -99,7 +99,7 @@ fn adopted() -> impl Strategy<Value = AdoptedState> {
                 weights,
                 overrides: AdminOverrides::default(),
                 pauses: BTreeMap::new(),
-                silences,
+                silent_for,
                 ejections: BTreeMap::new(),
             }
         },
@@ -385,7 +385,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(256))]
 
     #[test]
-    fn the_invariants_hold_and_the_same_history_ends_the_same(
+    fn random_histories_keep_the_invariants_and_are_deterministic(
         settings in settings(),
         adopted in adopted(),
         history in prop::collection::vec(input(), 1..120),

@@ -31,7 +31,7 @@ impl World {
 }
 
 #[test]
-fn a_better_worker_waits_for_the_holds_end_and_takes_over_at_that_instant() {
+fn better_worker_takes_over_exactly_at_the_end_of_the_hold() {
     let mut world = waiting();
     let waits = world.waits_for().expect("worker1 waits");
     assert_eq!((waits.worker.as_str(), waits.left_ms), ("worker1", 1_000));
@@ -50,7 +50,7 @@ fn a_better_worker_waits_for_the_holds_end_and_takes_over_at_that_instant() {
 }
 
 #[test]
-fn a_worker_that_is_no_longer_better_waits_no_longer() {
+fn worker_that_is_no_longer_better_does_not_take_over() {
     let mut world = waiting();
     world.say("worker1", 510);
     assert_eq!(world.waits_for(), None);
@@ -59,7 +59,7 @@ fn a_worker_that_is_no_longer_better_waits_no_longer() {
 }
 
 #[test]
-fn a_failover_does_not_wait_and_begins_a_hold_of_its_own() {
+fn failover_does_not_wait_and_begins_a_hold() {
     let mut world = waiting();
     world.pass(ms(500));
     let agent = world.agents.get_mut("worker2").expect("an agent");
@@ -75,7 +75,7 @@ fn a_failover_does_not_wait_and_begins_a_hold_of_its_own() {
 }
 
 #[test]
-fn an_order_does_not_wait_either() {
+fn drain_does_not_wait_for_the_end_of_the_hold() {
     let mut world = waiting();
     let drain = AdminCommand {
         worker: "worker2".to_owned(),
@@ -96,7 +96,7 @@ fn an_order_does_not_wait_either() {
 }
 
 #[test]
-fn a_worker_without_memory_to_spare_is_left_at_once_but_not_for_another_such() {
+fn worker_without_headroom_is_left_at_once_for_one_with_headroom() {
     let mut world = waiting();
     // 35 MiB, a twentieth, are its reserve.
     world.say("worker2", 35);
@@ -136,7 +136,7 @@ fn a_reload_changes_the_hold_and_a_restart_begins_one() {
 }
 
 #[test]
-fn the_first_choice_is_not_held() {
+fn first_selection_begins_no_hold() {
     let mut settings = lab(Threshold::Auto);
     settings.services[0].memory.hold = DEFAULT_HOLD;
     let mut world = World::new(settings);

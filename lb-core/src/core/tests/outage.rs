@@ -45,7 +45,7 @@ fn workers_that_answer_clients_stay_up_without_heartbeats() {
 }
 
 #[test]
-fn with_traffic_silent_as_well_the_service_fails_over_at_down_after() {
+fn without_heartbeats_and_traffic_the_service_fails_over_at_down_after() {
     let (mut world, mut counted) = world(&WORKERS, |_| ());
     pass(&mut world, &mut counted, ms(1_000), &[1, 2, 3]);
     world.agents.clear();
@@ -58,7 +58,7 @@ fn with_traffic_silent_as_well_the_service_fails_over_at_down_after() {
 }
 
 #[test]
-fn one_silent_worker_is_down_at_down_after_whatever_it_answers() {
+fn single_silent_worker_is_down_at_down_after_despite_its_packets() {
     let (mut world, mut counted) = world(&WORKERS, |_| ());
     world.agents.remove("worker1");
     let last = world.now;
@@ -79,7 +79,7 @@ fn a_worker_without_an_agent_is_not_silent_with_another_one() {
 }
 
 #[test]
-fn a_death_during_the_outage_is_seen_in_the_packets() {
+fn handshakes_detect_a_dead_worker_during_a_heartbeat_outage() {
     let (mut world, mut counted) = world(&["worker1", "worker2"], |settings| {
         settings.services[0].fallback = None;
     });
@@ -96,7 +96,7 @@ fn a_death_during_the_outage_is_seen_in_the_packets() {
 }
 
 #[test]
-fn without_the_switch_or_the_passive_checks_heartbeats_alone_decide() {
+fn without_panic_threshold_or_passive_checks_heartbeats_alone_decide() {
     let changes: [fn(&mut CoreSettings); 3] = [
         |settings| settings.panic_percent = None,
         |settings| settings.failing.after = 0,

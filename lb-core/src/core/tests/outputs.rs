@@ -5,7 +5,7 @@ use serde_json::json;
 use super::*;
 
 #[test]
-fn every_change_names_both_workers_and_their_memory() {
+fn selection_events_name_both_workers_and_their_memory() {
     let mut world = World::new(lab(Threshold::Bytes(64 * MIB)));
     world.start("worker1", 394);
     world.start("worker2", 300);
@@ -18,19 +18,19 @@ fn every_change_names_both_workers_and_their_memory() {
     assert_eq!(
         lines,
         [
-            "service0: manager selected: no worker has sent a heartbeat yet, so the manager serves by itself",
+            "service0: manager selected: no worker has sent a heartbeat yet, so the fallback on the manager serves",
             "worker1 is up (was unknown), 394.0 MiB available of 700.0 MiB",
             "service0: manager -> worker1: worker1 is up with 394.0 MiB available",
             "worker2 is up (was unknown), 300.0 MiB available of 700.0 MiB",
             "service0: worker1 -> worker2: worker2 has 500.0 MiB available, 106.0 MiB more than \
              worker1 (394.0 MiB available), above the threshold of 64.0 MiB",
-            "worker2 is down: nothing heard for 1500 ms",
+            "worker2 is down: no heartbeat for 1500 ms",
             "service0: worker2 -> worker1: worker2 is down; of the workers up worker1 has the most \
              memory (390.0 MiB available)",
-            "worker1 is down: nothing heard for 1500 ms",
-            "service0: no worker is up any more; the manager serves by itself",
+            "worker1 is down: no heartbeat for 1500 ms",
+            "service0: no worker is up any more; the fallback on the manager serves",
             "service0: worker1 -> manager: worker1 is down and no other worker is up, so the \
-             manager serves by itself",
+             fallback on the manager serves",
         ]
     );
     let warnings = world
@@ -79,7 +79,7 @@ fn events_are_flat_json_objects() {
         json!({
             "event": "selection_changed", "service": "service0", "from": null, "to": "manager",
             "backend": 3, "rule": "nothing_heard",
-            "reason": "no worker has sent a heartbeat yet, so the manager serves by itself",
+            "reason": "no worker has sent a heartbeat yet, so the fallback on the manager serves",
             "from_memory_available_bytes": null, "to_memory_available_bytes": null,
             "threshold_bytes": null,
         })
@@ -148,7 +148,7 @@ fn the_snapshot_shows_workers_in_their_order_and_the_manager_last() {
 }
 
 #[test]
-fn commands_describe_before_they_select_and_leave_before_they_bury() {
+fn backends_are_written_before_their_selection_and_marked_down_after_it() {
     let now = Instant::now();
     let mut core = Core::new(lab(Threshold::Auto), now);
     let commands =

@@ -63,13 +63,13 @@ fn at_the_deadline_a_silent_worker_is_down_as_usual() {
     assert_eq!(world.treated(), Health::Down);
     assert_eq!(
         world.alarms(),
-        ["worker1 is down: nothing heard for 30000 ms"]
+        ["worker1 is down: no heartbeat for 30000 ms"]
     );
     assert!(world.core.admin_overrides().is_empty());
 }
 
 #[test]
-fn a_worker_that_was_never_silent_is_up_again_at_the_deadline_or_by_order() {
+fn paused_worker_without_silence_is_up_again_at_the_deadline_or_by_order() {
     let mut world = started();
     world.order(&pause());
     world.pass(PAUSE);
@@ -87,7 +87,7 @@ fn a_worker_that_was_never_silent_is_up_again_at_the_deadline_or_by_order() {
 }
 
 #[test]
-fn a_silent_worker_that_is_resumed_has_time_to_be_back() {
+fn resumed_silent_worker_gets_time_to_report() {
     let mut world = started();
     world.order(&pause());
     world.agents.remove("worker1");
@@ -127,7 +127,7 @@ fn a_worker_that_has_missed_heartbeats_is_not_resumed_at_once() {
 }
 
 #[test]
-fn a_pause_over_every_health_and_every_hold() {
+fn pause_with_every_health_and_every_admin_state() {
     use Health::*;
     let pause = Some(Audited {
         value: 1_000,
@@ -162,7 +162,7 @@ fn a_pause_over_every_health_and_every_hold() {
 }
 
 #[test]
-fn a_pause_goes_on_over_a_restart_for_what_is_left_of_it() {
+fn restart_keeps_the_remaining_time_of_a_pause() {
     let mut world = started();
     world.order(&pause());
     world.agents.remove("worker1");
@@ -216,7 +216,7 @@ fn a_pause_outlasts_a_reload_without_its_worker() {
 }
 
 #[test]
-fn a_pause_that_makes_no_sense_is_refused() {
+fn invalid_pause_is_refused() {
     let mut world = started();
     let for_service = AdminCommand {
         service: Some("service0".to_owned()),

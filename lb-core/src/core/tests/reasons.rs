@@ -37,7 +37,7 @@ fn expect(world: &World, kind: Kind, text: &str) {
 }
 
 #[test]
-fn what_a_worker_reports_limits_its_share() {
+fn contents_of_heartbeats_limit_the_share() {
     let changes: [Change; 5] = [
         (
             |agent| agent.pressure = Some(Pressure(2_500)),
@@ -74,14 +74,18 @@ fn what_a_worker_reports_limits_its_share() {
 }
 
 #[test]
-fn silence_a_return_and_the_cap_limit_it() {
+fn silence_ramp_and_max_share_limit_the_share() {
     let mut world = settled(MaxShare::Auto);
     world.agents.remove("worker1");
     world.pass(ms(2_000));
     expect(&world, Kind::Down, "no heartbeat for ");
     world.start("worker1", 300);
     world.pass(ms(3_000));
-    expect(&world, Kind::Ramp, "came back lately: takes ");
+    expect(
+        &world,
+        Kind::Ramp,
+        "came back recently: ramp_up limits it to ",
+    );
 
     let mut world = settled(MaxShare::Percent(40));
     agent(&mut world).memory.available_bytes = 690 * MIB;
@@ -90,7 +94,7 @@ fn silence_a_return_and_the_cap_limit_it() {
 }
 
 #[test]
-fn orders_limit_it() {
+fn orders_limit_the_share() {
     let state = |state| AdminAction::SetState { state };
     for (action, kind, text) in [
         (

@@ -96,7 +96,7 @@ fn the_first_worker_is_used_at_once_and_the_others_soon() {
 }
 
 #[test]
-fn a_worker_that_dies_leaves_its_places_at_its_deadline() {
+fn dead_worker_leaves_its_slots_at_its_deadline() {
     for policy in &SPREADING {
         let mut world = three(*policy);
         world.agents.remove("worker2");
@@ -135,7 +135,7 @@ fn the_manager_serves_when_all_are_gone_and_the_first_back_takes_over() {
 }
 
 #[test]
-fn a_worker_that_came_back_takes_a_quarter_more_at_a_time() {
+fn returned_worker_ramps_up_by_quarters() {
     for policy in SPREADING {
         let mut world = three(policy);
         let agent = world.agents.remove("worker2").expect("an agent");
@@ -187,7 +187,7 @@ fn balanced_weights_follow_memory() {
 }
 
 #[test]
-fn weights_that_hardly_move_are_not_written() {
+fn small_weight_changes_are_not_written() {
     let mut world = three(Policy::Balanced);
     let before = world.slots();
     for mib in [301, 299, 302, 298, 300] {
@@ -281,7 +281,7 @@ fn the_operators_weight_counts_under_every_policy() {
 }
 
 #[test]
-fn a_restart_goes_on_spreading_by_the_same_weights() {
+fn restart_keeps_the_weights() {
     let adopted = AdoptedState {
         spread: [WEB].into(),
         up: [BackendId(1), BackendId(2)].into(),
@@ -325,7 +325,7 @@ fn a_restart_goes_on_spreading_by_the_same_weights() {
 }
 
 #[test]
-fn nothing_to_spread_over_after_a_restart_is_the_managers_own() {
+fn restart_without_a_worker_up_adopts_the_fallback() {
     let adopted = AdoptedState {
         spread: [WEB].into(),
         ..AdoptedState::default()

@@ -124,7 +124,7 @@ fn only_the_latest_removed_workers_are_remembered() {
 }
 
 #[test]
-fn another_service_begins_with_what_is_known_of_its_workers() {
+fn new_service_starts_with_the_known_state_of_its_workers() {
     let mut world = started();
     let mut settings = lab(Threshold::Auto);
     let other = service(1, 4, &["worker2"], Threshold::Auto);

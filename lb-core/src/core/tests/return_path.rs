@@ -70,7 +70,7 @@ fn one_answer_shows_that_there_is_a_return_path() {
 }
 
 #[test]
-fn a_worker_that_was_down_begins_again() {
+fn return_path_state_is_reset_when_the_worker_was_down() {
     let mut world = world();
     count(&mut world, 0, 3);
     assert_eq!(world.state("worker1"), Health::Unreachable);
@@ -85,7 +85,7 @@ fn a_worker_that_was_down_begins_again() {
 }
 
 #[test]
-fn what_is_known_outlasts_a_reload_but_not_another_mode() {
+fn return_path_state_persists_over_a_reload_but_not_a_change_of_mode() {
     let mut world = world();
     count(&mut world, 0, 3);
     let mut settings = lab(Threshold::Bytes(64 * MIB));

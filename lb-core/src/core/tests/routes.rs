@@ -61,7 +61,7 @@ fn a_worker_beyond_an_interface_without_programs_is_out_of_reach_too() {
 }
 
 #[test]
-fn a_worker_that_a_reload_moves_out_of_reach_is_not_even_chosen_for_a_moment() {
+fn worker_that_a_reload_makes_unreachable_is_never_selected() {
     let mut world = World::new(lab(Threshold::Bytes(64 * MIB)));
     world.start("worker1", 600);
     world.start("worker2", 300);

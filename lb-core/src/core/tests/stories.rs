@@ -190,7 +190,7 @@ const STORIES: &[(&str, Story)] = &[
 ];
 
 #[test]
-fn the_right_worker_serves() {
+fn each_story_selects_the_expected_workers() {
     for (title, story) in STORIES {
         let mut world = World::new(lab(Threshold::Bytes(64 * MIB)));
         let start = world.now;
@@ -238,7 +238,7 @@ fn the_threshold_may_be_a_share_of_the_selected_workers_memory() {
 }
 
 #[test]
-fn the_automatic_threshold_is_the_difference_first_seen() {
+fn auto_threshold_is_the_first_difference_of_memory() {
     let mut world = World::new(lab(Threshold::Auto));
     let threshold = |world: &World| world.core.snapshot(world.now).services[0].threshold_bytes;
     world.start("worker1", 394);
@@ -265,7 +265,7 @@ fn the_automatic_threshold_is_the_difference_first_seen() {
 }
 
 #[test]
-fn idle_twins_do_not_make_a_threshold_of_nothing() {
+fn auto_threshold_of_equal_workers_has_a_minimum() {
     let mut world = World::new(lab(Threshold::Auto));
     world.start("worker1", 400);
     world.start("worker2", 400);

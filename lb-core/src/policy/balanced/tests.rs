@@ -45,7 +45,7 @@ fn percent(weights: &[u32]) -> Vec<u64> {
 }
 
 #[test]
-fn memory_to_spare_makes_the_weight() {
+fn weight_follows_headroom() {
     assert_eq!(
         shares(&settings(), &[fresh(300, 700), fresh(100, 700)]),
         [75, 25]
@@ -67,7 +67,7 @@ fn memory_to_spare_makes_the_weight() {
 }
 
 #[test]
-fn a_worker_without_memory_to_spare_takes_nothing_while_another_has_some() {
+fn worker_without_headroom_has_no_weight_while_another_has_headroom() {
     let reserve = SpreadSettings {
         reserve_percent: 10,
         ..settings()
@@ -81,7 +81,7 @@ fn a_worker_without_memory_to_spare_takes_nothing_while_another_has_some() {
 }
 
 #[test]
-fn waiting_for_memory_weighs_a_worker_down() {
+fn memory_pressure_lowers_the_weight() {
     let mut waiting = fresh(300, 700);
     for (pressure, share) in [(0, 50), (500, 43), (1_000, 33), (1_999, 14), (2_000, 0)] {
         waiting.pressure = Some(Pressure(pressure));
@@ -91,7 +91,7 @@ fn waiting_for_memory_weighs_a_worker_down() {
 }
 
 #[test]
-fn a_report_counts_less_as_it_ages() {
+fn older_report_has_less_influence() {
     let mut old = fresh(100, 700);
     for (age, share) in [(0, 25), (500, 33), (1_000, 40), (9_000, 40)] {
         old.age = Duration::from_millis(age);
@@ -101,7 +101,7 @@ fn a_report_counts_less_as_it_ages() {
 }
 
 #[test]
-fn connections_since_the_report_count() {
+fn connections_since_the_report_lower_the_headroom() {
     let mut busier = fresh(300, 700);
     busier.drift_bytes = 200 * MIB as i64;
     assert_eq!(shares(&settings(), &[busier, fresh(300, 700)]), [25, 75]);
@@ -114,7 +114,7 @@ fn connections_since_the_report_count() {
 }
 
 #[test]
-fn a_worker_that_overstates_its_memory_gets_no_more_than_its_cap() {
+fn max_share_limits_a_worker_that_overstates_its_memory() {
     let honest = fresh(300, 700);
     let liar = fresh(u64::MAX >> 20, u64::MAX >> 20);
     assert_eq!(shares(&settings(), &[liar, honest])[0], 86);
@@ -155,7 +155,7 @@ fn ramp_and_manual_weight_multiply() {
 }
 
 #[test]
-fn weights_follow_slowly_but_a_full_worker_is_left_at_once() {
+fn weights_are_smoothed_but_a_full_worker_loses_its_weight_at_once() {
     let mut policy = Balanced::new(2);
     let mut first_share = |available| {
         let inputs = [Some(fresh(available, 1_000)), Some(fresh(400, 1_000))];
@@ -172,7 +172,7 @@ fn weights_follow_slowly_but_a_full_worker_is_left_at_once() {
 }
 
 #[test]
-fn a_small_move_is_not_worth_a_write() {
+fn small_weight_change_is_not_written() {
     for (before, after, worth) in [
         ([100, 100], [100, 103], false),
         ([100, 100], [100, 107], true),
@@ -190,7 +190,7 @@ fn a_small_move_is_not_worth_a_write() {
 }
 
 #[test]
-fn without_a_heartbeat_there_are_no_weights() {
+fn no_weights_before_the_first_heartbeat() {
     let mut silent = fresh(1, 1);
     silent.memory = None;
     let mut policy = Balanced::new(2);
@@ -221,7 +221,7 @@ fn neighbours_in_a_fresh_table_differ() {
 }
 
 #[test]
-fn the_worst_of_shares_is_right_to_a_place() {
+fn shares_are_accurate_to_one_slot() {
     assert_eq!(counts(&proportional(&[], &[3, 1]), 2), [3_072, 1_024]);
     assert_eq!(counts(&proportional(&[], &[1, 0]), 2), [SLOTS, 0]);
     let three = counts(&proportional(&[], &[1, 1, 1]), 3);
@@ -258,7 +258,7 @@ fn input() -> impl Strategy<Value = Option<WeightInput>> {
 
 proptest! {
     #[test]
-    fn whatever_is_claimed_only_those_up_weigh_and_one_of_them_does(
+    fn only_workers_that_are_up_have_weight_and_at_least_one_has(
         inputs in prop::collection::vec(input(), 1..8),
         percent in 0..=100u32,
     ) {
@@ -285,7 +285,7 @@ proptest! {
     }
 
     #[test]
-    fn slots_follow_the_weights_and_only_as_many_change_as_must(
+    fn slots_follow_the_weights_with_the_fewest_changes(
         before in weights(),
         after in weights(),
     ) {

@@ -17,7 +17,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
     #[test]
-    fn turns_come_as_often_as_a_worker_weighs_and_evenly(weights in weights()) {
+    fn turns_are_proportional_to_weight_and_evenly_spaced(weights in weights()) {
         let turns = turns(&[], &weights);
         prop_assert!((1..=SLOTS).contains(&turns.len()));
         let sum: u64 = weights.iter().map(|weight| u64::from(*weight)).sum();

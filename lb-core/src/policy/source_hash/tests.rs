@@ -17,7 +17,7 @@ fn taken(slots: &[usize], worker: usize) -> usize {
 }
 
 #[test]
-fn losing_or_adding_one_of_n_moves_its_own_share_and_no_more() {
+fn removing_or_adding_a_worker_moves_only_its_own_share() {
     for workers in 2..=20_u8 {
         let n = usize::from(workers);
         let mut table = table(workers);
@@ -58,7 +58,7 @@ fn shares_follow_the_weights() {
 }
 
 #[test]
-fn the_winners_depend_on_addresses_and_weights_alone() {
+fn assignment_depends_only_on_addresses_and_weights() {
     let mut one = table(3);
     let mut other = table(3);
     other.winners(&[7, 0, 3]);
@@ -72,7 +72,7 @@ fn the_winners_depend_on_addresses_and_weights_alone() {
 }
 
 #[test]
-fn the_logarithm_is_one() {
+fn fixed_point_logarithm_is_accurate() {
     for number in [
         1,
         2,
@@ -93,7 +93,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 
     #[test]
-    fn step_by_step_ends_as_at_once(
+    fn incremental_assignment_equals_full_assignment(
         steps in prop::collection::vec(prop::collection::vec(0..4u32, 6), 1..6),
     ) {
         let mut gradual = table(6);

@@ -22,7 +22,7 @@ pub const COLUMNS: &[Column] = &[
     Column::figure("available", 3).at_least(9),
     Column::figure("of", 7).at_least(9),
     Column::figure("waits", 10).at_least(6),
-    Column::figure("heard", 4).at_least(7),
+    Column::figure("age", 4).at_least(7),
     Column::figure("share", 1).at_least(5),
     Column::figure("open", 0).at_least(5),
     Column::figure("new/s", 2).at_least(5),

@@ -139,7 +139,7 @@ fn confirms_an_order_before_it_is_sent() {
 }
 
 #[test]
-fn the_manager_itself_cannot_be_held() {
+fn fallback_cannot_be_drained() {
     let mut app = lab();
     app.handle_key(KeyCode::End.into());
     assert_eq!(app.handle_key(KeyCode::Char('d').into()), None);
@@ -281,7 +281,7 @@ proptest! {
 }
 
 #[test]
-fn keeps_the_last_figures_when_the_manager_goes() {
+fn last_figures_stay_when_the_manager_stops() {
     let mut app = lab();
     app.set_disconnected("no manager answers".to_owned());
     let screen = screen(&mut app, 80, 24);
@@ -292,7 +292,7 @@ fn keeps_the_last_figures_when_the_manager_goes() {
 }
 
 #[test]
-fn no_size_is_too_small_to_draw() {
+fn every_terminal_size_can_be_drawn() {
     let mut app = app(200, 0);
     for (width, height) in [(1, 1), (3, 2), (20, 5), (40, 10), (129, 8), (300, 100)] {
         screen(&mut app, width, height);
@@ -317,7 +317,7 @@ fn lab() -> App {
         (
             3,
             Severity::Warn,
-            "worker3 is down: nothing heard for 1501 ms",
+            "worker3 is down: no heartbeat for 1501 ms",
         ),
     ] {
         app.add_event(EventRecord {

@@ -45,7 +45,7 @@ q Esc       quit
 
 ▸ gets new connections now
 ● up  ✕ down  ▲ cannot serve  ◐ draining
-■ maintenance or paused  ○ not heard yet
+■ maintenance or paused  ○ no heartbeat yet
 fail/s: handshakes refused or unanswered
 Figures: k, M, G are 1000 to 1000³ connections;
 K, M, G are 1024 to 1024³ bytes.";

@@ -59,7 +59,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_socket_counts_where_there_is_one_and_else_the_entry() {
+    fn socket_has_precedence_over_the_map_entry() {
         use KnownClient::{Elsewhere, Open, Unknown};
         use TcpSocket::{Connected, Listener};
         for (known, socket, expected) in [

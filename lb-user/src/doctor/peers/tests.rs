@@ -117,7 +117,7 @@ fn fault(found: &[Finding]) -> &Finding {
 }
 
 #[test]
-fn a_pair_as_it_should_be_has_no_fault_on_either_machine() {
+fn healthy_pair_has_no_problem_on_either_machine() {
     let mut pair = Pair::active();
     for addresses in [pair.addresses.clone(), own(&["10.0.9.1"])] {
         pair.addresses = addresses;

@@ -98,7 +98,7 @@ fn ring() -> KeyRing {
 }
 
 #[test]
-fn a_signed_heartbeat_is_these_very_bytes() {
+fn signed_heartbeat_has_exactly_these_bytes() {
     let nonce = Some(Nonce(0x0123_4567_89ab_cdef));
     let datagram = heartbeat("worker1", 0x00c0_ffee_00c0_ffee, 17, nonce)
         .encode_signed(&key("worker1", 0xa1))
@@ -118,7 +118,7 @@ fn a_signed_heartbeat_is_these_very_bytes() {
 }
 
 #[test]
-fn both_keys_of_a_worker_hold() {
+fn both_keys_of_a_worker_are_valid() {
     let mut fixture = Fixture::new(Authentication::Enforce);
     for id in [0xa1, 0xa2] {
         let datagram = fixture.signed(&key("worker1", id), 1);
@@ -233,7 +233,7 @@ fn a_first_heartbeat_is_challenged_and_the_next_one_counts() {
 }
 
 #[test]
-fn recordings_from_before_a_restart_of_the_manager_prove_nothing() {
+fn replay_from_before_a_restart_of_the_manager_is_refused() {
     let mut fixture = Fixture::new(Authentication::Enforce);
     let recorded = fixture.signed(&key("worker1", 0xa1), 1);
     assert!(fixture.verify(&recorded).is_ok());
@@ -246,7 +246,7 @@ fn recordings_from_before_a_restart_of_the_manager_prove_nothing() {
 }
 
 #[test]
-fn recordings_sent_from_another_address_prove_nothing() {
+fn replay_from_another_address_is_refused() {
     let mut fixture = Fixture::new(Authentication::Enforce);
     let recorded = fixture.signed(&key("worker1", 0xa1), 1);
     let thief = SocketAddr::from(([192, 168, 56, 66], 40_000));
@@ -309,7 +309,7 @@ fn an_acknowledgement_is_shorter_than_any_heartbeat_and_cannot_be_forged() {
 }
 
 #[test]
-fn permissive_accepts_the_unsigned_but_not_the_badly_signed() {
+fn permissive_accepts_unsigned_but_not_wrongly_signed_heartbeats() {
     let mut fixture = Fixture::new(Authentication::Permissive);
     let unsigned = heartbeat("worker1", 1, 1, None).encode().unwrap();
     let verified = fixture.verify(&unsigned).expect("a good heartbeat");
@@ -373,7 +373,7 @@ fn a_flood_of_garbage_is_rate_limited_and_genuine_heartbeats_pass() {
 
 proptest! {
     #[test]
-    fn no_damage_passes(
+    fn damaged_heartbeats_are_refused(
         damage in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..8),
         cut in any::<prop::sample::Index>(),
         enforce: bool,
@@ -392,7 +392,7 @@ proptest! {
     }
 
     #[test]
-    fn no_bytes_pass(bytes in prop::collection::vec(any::<u8>(), 0..1_300)) {
+    fn arbitrary_bytes_are_refused(bytes in prop::collection::vec(any::<u8>(), 0..1_300)) {
         let mut fixture = Fixture::new(Authentication::Enforce);
         prop_assert!(fixture.verify(&bytes).is_err());
     }
@@ -462,7 +462,7 @@ fn reports_whether_a_worker_exists_only_to_a_ping_that_is_signed_where_it_must_b
 }
 
 #[test]
-fn answers_no_question_of_a_forger() {
+fn unauthenticated_pings_get_no_pong() {
     let mut fixture = Fixture::new(Authentication::Enforce);
     let key = key("worker1", 0xa1);
     let question = ping("worker1").encode(Some(&key)).unwrap();

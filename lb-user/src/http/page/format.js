@@ -68,7 +68,7 @@ export const STATES = {
   terminated: ["✕", "terminated"],
   ineligible: ["▲", "ineligible"],
   unreachable: ["▲", "no route"],
-  unknown: ["○", "not heard yet"],
+  unknown: ["○", "no heartbeat yet"],
 };
 
 export function state(name) {

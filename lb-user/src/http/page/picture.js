@@ -37,7 +37,7 @@ export class Picture {
     const fallback = service.backends.find(({ name }) => name === "manager");
     const serves = service.selected === "manager";
     byId("manager").toggleAttribute("data-selected", serves);
-    write(byId("manager-fallback"), serves ? `serves by itself at ${fallback.address}` : "");
+    write(byId("manager-fallback"), serves ? `fallback at ${fallback.address}` : "");
 
     const workers = workersOf(service);
     this.workers.update(service, workers, flows, picked);

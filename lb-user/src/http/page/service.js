@@ -43,7 +43,7 @@ function headline(service) {
   const takers = workers.filter(({ share }) => share > 0).length;
   if (service.overwritten) return `New connections go to ${selectionName(service.overwritten.selected)}`;
   if (service.selected === "none") return "New connections are refused";
-  if (service.selected === "manager") return "The manager serves by itself";
+  if (service.selected === "manager") return "The fallback on the manager serves";
   if (service.selected !== "*") return `New connections go to ${service.selected}`;
   const over = takers === workers.length ? `${takers}` : `${takers} of ${workers.length}`;
   return `New connections are spread over ${over} workers`;

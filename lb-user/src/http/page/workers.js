@@ -155,7 +155,7 @@ function tally(workers) {
 /** The age of its last heartbeat. */
 function heartbeat({ agent, age_ms: ms, heartbeats_missing: missing }) {
   if (agent === false) return "none expected: agent = false";
-  const last = ms === null ? "never heard" : `${age(ms)} ago`;
+  const last = ms === null ? "none yet" : `${age(ms)} ago`;
   return missing ? `missing, last ${last}; its packets keep it up` : last;
 }
 
@@ -182,7 +182,7 @@ function detail(worker, flow) {
     ["share", worker.share === 0 ? "none" : part100(worker.share)],
     ["address", worker.address],
     ["heartbeat", heartbeat(worker)],
-    ["last heard in traffic", worker.last_answer_ms == null ? "never" : `${duration(worker.last_answer_ms)} ago`],
+    ["last answer to a client", worker.last_answer_ms == null ? "never" : `${duration(worker.last_answer_ms)} ago`],
     ["available", `${bytes(worker.memory_available_bytes)} of ${brief(worker.memory_total_bytes)}`],
     ["new", `${rate(flow.connections)}/s`],
     ["open", count(worker.flows)],
@@ -190,9 +190,9 @@ function detail(worker, flow) {
     ["refused or unanswered", `${rate(flow.refused)}/s`],
     ["answered", count(worker.answered)],
     ["refused", count(worker.refused)],
-    ["of which retried elsewhere", count(worker.retried)],
+    ["of which sent to another worker", count(worker.retried)],
     ["unanswered", count(worker.unanswered)],
-    ["reset by it", count(worker.resets)],
+    ["reset by the worker", count(worker.resets)],
     ["in", byteRate(flow.in)],
     ["out", byteRate(flow.out)],
     ...optional.filter(([, value]) => value !== null),

@@ -128,7 +128,7 @@ fn message() -> impl Strategy<Value = Message> {
 
 proptest! {
     #[test]
-    fn what_is_sent_arrives(messages in prop::collection::vec(message(), 1..9)) {
+    fn frames_round_trip(messages in prop::collection::vec(message(), 1..9)) {
         let (mut signer, mut verifier) = session();
         let mut bytes = Vec::new();
         for message in &messages {
@@ -160,7 +160,7 @@ proptest! {
     }
 
     #[test]
-    fn no_bytes_do_harm(bytes in prop::collection::vec(any::<u8>(), 0..400), kind: u8, count: u16) {
+    fn arbitrary_bytes_cause_no_panic(bytes in prop::collection::vec(any::<u8>(), 0..400), kind: u8, count: u16) {
         prop_assert!(!matches!(session().1.verify(&bytes), Ok(Some(_))));
         let frame = Frame { kind, version: 1, count, sequence: 0, content: &bytes };
         if let Ok(Some(message)) = Message::decode(&frame) {
@@ -247,7 +247,7 @@ fn a_hello_names_its_sender_and_its_role() {
 
 /// A worker whose key has the very same secret still signs no hello, and a peer no heartbeat.
 #[test]
-fn a_signature_is_of_one_kind() {
+fn signature_is_valid_for_its_purpose_only() {
     let secret = Zeroizing::new([9; 32]);
     let worker = Key::new("worker1".to_owned(), KeyId(1), &secret);
     let own = keys(1, 9);

@@ -297,7 +297,7 @@ fn ports_have_to_be_those_of_the_node() {
 }
 
 #[test]
-fn what_makes_no_sense_is_said() {
+fn invalid_tasks_are_reported() {
     let (mut services, mut tasks, nodes) = usual();
     services[0]["Spec"]["Labels"]["memlb.weigth"] = "5".into();
     // A second service for search, at the same node.
