@@ -3,7 +3,7 @@
 mod laboratory;
 
 use laboratory::{
-    MANAGER, Memory, RST, SERVICE, SYN, backend, completes, key, laboratory, packet, steer,
+    MANAGER, Memory, RST, SERVICE, SYN, WORKER2, backend, completes, key, laboratory, packet, steer,
 };
 use lb_common::{
     maps::{FlowKey, SLOTS_PER_BUCKET, mode},
@@ -50,6 +50,29 @@ fn the_end_of_a_handshake_frees_its_slot() {
             other => other as u8,
         };
         completes(&memory, &client(number), translated);
+    }
+}
+
+#[test]
+fn a_handshake_that_has_lost_its_port_leaves_its_slot_to_the_next_one() {
+    const CLIENTS: u8 = SLOTS_PER_BUCKET as u8;
+    let worker = |host, port| backend(([10, 0, 0, host], port), mode::NAT);
+    let mut memory = laboratory(64, &[worker(101, 8_081), worker(102, 8_082)]);
+    memory.settings.half_open_buckets = 1;
+    memory.half_open.truncate(SLOTS_PER_BUCKET as usize);
+    memory.settings.nat_port_count = CLIENTS.into();
+    memory.settings.nat_port_count -= 1;
+    let translated: Vec<FlowKey> = (0..CLIENTS).map(|it| begins(&memory, it)).collect();
+    let (last, others) = translated.split_last().unwrap();
+    assert_eq!(others.iter().filter(|it| *it == last).count(), 1);
+
+    memory.selection[0] = WORKER2;
+    let to_other = begins(&memory, 100);
+    completes(&memory, &client(100), &to_other);
+    for (number, translated) in (0..).zip(&translated) {
+        if number == CLIENTS - 1 || translated != last {
+            completes(&memory, &client(number), translated);
+        }
     }
 }
 
