@@ -64,19 +64,17 @@ pub fn check(datagram: &[u8]) {
 fn check_query(datagram: &[u8], key: &Key) {
     assert!(
         !matches!(ConnectionQuery::decode(datagram, Some(key)), Some(Ok(_))),
-        "a question was forged"
+        "a query was forged"
     );
     match ConnectionQuery::decode(datagram, None) {
         None => {}
         Some(Err(refusal)) => check_refusal(&refusal),
-        Some(Ok(mut question)) => {
-            assert!((1..=MAX_CLIENTS).contains(&question.clients.len()));
-            let clients = question.clients.clone();
-            let again = question
-                .encode(None)
-                .expect("what was accepted can be sent");
-            assert!(again.len() < SIZE_LIMIT && clients.starts_with(&question.clients));
-            assert_eq!(ConnectionQuery::decode(&again, None), Some(Ok(question)));
+        Some(Ok(mut query)) => {
+            assert!((1..=MAX_CLIENTS).contains(&query.clients.len()));
+            let clients = query.clients.clone();
+            let again = query.encode(None).expect("what was accepted can be sent");
+            assert!(again.len() < SIZE_LIMIT && clients.starts_with(&query.clients));
+            assert_eq!(ConnectionQuery::decode(&again, None), Some(Ok(query)));
         }
     }
 }

@@ -121,7 +121,7 @@ fn connections_continue_without_the_maps(attach: &str) {
     assert!(slowest < Duration::from_secs(2), "{slowest:?}");
     assert!(cluster.verdict("lookup_pending").unwrap() >= CONNECTIONS as u64);
     eventually(PATIENCE, "the event", || {
-        let events = cluster.events_of("agents_asked").unwrap();
+        let events = cluster.events_of("connections_looked_up").unwrap();
         let found: u64 = events.iter().filter_map(|it| it["found"].as_u64()).sum();
         found > CONNECTIONS as u64
     });
@@ -151,16 +151,19 @@ fn queries_and_replies_with_a_wrong_key_are_ignored() {
     let key = keys::read_key(&cluster.key_file(0).unwrap(), "worker1").unwrap();
     let forged = Key::new("worker1".to_owned(), key.id(), &Zeroizing::new([7; 32]));
     let to_manager = Sender::open(&cluster.topology.client, cluster.heartbeat_address()).unwrap();
-    let reply = ConnectionReply { nonce: 1, known: 1 };
+    let reply = ConnectionReply {
+        nonce: 1,
+        known_clients: 1,
+    };
     for (key, reason) in [
         (None, "unsigned"),
         (Some(&forged), "bad_signature"),
-        (Some(&key), "not_asked"),
+        (Some(&key), "unsolicited"),
     ] {
         to_manager.send(reply.encode(key).unwrap()).unwrap();
         eventually(SOON, reason, || refused(&cluster, reason) == 1);
     }
-    let mut question = ConnectionQuery {
+    let mut query = ConnectionQuery {
         heartbeat: Sequence {
             boot: BootId(1),
             number: 1,
@@ -170,17 +173,15 @@ fn queries_and_replies_with_a_wrong_key_are_ignored() {
         clients: vec!["192.168.56.10:40000".parse().unwrap()],
     };
     let to_agent = Sender::open(&cluster.topology.client, agent_socket(&cluster)).unwrap();
-    to_agent
-        .send(question.encode(Some(&forged)).unwrap())
-        .unwrap();
+    to_agent.send(query.encode(Some(&forged)).unwrap()).unwrap();
     let agent = cluster.agents[0].as_mut().unwrap();
     agent
         .wait_for_log(SOON, "was refused (bad_signature 1)")
         .unwrap();
     // The right key, but a recording.
-    to_agent.send(question.encode(Some(&key)).unwrap()).unwrap();
+    to_agent.send(query.encode(Some(&key)).unwrap()).unwrap();
     assert_eq!(cluster.page().unwrap(), "Worker1");
-    assert_eq!(refused(&cluster, "not_asked"), 1, "the agent has answered");
+    assert_eq!(refused(&cluster, "unsolicited"), 1, "the agent has replied");
 }
 
 fn refused(cluster: &Cluster, reason: &str) -> u64 {
@@ -208,11 +209,11 @@ fn queries_about_a_flood_of_unknown_packets_are_limited(attach: &str) {
     let begun = Instant::now();
     send_unknown(&cluster, target, 0..PACKETS);
     eventually(SOON, "the flood to be over", || {
-        asked(&cluster).iter().sum::<u64>() >= u64::from(PACKETS) * 9 / 10
+        lookups(&cluster).iter().sum::<u64>() >= u64::from(PACKETS) * 9 / 10
     });
-    let [found, not_found, limited] = asked(&cluster);
+    let [found, not_found, limited] = lookups(&cluster);
     let elapsed = begun.elapsed();
-    println!("{attach}: {not_found} asked about, {limited} not, in {elapsed:.1?}");
+    println!("{attach}: {not_found} looked up, {limited} not, in {elapsed:.1?}");
     assert_eq!(found, 0);
     assert!(limited > 0);
     let most = 2_000 + (2_000.0 * elapsed.as_secs_f64()) as u64;
@@ -230,13 +231,13 @@ fn no_flow(cluster: &Cluster) -> u64 {
     cluster.verdict("no_flow").unwrap()
 }
 
-/// The found, the not found and the limited connections so far.
-fn asked(cluster: &Cluster) -> [u64; 3] {
+/// The numbers of lookups so far: found, not found, limited.
+fn lookups(cluster: &Cluster) -> [u64; 3] {
     let mut curl = cluster.topology.manager.command("curl");
     curl.args(["--silent", "--show-error", "http://127.0.0.1:9998/metrics"]);
     let metrics = output(&mut curl).unwrap();
     ["found", "not_found", "limited"].map(|outcome| {
-        let series = format!("memlb_asked_connections_total{{outcome=\"{outcome}\"}} ");
+        let series = format!("memlb_connection_lookups_total{{outcome=\"{outcome}\"}} ");
         let value = metrics.lines().find_map(|line| line.strip_prefix(&series));
         value.unwrap().parse().unwrap()
     })

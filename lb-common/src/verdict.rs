@@ -87,7 +87,7 @@ verdicts! {
     WorkersFull = "workers_full", Refused, "New connection while every worker has its max_connections: the kernel answers with RST, or ICMP for UDP.";
     ToPeer = "to_peer", Forwarded, "Of an unknown connection: sent unchanged to the peers, one of which may know it.";
     UnknownToPeer = "unknown_to_peer", Dropped, "From a peer, of a connection that is unknown here, too: dropped.";
-    LookupPending = "lookup_pending", Dropped, "Of an unknown connection, while the manager asks the workers' agents which one has it: dropped; the client sends it again.";
+    LookupPending = "lookup_pending", Dropped, "Of an unknown connection, while the manager queries the workers' agents which one has it: dropped; the client sends it again.";
 }
 
 impl Verdict {

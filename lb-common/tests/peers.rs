@@ -577,11 +577,11 @@ fn a_peers_frame_does_not_say_where_the_client_is() {
 }
 
 #[test]
-fn agents_are_asked_about_unknown_clients_once() {
+fn an_unknown_client_is_reported_once_for_the_agents() {
     let mut memory = manager(mode::DSR);
     let service = Service {
         id: 0,
-        flags: service_flag::ASK_AGENTS,
+        flags: service_flag::QUERY_AGENTS,
     };
     memory
         .services

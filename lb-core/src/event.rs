@@ -379,16 +379,16 @@ events! {
     }
     WARN, "refused {datagrams} datagrams ({reason}), the last from {from}: {detail}";
 
-    /// The manager asked the agents about clients of services of mode `dsr` whose connections it does not know.
-    AgentsAsked {
+    /// The manager queried the agents about clients of services of mode `dsr` whose connections it does not know.
+    ConnectionsLookedUp {
         /// A worker has the connection, and it continues.
         found: u64,
-        /// No agent claimed the connection within a second.
+        /// No agent reported the connection within a second.
         not_found: u64,
-        /// Not asked about, because of the rate limit.
+        /// Not looked up, because of the rate limit.
         limited: u64,
     }
-    INFO, "asked the agents about unknown connections: {found} continue at their workers, no worker has {not_found}{}",
+    INFO, "queried the agents about unknown connections: {found} continue at their workers, no worker has {not_found}{}",
         if *limited > 0 { format!(", {limited} were over the limit") } else { String::new() };
 
     ManagerStarted { version: &'static str, interfaces: Vec<AttachedInterface> }

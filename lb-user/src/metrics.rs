@@ -99,8 +99,8 @@ impl Metrics {
                 &["interface"],
             )?,
             lookups: counters(
-                "memlb_asked_connections_total",
-                "Unknown connections of services of mode dsr about which agents were asked, by what became of them.",
+                "memlb_connection_lookups_total",
+                "Unknown connections of services of mode dsr that were looked up at the agents, by outcome.",
                 &["outcome"],
             )?,
             map_write_failures,

@@ -63,7 +63,7 @@ fn shows_the_lab_and_its_failovers() {
         ("memlb_detection_seconds_count", 0.0),
         ("memlb_map_write_failures_total", 0.0),
         ("memlb_programs_restored_total{interface=\"eth1\"}", 0.0),
-        ("memlb_asked_connections_total{outcome=\"found\"}", 0.0),
+        ("memlb_connection_lookups_total{outcome=\"found\"}", 0.0),
         ("memlb_programs_of_other_managers{interface=\"eth1\"}", 0.0),
     ] {
         assert_eq!(before.value(series), value, "{series}");

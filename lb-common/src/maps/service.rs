@@ -29,8 +29,8 @@ pub struct Service {
 pub mod service_flag {
     /// A SYN that its worker answers with RST goes to another worker.
     pub const RETRY_REFUSED: u32 = 1;
-    /// The manager asks the agents of workers of mode `dsr` about unknown connections.
-    pub const ASK_AGENTS: u32 = 2;
+    /// The manager queries the agents of workers of mode `dsr` about unknown connections.
+    pub const QUERY_AGENTS: u32 = 2;
 }
 
 /// Value of `selection`, indexed by service id: the [`Policy`] chooses for each new connection. Any other value is

@@ -34,7 +34,7 @@ pub fn is_peer<T: Tables>(tables: &T, interface: u32, mac: &Mac) -> bool {
 
 /// Decides on a packet of an unknown connection; `otherwise` is the verdict if neither peers nor agents may know it.
 ///
-/// For [`LOOKUP_NS`], the packets go to the peers unchanged or, while agents are asked, are dropped; for longer while a
+/// For [`LOOKUP_NS`], the packets go to the peers unchanged or, while agents are queried, are dropped; for longer while a
 /// peer is incomplete. A peer does not relay them again.
 #[inline(never)]
 pub(super) fn unknown<T: Tables>(
@@ -58,11 +58,11 @@ pub(super) fn unknown<T: Tables>(
         reserved: 0,
     });
     let flags = service.map_or(0, |service| service.flags);
-    let asks_agents = flags & service_flag::ASK_AGENTS != 0
+    let queries_agents = flags & service_flag::QUERY_AGENTS != 0
         && otherwise == Verdict::NoFlow
         && !packet.flags.has_rst();
     let is_ours = service.is_some() || is_nat_port(tables, key);
-    if !(has_peers || asks_agents) || !is_ours {
+    if !(has_peers || queries_agents) || !is_ours {
         return otherwise;
     }
     if is_from_peer(tables, packet) {
@@ -73,7 +73,7 @@ pub(super) fn unknown<T: Tables>(
     if packet.in_driver {
         return Verdict::HandedOver;
     }
-    if !continue_lookup(tables, packet, key, asks_agents) {
+    if !continue_lookup(tables, packet, key, queries_agents) {
         return otherwise;
     }
     decision.exit = if has_peers { Exit::Peers } else { Exit::Drop };
@@ -95,14 +95,14 @@ fn is_nat_port<T: Tables>(tables: &T, key: &FlowKey<T::Address>) -> bool {
         && tables.is_peer_address(&key.destination.mapped())
 }
 
-/// Begins or continues the lookup of an unknown connection. Reports the client to the manager if it shall ask the
-/// agents. Returns whether an answer may still come.
+/// Begins or continues the lookup of an unknown connection. Reports the client to the manager if it must query the
+/// agents. Returns whether a reply may still come.
 #[inline(never)]
 fn continue_lookup<T: Tables>(
     tables: &T,
     packet: &PacketMeta,
     key: &FlowKey<T::Address>,
-    asks_agents: bool,
+    queries_agents: bool,
 ) -> bool {
     let now = tables.now_ns();
     let tuple: FlowKey<V6> = FlowKey {
@@ -124,7 +124,7 @@ fn continue_lookup<T: Tables>(
         return tables.peer_switch().incomplete != 0;
     }
     let is_reported =
-        asks_agents && lookup.reported == 0 && report_unknown(tables, packet, key, now);
+        queries_agents && lookup.reported == 0 && report_unknown(tables, packet, key, now);
     if is_reported || lookup.first_ns == now {
         lookup.reported |= u32::from(is_reported);
         tables.set_unknown_flow(&tuple, &lookup);

@@ -52,11 +52,11 @@ impl ConnectionQueries {
         let reply = self.check(query, sent, now).and_then(|()| {
             let reply = ConnectionReply {
                 nonce: query.nonce,
-                known: dsr.own_connections(query.service, &query.clients),
+                known_clients: dsr.own_connections(query.service, &query.clients),
             };
             debug!(
                 "{} of {} clients have connections here",
-                reply.known.count_ones(),
+                reply.known_clients.count_ones(),
                 query.clients.len()
             );
             reply.encode(key)
@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn refuses_an_old_question_and_too_many() {
+    async fn refuses_an_old_query_and_too_many() {
         let start = Instant::now();
         let mut queries = ConnectionQueries::new(start);
         let sent = heartbeat(7, 1_000);
@@ -144,7 +144,7 @@ mod tests {
         assert_eq!(check(heartbeat(7, 1_000), 0), None);
         assert_eq!(check(heartbeat(7, 873), 0), None);
         for old in [heartbeat(7, 872), heartbeat(8, 1_000), heartbeat(7, 1_001)] {
-            assert_eq!(check(old, 0), Some("old_question"));
+            assert_eq!(check(old, 0), Some("old_query"));
         }
         let accepted = |after, check: &mut dyn FnMut(Sequence, u64) -> Option<&'static str>| {
             (0..200)

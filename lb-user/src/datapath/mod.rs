@@ -644,7 +644,7 @@ fn map_service(service: &ServiceSettings) -> Service {
     Service {
         id: service.id.0,
         flags: flag(service.retry_refused, service_flag::RETRY_REFUSED)
-            | flag(service.mode == Mode::Dsr, service_flag::ASK_AGENTS),
+            | flag(service.mode == Mode::Dsr, service_flag::QUERY_AGENTS),
     }
 }
 

@@ -30,7 +30,7 @@ pub struct ConnectionReply {
     /// The nonce of the query.
     pub nonce: u64,
     /// Bit `n` is set if the worker has the connection of the query's client `n`.
-    pub known: u64,
+    pub known_clients: u64,
 }
 
 impl ConnectionQuery {
@@ -112,7 +112,7 @@ impl ConnectionReply {
     pub fn encode(&self, key: Option<&Key>) -> Result<Vec<u8>, Refusal> {
         let wire = WireConnectionReply {
             nonce: Nonce(self.nonce).to_string(),
-            mine: format!("{:016x}", self.known),
+            known_clients: format!("{:016x}", self.known_clients),
         };
         envelope::encode(DatagramKind::ConnectionReply, key, &wire)
     }
@@ -122,7 +122,7 @@ impl ConnectionReply {
         let wire: WireConnectionReply = serde_json::from_slice(body)?;
         Ok(Self {
             nonce: wire::nonce(&wire.nonce)?.0,
-            known: wire::nonce(&wire.mine)?.0,
+            known_clients: wire::nonce(&wire.known_clients)?.0,
         })
     }
 }
@@ -164,7 +164,7 @@ struct WireConnectionQuery {
 #[derive(Serialize, Deserialize)]
 struct WireConnectionReply {
     nonce: String,
-    mine: String,
+    known_clients: String,
 }
 
 #[cfg(test)]
@@ -184,7 +184,7 @@ mod tests {
         )
     }
 
-    fn question(clients: impl IntoIterator<Item = SocketAddr>) -> ConnectionQuery {
+    fn query(clients: impl IntoIterator<Item = SocketAddr>) -> ConnectionQuery {
         ConnectionQuery {
             heartbeat: Sequence {
                 boot: BootId(0x00c0_ffee),
@@ -202,16 +202,21 @@ mod tests {
 
     #[test]
     fn queries_and_replies_have_the_documented_form() {
-        let datagram = question([client(10)]).encode(None).unwrap();
+        let datagram = query([client(10)]).encode(None).unwrap();
         assert_eq!(
             String::from_utf8(datagram).unwrap(),
-            "memlb1-whose\n{\"boot\":\"0000000000c0ffee\",\"seq\":17,\"nonce\":\"0123456789abcdef\",\
+            "memlb1-connection-query\n{\"boot\":\"0000000000c0ffee\",\"seq\":17,\"nonce\":\"0123456789abcdef\",\
              \"service\":\"192.168.56.101:80/tcp\",\"clients\":[\"192.168.56.10:40000\"]}"
         );
-        let answer = ConnectionReply { nonce: 1, known: 5 }.encode(None).unwrap();
+        let reply = ConnectionReply {
+            nonce: 1,
+            known_clients: 5,
+        }
+        .encode(None)
+        .unwrap();
         assert_eq!(
-            String::from_utf8(answer).unwrap(),
-            "memlb1-mine\n{\"nonce\":\"0000000000000001\",\"mine\":\"0000000000000005\"}"
+            String::from_utf8(reply).unwrap(),
+            "memlb1-connection-reply\n{\"nonce\":\"0000000000000001\",\"known_clients\":\"0000000000000005\"}"
         );
     }
 
@@ -222,23 +227,23 @@ mod tests {
         let long4 = SocketAddr::from((Ipv4Addr::from([255; 4]), 65_535));
         for (client, least) in [(client(10), MAX_CLIENTS), (long4, 38), (long6, 18)] {
             for key in [None, Some(&key)] {
-                let mut asked = question(vec![client; 100]);
-                let datagram = asked.encode(key).unwrap();
+                let mut query = query(vec![client; 100]);
+                let datagram = query.encode(key).unwrap();
                 assert!(datagram.len() < SIZE_LIMIT);
-                assert!(asked.clients.len() >= least, "{}", asked.clients.len());
-                assert_eq!(ConnectionQuery::decode(&datagram, key), Some(Ok(asked)));
+                assert!(query.clients.len() >= least, "{}", query.clients.len());
+                assert_eq!(ConnectionQuery::decode(&datagram, key), Some(Ok(query)));
             }
         }
         for key in [None, Some(&key)] {
-            let asked = question([client(1)]).encode(key).unwrap();
-            let answer = ConnectionReply {
+            let query = query([client(1)]).encode(key).unwrap();
+            let reply = ConnectionReply {
                 nonce: u64::MAX,
-                known: u64::MAX,
+                known_clients: u64::MAX,
             };
-            assert!(answer.encode(key).unwrap().len() < asked.len());
+            assert!(reply.encode(key).unwrap().len() < query.len());
         }
         assert_eq!(
-            question([]).encode(None),
+            query([]).encode(None),
             Err(Refusal::AbsurdClients { clients: 0 })
         );
     }
@@ -250,15 +255,15 @@ mod tests {
             Some(Err(refusal)) => refusal.name(),
             _ => "",
         };
-        let mut asked = question([client(1)]);
-        let signed = asked.encode(Some(&forged)).unwrap();
+        let mut query = query([client(1)]);
+        let signed = query.encode(Some(&forged)).unwrap();
         assert_eq!(refused(&signed, Some(&own)), "bad_signature");
-        let signed = asked.encode(Some(&other)).unwrap();
+        let signed = query.encode(Some(&other)).unwrap();
         assert_eq!(refused(&signed, Some(&own)), "unknown_key");
         assert_eq!(refused(&signed, None), "unknown_key");
-        let unsigned = asked.encode(None).unwrap();
+        let unsigned = query.encode(None).unwrap();
         assert_eq!(refused(&unsigned, Some(&own)), "unsigned");
-        let signed = asked.encode(Some(&own)).unwrap();
+        let signed = query.encode(Some(&own)).unwrap();
         for end in 0..signed.len() {
             assert!(!matches!(
                 ConnectionQuery::decode(&signed[..end], Some(&own)),
@@ -274,10 +279,13 @@ mod tests {
     fn reply_needs_a_known_key() {
         let own = key(0xa1, 7);
         let known = |id| (id == own.id()).then_some(&own);
-        let answer = ConnectionReply { nonce: 9, known: 1 };
+        let reply = ConnectionReply {
+            nonce: 9,
+            known_clients: 1,
+        };
         let decode = |datagram: &[u8]| match decode_reply(datagram, Some(known)) {
-            Ok((reply, key)) => {
-                assert_eq!(reply, answer);
+            Ok((decoded, key)) => {
+                assert_eq!(decoded, reply);
                 key.map_or("unsigned", Key::worker)
             }
             Err(refusal) => refusal.name(),
@@ -288,17 +296,17 @@ mod tests {
             (Some(&key(0xa2, 7)), "unknown_key"),
             (None, "unsigned"),
         ] {
-            let datagram = answer.encode(key).unwrap();
+            let datagram = reply.encode(key).unwrap();
             assert!(is_connection_reply(&datagram));
             assert_eq!(decode(&datagram), expected);
         }
     }
 
     #[test]
-    fn refuses_an_absurd_question() {
+    fn refuses_a_malformed_query() {
         let text = |boot: &str, nonce: &str, service: &str, clients: &str| {
             format!(
-                "memlb1-whose\n{{\"boot\":{boot},\"seq\":1,\"nonce\":{nonce},\"service\":{service},\
+                "memlb1-connection-query\n{{\"boot\":{boot},\"seq\":1,\"nonce\":{nonce},\"service\":{service},\
                  \"clients\":{clients}}}"
             )
         };
@@ -308,20 +316,20 @@ mod tests {
             "[\"10.0.0.9:1\"]",
         );
         let many = format!("[{}]", vec!["\"1.1.1.1:1\""; 46].join(","));
-        for (question, reason) in [
+        for (query, reason) in [
             (text("\"12\"", number, service, some), "bad_boot"),
             (text(number, "\"12\"", service, some), "bad_nonce"),
             (text(number, number, "\"web\"", some), "malformed"),
             (text(number, number, service, "[\"web\"]"), "malformed"),
             (text(number, number, service, "[]"), "absurd_clients"),
             (text(number, number, service, &many), "absurd_clients"),
-            ("memlb1-whose\nnonsense".to_owned(), "not_json"),
+            ("memlb1-connection-query\nnonsense".to_owned(), "not_json"),
         ] {
-            let refused = ConnectionQuery::decode(question.as_bytes(), None)
+            let refused = ConnectionQuery::decode(query.as_bytes(), None)
                 .unwrap()
                 .unwrap_err();
-            assert_eq!(refused.name(), reason, "{question}");
+            assert_eq!(refused.name(), reason, "{query}");
         }
-        assert_eq!(ConnectionQuery::decode(b"memlb1-who", None), None);
+        assert_eq!(ConnectionQuery::decode(b"memlb1-connection-qu", None), None);
     }
 }

@@ -27,8 +27,8 @@ impl DatagramKind {
             Self::Acknowledgement => b"memlb1-ack ",
             Self::Ping => b"memlb1-ping ",
             Self::Pong => b"memlb1-pong ",
-            Self::ConnectionQuery => b"memlb1-whose ",
-            Self::ConnectionReply => b"memlb1-mine ",
+            Self::ConnectionQuery => b"memlb1-connection-query ",
+            Self::ConnectionReply => b"memlb1-connection-reply ",
         }
     }
 

@@ -89,9 +89,9 @@ refusals! {
     AbsurdClients { clients: usize } = "absurd_clients",
         "the query names {clients} clients, not 1 to {MAX_CLIENTS}";
     /// A reply to no query, or to one that has expired.
-    NotAsked = "not_asked", "the reply belongs to no query of the last second";
+    Unsolicited = "unsolicited", "the reply belongs to no query of the last second";
     /// A query that does not name one of the agent's last heartbeats.
-    OldQuery = "old_question", "the query names none of this agent's last heartbeats";
+    OldQuery = "old_query", "the query names none of this agent's last heartbeats";
     /// Too many datagrams of its source were refused. It was not processed.
     RateLimited = "rate_limited", "too many datagrams of its source were refused, so that it was not processed";
     /// The 2018 format, which is not enabled.

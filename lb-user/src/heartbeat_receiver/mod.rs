@@ -385,7 +385,7 @@ impl HeartbeatReceiver {
 
     /// Refuses a connection reply that belongs to no query.
     pub fn refuse_connection_reply(&mut self, received: &ReceivedConnectionReply) {
-        let (refusal, path) = (Refusal::NotAsked, received.agent.path);
+        let (refusal, path) = (Refusal::Unsolicited, received.agent.path);
         self.refuse(refusal.name(), &refusal, path, Instant::now());
     }
 

@@ -234,7 +234,7 @@ impl Manager {
             not_found,
             limited,
         } = std::mem::take(counts);
-        self.emitter.emit(&Event::AgentsAsked {
+        self.emitter.emit(&Event::ConnectionsLookedUp {
             found,
             not_found,
             limited,

@@ -45,7 +45,7 @@ pub(super) struct Candidate {
 pub(super) struct LookupCounts {
     /// A worker has the connection.
     pub found: u64,
-    /// No agent claimed the connection within [`LOOKUP_TIMEOUT`].
+    /// No agent reported the connection within [`LOOKUP_TIMEOUT`].
     pub not_found: u64,
     /// Not looked up, because of the rate limit.
     pub limited: u64,
@@ -184,7 +184,7 @@ impl PendingLookups {
         let mut found = Vec::new();
         for (index, client) in clients.into_iter().enumerate() {
             let key = (candidate.service, client);
-            if reply.known >> index & 1 == 0 {
+            if reply.known_clients >> index & 1 == 0 {
                 let pending = self.pending.get_mut(&key);
                 if let Some(query) = pending.and_then(|it| it.queries.get_mut(&candidate.backend)) {
                     query.has_replied = true;
@@ -248,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn queries_every_agent_once_and_a_silent_one_twice() {
+    fn queries_each_agent_once_and_one_without_a_reply_twice() {
         let start = Instant::now();
         let after = |ms| start + Duration::from_millis(ms);
         let (one, two) = (candidate(1), candidate(2));
@@ -265,14 +265,20 @@ mod tests {
             );
             assert_eq!(pending.due(&candidate, after(299)), []);
         }
-        let none = ConnectionReply { nonce: 1, known: 0 };
+        let none = ConnectionReply {
+            nonce: 1,
+            known_clients: 0,
+        };
         assert_eq!(
             pending.handle_reply(none, &one.agent, after(5)),
             Some(vec![])
         );
-        // Each answer counts once, and from the agent that was asked.
+        // Each reply counts once, and only from the agent that was queried.
         assert_eq!(pending.handle_reply(none, &one.agent, after(5)), None);
-        let some = ConnectionReply { nonce: 2, known: 5 };
+        let some = ConnectionReply {
+            nonce: 2,
+            known_clients: 5,
+        };
         assert_eq!(pending.handle_reply(some, &one.agent, after(5)), None);
         let found = pending.handle_reply(some, &two.agent, after(5)).unwrap();
         assert_eq!(
@@ -280,7 +286,7 @@ mod tests {
             [2, 2]
         );
         assert_eq!(pending.due(&one, after(600)), []);
-        // An agent that comes up later is asked, too, and one that does not answer once more.
+        // An agent that comes up later is queried, too, and one that does not reply is queried once more.
         let three = candidate(3);
         for (ms, due) in [(300, 1), (400, 0), (600, 1), (950, 0)] {
             let clients = pending.due(&three, after(ms));
@@ -295,7 +301,7 @@ mod tests {
         assert!(!pending.is_waiting());
         let late = ConnectionReply {
             nonce: 600,
-            known: 1,
+            known_clients: 1,
         };
         assert_eq!(pending.handle_reply(late, &three.agent, after(1_600)), None);
         let outcome = LookupCounts {
@@ -308,30 +314,34 @@ mod tests {
     }
 
     #[test]
-    fn an_agent_that_was_not_asked_gives_no_connection() {
+    fn an_unsolicited_reply_admits_no_connection() {
         let start = Instant::now();
         let mut pending = PendingLookups::new(start);
         add(&mut pending, 1..2, start);
-        let guessed = ConnectionReply {
+        let unsolicited = ConnectionReply {
             nonce: 9,
-            known: u64::MAX,
+            known_clients: u64::MAX,
         };
         assert_eq!(
-            pending.handle_reply(guessed, &candidate(1).agent, start),
+            pending.handle_reply(unsolicited, &candidate(1).agent, start),
             None
         );
         pending.record_query(9, candidate(1), vec![client(1)], start);
         let found = pending
-            .handle_reply(guessed, &candidate(1).agent, start)
+            .handle_reply(unsolicited, &candidate(1).agent, start)
             .unwrap();
-        assert_eq!(found.len(), 1, "bits beyond the question mean nothing");
+        assert_eq!(
+            found.len(),
+            1,
+            "bits beyond the clients of the query mean nothing"
+        );
     }
 
     #[test]
-    fn a_flood_is_asked_about_up_to_the_limit() {
+    fn queries_about_a_flood_are_limited() {
         let start = Instant::now();
         let mut pending = PendingLookups::new(start);
-        let mut asked = 0;
+        let mut queried = 0;
         for ms in 0..3_000u64 {
             let now = start + Duration::from_millis(ms);
             let first = u16::try_from(ms % 60 * 1_000).unwrap();
@@ -342,8 +352,8 @@ mod tests {
                     break;
                 }
                 assert!(clients.len() <= MAX_CLIENTS);
-                asked += clients.len();
-                pending.record_query(ms * 100 + asked as u64, candidate(1), clients, now);
+                queried += clients.len();
+                pending.record_query(ms * 100 + queried as u64, candidate(1), clients, now);
             }
             pending.expire(now);
         }
@@ -353,6 +363,6 @@ mod tests {
         // 2,000 at once, and as many in each second.
         assert!(not_found + pending.pending.len() as u64 <= 8_000);
         assert!(limited > 100_000, "{limited}");
-        assert!(asked <= 2 * 8_000, "{asked}");
+        assert!(queried <= 2 * 8_000, "{queried}");
     }
 }
