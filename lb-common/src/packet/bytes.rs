@@ -8,8 +8,6 @@ use crate::{
     maps::IntakeHeader,
 };
 
-use super::{ErrorMessage, IpHeader, PortsFrame, TcpFrame};
-
 /// The accessible bytes of a frame, from its link header on.
 ///
 /// The caller of an unsafe constructor guarantees that no two views of the same bytes are in use at a time.
@@ -21,7 +19,7 @@ pub trait FrameBytes<'a>: Copy {
 /// A header that can be viewed in place: of alignment 1, and every bit pattern is a value.
 pub trait Header: sealed::Sealed {}
 
-mod sealed {
+pub(super) mod sealed {
     pub trait Sealed {}
 }
 
@@ -35,11 +33,6 @@ macro_rules! headers {
     };
 }
 
-impl<H: IpHeader> sealed::Sealed for ErrorMessage<H> {}
-impl<H: IpHeader> Header for ErrorMessage<H> {}
-impl<H: IpHeader> sealed::Sealed for PortsFrame<H> {}
-impl<H: IpHeader> Header for PortsFrame<H> {}
-
 headers!(
     EthernetHeader,
     ExtensionHeader,
@@ -48,7 +41,6 @@ headers!(
     Ipv4Header,
     Ipv6Header,
     QuotedPorts,
-    TcpFrame,
     TcpHeader,
     UdpHeader
 );

@@ -1,6 +1,6 @@
 //! An ICMP error message, with the beginning of the packet that it quotes.
 
-use super::{FrameBytes, IpAddress, IpHeader, Located, Rewritten};
+use super::{FrameBytes, Header, IpAddress, IpHeader, Located, Rewritten, bytes::sealed::Sealed};
 use crate::{
     checksum::{Difference, udp_checksum},
     headers::{ETHERNET_LEN, EthernetHeader, IcmpHeader, PROTOCOL_UDP, QuotedPorts},
@@ -25,6 +25,9 @@ pub struct ErrorMessage<H> {
     inner: H,
     ports: QuotedPorts,
 }
+
+impl<H: IpHeader> Sealed for ErrorMessage<H> {}
+impl<H: IpHeader> Header for ErrorMessage<H> {}
 
 impl<'a, A: IpAddress> IcmpError<'a, A> {
     /// Offset of the checksum in the ICMP header, in bytes.

@@ -1,6 +1,6 @@
 //! A TCP segment or UDP datagram, from its link header on.
 
-use super::{Extent, FrameBytes, IpAddress, IpHeader, Rewritten};
+use super::{Extent, FrameBytes, Header, IpAddress, IpHeader, Rewritten, bytes::sealed::Sealed};
 use crate::{
     address::V4,
     checksum::{Difference, udp_checksum},
@@ -29,6 +29,13 @@ pub struct TcpFrame {
     pub ip: Ipv4Header,
     pub tcp: TcpHeader,
 }
+
+impl<H: IpHeader> Sealed for PortsFrame<H> {}
+impl<H: IpHeader> Header for PortsFrame<H> {}
+
+impl Sealed for TcpFrame {}
+impl Header for TcpFrame {}
+const _: () = assert!(align_of::<TcpFrame>() == 1);
 
 impl TcpFrame {
     /// Whether the bytes are IPv4 without options and TCP.

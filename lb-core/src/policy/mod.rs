@@ -19,7 +19,6 @@ mod weights;
 use std::fmt;
 use std::net::SocketAddr;
 
-use lb_common::maps::policy as kernel;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -27,6 +26,7 @@ pub(crate) use memory::{Candidate, Choice, MemoryPolicy};
 pub use memory::{DEFAULT_HOLD, MemorySettings, Threshold};
 pub(crate) use memory_per_connection::MemoryPerConnection;
 pub use settings::{MaxShare, SpreadSettings};
+pub use slots::SlotKind;
 pub(crate) use spread::{Spread, SpreadPolicy};
 pub(crate) use weights::{WeightInput, has_no_headroom};
 
@@ -47,18 +47,6 @@ lb_common::named_enum! {
         /// The same worker for the same client address.
         SourceHash = "source_hash",
     }
-}
-
-/// How the kernel uses a service's slots. The number is the one in map `policies`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(u32)]
-pub enum SlotKind {
-    Balanced = kernel::BALANCED,
-    RoundRobin = kernel::ROUND_ROBIN,
-    LeastConnections = kernel::LEAST_CONNECTIONS,
-    SourceHash = kernel::SOURCE_HASH,
-    /// Tries one slot after the other for a client whose SYN the selected worker does not answer.
-    Ranked = kernel::RANKED,
 }
 
 impl Policy {

@@ -1,10 +1,22 @@
-//! Slots: helpers with which several policies assign workers.
+//! Slots: how the kernel uses them, and helpers with which several policies assign workers.
 
 use std::cmp::Reverse;
 
-use lb_common::maps::CHOICE_SLOTS;
+use lb_common::maps::{CHOICE_SLOTS, policy as kernel};
 
 pub const SLOTS: usize = CHOICE_SLOTS as usize;
+
+/// How the kernel uses a service's slots. The number is the one in map `policies`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub enum SlotKind {
+    Balanced = kernel::BALANCED,
+    RoundRobin = kernel::ROUND_ROBIN,
+    LeastConnections = kernel::LEAST_CONNECTIONS,
+    SourceHash = kernel::SOURCE_HASH,
+    /// Tries one slot after the other for a client whose SYN the selected worker does not answer.
+    Ranked = kernel::RANKED,
+}
 
 /// Gives each worker with a weight one slot.
 pub fn one_each(current: &[usize], weights: &[u32]) -> Vec<usize> {
