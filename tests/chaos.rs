@@ -16,7 +16,7 @@ use std::{
 use lb_core::ALL_WORKERS;
 use memlb_tests::{
     Cluster, ClusterOptions, Connection, LossyLink, Nginx, Probe, Process, Report,
-    cluster::{worker_name, worker_port},
+    cluster_options::{worker_name, worker_port},
     observe::bpftool,
     probe::Request,
     random::Random,

@@ -13,7 +13,7 @@ use std::{
 use anyhow::{Result, bail};
 use memlb_tests::{
     Cluster, ClusterOptions, Connection, Namespace, Node, Probe, Report, Shape,
-    cluster::{SERVICE_PORT, worker_port},
+    cluster_options::{SERVICE_PORT, worker_port},
     eventually,
     load::{self, Ending, Flood, Load, Server, Sources, prepare_flood},
     migration::Application,

@@ -12,7 +12,7 @@ use std::{
 
 use memlb_tests::{
     Cluster, ClusterOptions, Connection, Process, Shape, balancers, client,
-    cluster::worker_name,
+    cluster_options::worker_name,
     command::output,
     eventually,
     kernel::Series,

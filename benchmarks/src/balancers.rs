@@ -14,7 +14,7 @@ use anyhow::{Context, Result, anyhow};
 use memlb_tests::{
     Node, Process, Topology,
     balancers::{self, forward},
-    cluster::SERVICE_PORT,
+    cluster_options::SERVICE_PORT,
     command::{line, output},
 };
 

@@ -12,7 +12,7 @@ use memlb_tests::{
     Cluster, ClusterOptions, Nginx, Node, Process, Shape, Topology,
     balancers::haproxy,
     client::get,
-    cluster::{SERVICE_PORT, worker_name, worker_port},
+    cluster_options::{SERVICE_PORT, worker_name, worker_port},
     wait_for,
 };
 use serde_json::Value;

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use lb_core::DEFAULT_DOWN_AFTER;
-use memlb_tests::{Cluster, Probe, cluster::worker_name};
+use memlb_tests::{Cluster, Probe, cluster_options::worker_name};
 use serde::Serialize;
 use serde_json::Value;
 

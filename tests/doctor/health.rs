@@ -1,6 +1,6 @@
 //! A healthy system is reported as healthy and stays unchanged.
 
-use memlb_tests::{Cluster, Shape, cluster::worker_name, root_test};
+use memlb_tests::{Cluster, Shape, cluster_options::worker_name, root_test};
 
 use crate::{
     SOON,

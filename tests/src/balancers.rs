@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context, Result};
 
 use crate::{
-    cluster::SERVICE_PORT,
+    cluster_options::SERVICE_PORT,
     command::output,
     process::Process,
     topology::{Node, Topology},

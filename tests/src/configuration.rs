@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context, Result};
 
 use crate::{
-    cluster::{ClusterOptions, FALLBACK_PORT, SERVICE_PORT, worker_name, worker_port},
+    cluster_options::{ClusterOptions, FALLBACK_PORT, SERVICE_PORT, worker_name, worker_port},
     paths::ClusterPaths,
     topology::{Node, Topology},
 };

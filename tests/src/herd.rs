@@ -19,7 +19,8 @@ use nix::unistd::{SysconfVar, sysconf};
 
 use crate::{
     client::Connection,
-    cluster::{Cluster, ClusterOptions, worker_name},
+    cluster::Cluster,
+    cluster_options::{ClusterOptions, worker_name},
     memory_file::MemoryFile,
     nginx::HELD_PATH,
     random::Random,

@@ -8,6 +8,7 @@ pub mod balancers;
 pub mod cli;
 pub mod client;
 pub mod cluster;
+pub mod cluster_options;
 pub mod command;
 pub mod configuration;
 pub mod datagram;
@@ -40,7 +41,8 @@ pub use memlb_test_macros::{packet_test, root_test};
 
 pub use self::{
     client::{Connection, Response},
-    cluster::{Cluster, ClusterOptions},
+    cluster::Cluster,
+    cluster_options::ClusterOptions,
     lossy_link::LossyLink,
     memory_file::MemoryFile,
     namespace::Namespace,

@@ -9,7 +9,9 @@ use std::{
 };
 
 use anyhow::{Context, Result, anyhow};
-use memlb_tests::{Cluster, ClusterOptions, Connection, Probe, cluster::worker_name, wait_until};
+use memlb_tests::{
+    Cluster, ClusterOptions, Connection, Probe, cluster_options::worker_name, wait_until,
+};
 
 use crate::crowd::heartbeat;
 

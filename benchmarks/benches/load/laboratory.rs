@@ -12,7 +12,7 @@ use anyhow::{Context, Result};
 use clap::ValueEnum;
 use memlb_tests::{
     Cluster, ClusterOptions, Connection, Node, Process, Shape, Topology, balancers,
-    cluster::{SERVICE_PORT, worker_port},
+    cluster_options::{SERVICE_PORT, worker_port},
     load::{self, Server},
     wait_for,
 };

@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 use memlb_tests::{
     Namespace, Node, Process,
-    cluster::worker_port,
+    cluster_options::worker_port,
     command::output,
     migration::{Application, add_host},
 };

@@ -10,7 +10,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use memlb_tests::{Probe, cluster::SERVICE_PORT, command::output};
+use memlb_tests::{Probe, cluster_options::SERVICE_PORT, command::output};
 use serde_json::Value;
 use xtask::{
     interrupt::Interrupt,

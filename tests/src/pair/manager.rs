@@ -14,7 +14,8 @@ use super::{
     },
 };
 use crate::{
-    cluster::{status, wait_for_status, worker_name, worker_port},
+    cluster::{status, wait_for_status},
+    cluster_options::{worker_name, worker_port},
     observe::backend,
     paths::ClusterPaths,
     process::Process,

@@ -28,7 +28,8 @@ pub use self::{
     },
 };
 use crate::{
-    cluster::{binary, worker_name, worker_port},
+    cluster::binary,
+    cluster_options::{worker_name, worker_port},
     command::output,
     load,
     memory_file::MemoryFile,

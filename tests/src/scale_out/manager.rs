@@ -18,7 +18,8 @@ use super::{
     router::{bird, shipped},
 };
 use crate::{
-    cluster::{self, SERVICE_PORT, worker_name, worker_port},
+    cluster,
+    cluster_options::{SERVICE_PORT, worker_name, worker_port},
     command::output,
     namespace::Namespace,
     paths::ClusterPaths,

@@ -18,7 +18,8 @@ use anyhow::{Context, Result};
 pub use self::{held::Held, manager::Manager, network::Network};
 use crate::{
     client::Connection,
-    cluster::{self, SERVICE_PORT, start_server, worker_name},
+    cluster::{self, start_server},
+    cluster_options::{SERVICE_PORT, worker_name},
     memory_file::MemoryFile,
     namespace,
     nginx::Nginx,

@@ -4,7 +4,8 @@ use std::{fs, net::SocketAddr, path::Path, process::Command, time::Duration};
 
 use anyhow::{Context, Result};
 use memlb_tests::{
-    Nginx, Shape, Topology, client::get, cluster::SERVICE_PORT, command::run, wait::wait_until,
+    Nginx, Shape, Topology, client::get, cluster_options::SERVICE_PORT, command::run,
+    wait::wait_until,
 };
 use serde_json::Value;
 
