@@ -15,7 +15,13 @@ use memlb::{
 use serde::Serialize;
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::{CliError, CliResult, and_more, block_on, remote::Remote, terminal::Output};
+use super::{
+    error::{CliError, CliResult},
+    output::{and_more, print, print_error, print_json},
+    remote::Remote,
+    runtime::block_on,
+    terminal::Output,
+};
 
 /// The interval at which the connections of a draining worker are counted.
 const POLL_INTERVAL: Duration = Duration::from_millis(500);
@@ -230,7 +236,7 @@ fn set_state(args: DrainArgs, state: AdminState) -> CliResult {
         return finish(remote, ordered, None, false);
     }
     if !remote.json {
-        super::print(&order_text(&ordered));
+        print(&order_text(&ordered));
     }
     let progress = Progress::new(&target.worker, !remote.json);
     let left = block_on(wait(
@@ -249,7 +255,7 @@ fn set_state(args: DrainArgs, state: AdminState) -> CliResult {
         if remote.json {
             return finish(remote, ordered, Some(left), is_terminated);
         }
-        super::print(&match is_terminated {
+        print(&match is_terminated {
             true => format!(
                 "{} of {worker} left: each is reset at its next packet, as long as {worker} stays \
                  drained\n",
@@ -262,7 +268,7 @@ fn set_state(args: DrainArgs, state: AdminState) -> CliResult {
     let silent = block_on(silent_connections(&remote.client(), &target))?;
     let named = silent_sentence(&silent);
     if remote.json {
-        super::print_json(&OrderReport {
+        print_json(&OrderReport {
             ordered,
             connections_left: Some(left),
             silent,
@@ -400,7 +406,7 @@ impl Progress {
                 };
                 self.print(&format!("\r\x1b[K{short}"));
             }
-            false => super::print_error(&line),
+            false => print_error(&line),
         }
         self.last = Some((left, Instant::now()));
     }
@@ -413,7 +419,7 @@ impl Progress {
             counted(left, "connection"),
             self.worker
         );
-        super::print_error(&self.output.wrap(&line, 2));
+        print_error(&self.output.wrap(&line, 2));
     }
 
     fn clear(&self) {

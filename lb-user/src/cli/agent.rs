@@ -9,7 +9,10 @@ use memlb::{
     keys::{credential, read_key},
 };
 
-use super::{CliError, CliResult, block_on};
+use super::{
+    error::{CliError, CliResult},
+    runtime::block_on,
+};
 
 /// The name of the systemd credential that the packaged unit makes of `/etc/memlb/agent.key`.
 pub const CREDENTIAL: &str = "memlb-agent.key";

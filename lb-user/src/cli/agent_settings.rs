@@ -10,7 +10,7 @@ use clap::Parser;
 use memlb::{doctor::AgentOrigin, keys::AGENT_KEY, processes};
 use procfs::process::Process;
 
-use super::{Cli, CliError, Verb, agent};
+use super::{Cli, Verb, agent, error::CliError};
 
 /// The file with the agent's arguments, for the package's service.
 const ENVIRONMENT_FILE: &str = "/etc/default/memlb-agent";

@@ -15,7 +15,8 @@ use serde::Serialize;
 use lb_core::counted;
 
 use super::{
-    CliResult, and_more, print_json,
+    error::CliResult,
+    output::{and_more, print, print_json, print_warning},
     source::{USUAL_CONFIG, kernel_ports},
     terminal::{Output, Paint},
 };
@@ -59,7 +60,7 @@ pub(super) struct CheckReport<'a> {
 
 pub fn run(args: &Args) -> CliResult {
     if args.example {
-        super::print(Config::example_text());
+        print(Config::example_text());
         return Ok(());
     }
     let path = args.config.as_deref();
@@ -67,7 +68,7 @@ pub fn run(args: &Args) -> CliResult {
     let config = Config::read(path, &Overrides::default(), kernel_ports())?;
     if args.shared {
         let (shared, digest) = (config.shared_settings(), config.digest());
-        super::print(&format!("{shared}# digest {digest}\n"));
+        print(&format!("{shared}# digest {digest}\n"));
         return Ok(());
     }
     let warnings = config.warnings().into_iter();
@@ -87,9 +88,9 @@ pub fn run(args: &Args) -> CliResult {
         return print_json(&checked);
     }
     for warning in &checked.warnings {
-        super::print_warning(warning);
+        print_warning(warning);
     }
-    super::print(&summary(&checked, Output::stdout()));
+    print(&summary(&checked, Output::stdout()));
     Ok(())
 }
 

@@ -8,7 +8,7 @@ use memlb::{
 };
 
 use super::{
-    CliResult,
+    error::CliResult,
     remote::Remote,
     table::{Cell, Column, Row, table},
     terminal::Output,

@@ -11,10 +11,12 @@ use memlb::{
 };
 
 use super::{
-    CliError, CliResult,
     agent::{self, worker_name},
-    agent_settings, block_on, print, print_json,
+    agent_settings,
+    error::{CliError, CliResult},
+    output::{print, print_json},
     remote::socket_variable,
+    runtime::block_on,
     source::ConfigSource,
     source::kernel_ports,
     terminal::{Output, Paint},

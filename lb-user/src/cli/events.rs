@@ -9,8 +9,10 @@ use memlb::{
 };
 
 use super::{
-    CliResult, block_on, print,
+    error::CliResult,
+    output::print,
     remote::Remote,
+    runtime::block_on,
     terminal::{Output, Paint},
 };
 

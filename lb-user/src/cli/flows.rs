@@ -9,7 +9,7 @@ use memlb::{
 };
 
 use super::{
-    CliResult,
+    error::CliResult,
     remote::Remote,
     status_view::bytes,
     table::{Cell, Column, Row, table},

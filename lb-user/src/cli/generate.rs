@@ -3,11 +3,11 @@
 use std::path::PathBuf;
 
 use anyhow::Context;
-use clap::CommandFactory;
+use clap::Command;
 use clap_complete::Shell;
 use memlb::config::Config;
 
-use super::{Cli, CliResult, print};
+use super::{error::CliResult, output::print};
 
 /// Print a completion script for a shell
 ///
@@ -24,21 +24,21 @@ pub struct ManArgs {
     directory: PathBuf,
 }
 
-pub fn completions(args: &CompletionsArgs) -> CliResult {
+pub fn completions(args: &CompletionsArgs, mut command: Command) -> CliResult {
     let mut script = Vec::new();
-    clap_complete::generate(args.shell, &mut Cli::command(), "memlb", &mut script);
+    clap_complete::generate(args.shell, &mut command, "memlb", &mut script);
     print(&String::from_utf8_lossy(&script));
     Ok(())
 }
 
-pub fn man(args: &ManArgs) -> CliResult {
+pub fn man(args: &ManArgs, command: Command) -> CliResult {
     let directory = &args.directory;
     let context = || format!("write manual pages to {}", directory.display());
     let (verbs, files) = (directory.join("man1"), directory.join("man5"));
     for folder in [&verbs, &files] {
         std::fs::create_dir_all(folder).with_context(context)?;
     }
-    clap_mangen::generate_to(Cli::command(), verbs).with_context(context)?;
+    clap_mangen::generate_to(command, verbs).with_context(context)?;
     std::fs::write(files.join("memlb.toml.5"), Config::manual()).with_context(context)?;
     Ok(())
 }

@@ -5,7 +5,11 @@ use std::{net::IpAddr, time::Duration};
 use lb_core::milliseconds;
 use memlb::control::{HandoverReply, Request};
 
-use super::{CliError, CliResult, block_on, remote::Remote};
+use super::{
+    error::{CliError, CliResult},
+    remote::Remote,
+    runtime::block_on,
+};
 
 /// Let a peer take over, without losing a connection
 ///

@@ -15,7 +15,8 @@ use memlb::{
 };
 
 use super::{
-    CliError, CliResult, print_json,
+    error::{CliError, CliResult},
+    output::{print, print_error, print_json, print_warning},
     source::kernel_ports,
     terminal::{Output, Paint},
 };
@@ -66,15 +67,15 @@ pub fn run(args: &Args) -> CliResult {
         return print_json(&imported);
     }
     if args.output.is_none() {
-        super::print(&imported.toml);
+        print(&imported.toml);
     }
     for note in &imported.notes {
-        super::print_warning(note);
+        print_warning(note);
     }
     let label = Output::stderr().paint("on the worker:", Paint::Bold);
     for agent in &imported.agents {
         // Not wrapped, so that the command can be copied.
-        super::print_error(&format!("{label} {agent}"));
+        print_error(&format!("{label} {agent}"));
     }
     // Reports what must be corrected by hand.
     let name = args.output.as_ref().unwrap_or(&args.file).to_string_lossy();

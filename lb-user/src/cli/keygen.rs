@@ -10,7 +10,11 @@ use memlb::{
 };
 use serde::Serialize;
 
-use super::{CliError, CliResult, print_json, terminal::Output};
+use super::{
+    error::{CliError, CliResult},
+    output::{print, print_json},
+    terminal::Output,
+};
 
 /// Make a key with which a worker signs its heartbeats, or managers authenticate each other, and write it to a new file
 #[derive(clap::Args)]
@@ -69,7 +73,7 @@ pub fn run(args: &Args) -> CliResult {
         Some(name) => advice(&path, name, id, &HeartbeatSettings::default().keys),
         None => advice_for_peers(&path, id),
     };
-    super::print(&wrapped(&advice, Output::stdout()));
+    print(&wrapped(&advice, Output::stdout()));
     Ok(())
 }
 

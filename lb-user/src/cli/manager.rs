@@ -4,7 +4,8 @@ use memlb::daemon;
 use tracing::{info, warn};
 
 use super::{
-    CliResult, block_on,
+    error::CliResult,
+    runtime::block_on,
     source::{ConfigSource, USUAL_CONFIG},
     unload,
 };

@@ -6,6 +6,7 @@ mod agent_settings;
 mod check;
 mod deny;
 mod doctor;
+mod error;
 mod events;
 mod flows;
 mod generate;
@@ -16,9 +17,11 @@ mod journal;
 mod keygen;
 mod log;
 mod manager;
+mod output;
 mod pinned;
 mod reload;
 mod remote;
+mod runtime;
 mod shorten;
 mod simulate;
 mod source;
@@ -35,22 +38,17 @@ mod unload;
 #[cfg(test)]
 mod widths;
 
-use std::{
-    fmt::Display,
-    future::Future,
-    io::{self, Write},
-    process::ExitCode,
-    time::Duration,
-};
+use std::process::ExitCode;
 
-use anyhow::Context;
 use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
-use memlb::{
-    config::{ConfigError, Problem},
-    control::ClientError,
-};
+use memlb::config::{ConfigError, Problem};
 use serde::Serialize;
-use terminal::{Output, Paint};
+
+use self::{
+    error::{CliError, CliResult},
+    output::print_error,
+    terminal::{Output, Paint},
+};
 
 /// A load balancer in the kernel, steered by the memory of its workers
 #[derive(Parser)]
@@ -70,9 +68,6 @@ struct Cli {
 
 const EXIT_STATUS: &str = "Exit status: 0 success, 1 failure at run time, 2 wrong usage or \
 configuration. With --json, an error is a line of JSON on standard error.\nMEMLB_CONTROL_SOCKET names the manager for every verb. Log level: RUST_LOG=debug, RUST_LOG=info, RUST_LOG=warn.";
-
-/// How long the end of the program waits for blocking tasks.
-const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(2);
 
 #[derive(Subcommand)]
 enum Verb {
@@ -111,42 +106,6 @@ enum Verb {
     #[command(hide = true)]
     Man(generate::ManArgs),
 }
-
-/// Why a verb failed; determines the exit status.
-enum CliError {
-    /// Wrong usage or configuration.
-    Usage(anyhow::Error),
-    RunTime(anyhow::Error),
-}
-
-impl CliError {
-    fn usage(text: impl Display) -> Self {
-        Self::Usage(anyhow::anyhow!("{text}"))
-    }
-}
-
-impl From<anyhow::Error> for CliError {
-    fn from(error: anyhow::Error) -> Self {
-        Self::RunTime(error)
-    }
-}
-
-impl From<ConfigError> for CliError {
-    fn from(error: ConfigError) -> Self {
-        Self::Usage(error.into())
-    }
-}
-
-impl From<ClientError> for CliError {
-    fn from(error: ClientError) -> Self {
-        match error {
-            ClientError::Refused(refused) if refused.is_usage => Self::usage(refused.error),
-            other => Self::RunTime(other.into()),
-        }
-    }
-}
-
-type CliResult = Result<(), CliError>;
 
 /// An error as `--json` prints it, on one line of standard error.
 #[derive(Serialize)]
@@ -235,58 +194,7 @@ fn run_verb(verb: Verb) -> CliResult {
         Verb::Doctor(args) => doctor::run(&args),
         Verb::Simulate(args) => simulate::run(&args),
         Verb::Keygen(args) => keygen::run(&args),
-        Verb::Completions(args) => generate::completions(&args),
-        Verb::Man(args) => generate::man(&args),
+        Verb::Completions(args) => generate::completions(&args, Cli::command()),
+        Verb::Man(args) => generate::man(&args, Cli::command()),
     }
-}
-
-/// Prints to standard output. A reader such as `head` that closes it early is not an error.
-fn print(text: &str) {
-    let mut output = std::io::stdout().lock();
-    let written = output
-        .write_all(text.as_bytes())
-        .and_then(|()| output.flush());
-    if let Err(error) = written {
-        if error.kind() == io::ErrorKind::BrokenPipe {
-            std::process::exit(0);
-        }
-        print_error(&format!("memlb: write to standard output: {error}"));
-        std::process::exit(1);
-    }
-}
-
-/// Prints a line to standard error; if that fails, only the exit status remains.
-fn print_error(line: &str) {
-    _ = writeln!(std::io::stderr(), "{line}");
-}
-
-/// Prints a warning to standard error.
-fn print_warning(text: &str) {
-    print_error(&Output::stderr().warning(text));
-}
-
-fn print_json(value: &impl Serialize) -> CliResult {
-    let json = serde_json::to_string_pretty(value).context("encode the output")?;
-    print(&format!("{json}\n"));
-    Ok(())
-}
-
-/// The end of a list of which only the first `named` entries are printed.
-fn and_more(count: usize, named: usize) -> String {
-    match count.saturating_sub(named) {
-        0 => String::new(),
-        more => format!(" and {more} more"),
-    }
-}
-
-/// Runs a task to its end on this thread; blocking work has threads of its own.
-fn block_on<T, E: From<anyhow::Error>>(task: impl Future<Output = Result<T, E>>) -> Result<T, E> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("start the runtime")?;
-    let outcome = runtime.block_on(task);
-    // A task that waits for a disk must not block the end.
-    runtime.shutdown_timeout(SHUTDOWN_TIMEOUT);
-    outcome
 }

@@ -2,7 +2,7 @@
 
 use memlb::{control::Request, manager::Reloaded};
 
-use super::{CliResult, remote::Remote, terminal::Output};
+use super::{error::CliResult, remote::Remote, terminal::Output};
 
 /// Make the manager read its configuration again; no connection is lost
 ///

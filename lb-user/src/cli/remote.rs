@@ -5,7 +5,12 @@ use std::path::PathBuf;
 use memlb::control::{ClientError, ControlClient, Request};
 use serde::{Serialize, de::DeserializeOwned};
 
-use super::{block_on, source::USUAL_CONFIG};
+use super::{
+    error::CliResult,
+    output::{print, print_json},
+    runtime::block_on,
+    source::USUAL_CONFIG,
+};
 
 const USUAL_SOCKET: &str = "/run/memlb/manager.sock";
 
@@ -42,15 +47,11 @@ impl Remote {
     }
 
     /// Prints `value` as JSON with `--json`, else in the format of `text`.
-    pub fn print<T: Serialize>(
-        &self,
-        value: &T,
-        text: impl FnOnce(&T) -> String,
-    ) -> super::CliResult {
+    pub fn print<T: Serialize>(&self, value: &T, text: impl FnOnce(&T) -> String) -> CliResult {
         if self.json {
-            return super::print_json(value);
+            return print_json(value);
         }
-        super::print(&text(value));
+        print(&text(value));
         Ok(())
     }
 }

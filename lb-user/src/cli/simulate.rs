@@ -15,7 +15,11 @@ use memlb::{
     simulate::{Contender, Recording, Results, Scenario, WorkerModel, compare_with, plot},
 };
 
-use super::{CliError, CliResult, print, print_json, terminal::Output};
+use super::{
+    error::{CliError, CliResult},
+    output::{print, print_json},
+    terminal::Output,
+};
 
 /// Compare the policies in virtual time, over simulated clients and workers
 ///

@@ -10,7 +10,11 @@ use memlb::{
     worker_source,
 };
 
-use super::{CliError, CliResult, block_on, remote::Remote};
+use super::{
+    error::{CliError, CliResult},
+    remote::Remote,
+    runtime::block_on,
+};
 
 /// Show the sources of workers outside of the configuration file, or give workers from a file
 ///

@@ -10,7 +10,8 @@ use memlb::{
 use serde::Serialize;
 
 use super::{
-    CliError, CliResult, health,
+    error::{CliError, CliResult},
+    health,
     pinned::{pinned, pinned_text},
     remote::Remote,
     shorten,

@@ -9,7 +9,11 @@ use memlb::{
     worker_source::SourceClient,
 };
 
-use super::{CliError, CliResult, block_on, remote::ControlSocket};
+use super::{
+    error::{CliError, CliResult},
+    remote::ControlSocket,
+    runtime::block_on,
+};
 
 const MIN_INTERVAL: Duration = Duration::from_millis(50);
 const MAX_INTERVAL: Duration = Duration::from_secs(60);

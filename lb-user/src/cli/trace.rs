@@ -14,8 +14,10 @@ use tokio::{
 };
 
 use super::{
-    CliError, CliResult, block_on, print,
+    error::{CliError, CliResult},
+    output::{print, print_error},
     remote::Remote,
+    runtime::block_on,
     terminal::{Output, Paint},
 };
 
@@ -135,13 +137,13 @@ async fn show(args: Args) -> CliResult {
 /// Prints packets to standard output, and other lines to standard error.
 fn print_line(line: &TraceLine, begin: &str) {
     match line {
-        TraceLine::Begun => super::print_error(begin),
+        TraceLine::Begun => print_error(begin),
         TraceLine::Packet(packet) => print(&packet_text(packet, Output::stdout())),
         TraceLine::Dropped(dropped) => {
-            super::print_error(&format!("not shown until now: {dropped}"));
+            print_error(&format!("not shown until now: {dropped}"));
         }
         TraceLine::End { packets, dropped } => {
-            super::print_error(&format!(
+            print_error(&format!(
                 "{}; not shown: {dropped}",
                 counted(*packets, "packet")
             ));

@@ -6,7 +6,11 @@ use clap::Arg;
 use memlb::datapath::{self, dsr};
 use serde::Serialize;
 
-use super::{CliResult, print_json, source::ConfigSource};
+use super::{
+    error::CliResult,
+    output::{print, print_json},
+    source::ConfigSource,
+};
 
 /// Detach the programs and remove all pins; open connections end
 #[derive(clap::Args)]
@@ -56,7 +60,7 @@ fn report(removed: bool, pin_path: &Path, json: bool) -> CliResult {
         return print_json(&UnloadReport { pin_path, removed });
     }
     let path = pin_path.display();
-    super::print(&match removed {
+    print(&match removed {
         true => format!("detached, and removed {path}\n"),
         false => format!("nothing was attached or pinned at {path}\n"),
     });

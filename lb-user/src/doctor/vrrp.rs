@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 
 use crate::import::{
-    matching,
+    files::matching,
     statement::{Statement, Terminator, parse},
 };
 

@@ -12,9 +12,9 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    HttpState, MAX_AGE,
     error::HttpError,
     events,
+    state::{HttpState, MAX_AGE},
     timeline::{Range, Timeline},
 };
 use crate::{

@@ -12,7 +12,7 @@ use serde::Deserialize;
 use serde_json::json;
 use tokio::sync::{OwnedSemaphorePermit, broadcast::error::RecvError};
 
-use super::{HttpState, error::HttpError};
+use super::{error::HttpError, state::HttpState};
 use crate::event_stream::{EventRecord, Subscription};
 
 /// The path below `/api/v1`.

@@ -10,7 +10,7 @@ use axum::{
     routing::get,
 };
 
-use super::HttpState;
+use super::state::HttpState;
 use crate::{
     peer::{PeerState, PeerStatus},
     peer_report::not_received,

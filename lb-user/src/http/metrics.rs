@@ -18,7 +18,10 @@ use axum::{
 };
 use prometheus::{CounterVec, GaugeVec, Opts, Registry, TEXT_FORMAT, TextEncoder};
 
-use super::{HttpState, MAX_AGE, error::HttpError};
+use super::{
+    error::HttpError,
+    state::{HttpState, MAX_AGE},
+};
 use crate::status::{BackendStatus, Status};
 use lb_common::verdict::Verdict;
 use lb_core::{BackendSnapshot, Health, MANAGER, Pressure};

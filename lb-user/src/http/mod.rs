@@ -13,20 +13,20 @@ mod metrics;
 mod openapi;
 mod page;
 mod slots;
+mod state;
 mod timeline;
 
 use std::{
     io,
     net::{SocketAddr, TcpListener},
     sync::Arc,
-    time::Duration,
 };
 
 use anyhow::{Context, Result};
 use axum::{Router, middleware, routing::get};
 use tokio::sync::Semaphore;
 
-use self::{guard::AllowedHosts, timeline::Recorder};
+use self::{guard::AllowedHosts, state::HttpState, timeline::Recorder};
 use crate::{manager::ManagerHandle, runtime_thread::RuntimeThread, sockets::tcp_holder};
 
 /// The listening socket.
@@ -34,19 +34,6 @@ use crate::{manager::ManagerHandle, runtime_thread::RuntimeThread, sockets::tcp_
 pub struct HttpServer {
     listener: TcpListener,
     address: SocketAddr,
-}
-
-/// The maximum age of counters in a reply. Reading a full flow table takes a tenth of a second, and the number of clients
-/// is not limited.
-const MAX_AGE: Duration = Duration::from_millis(500);
-
-/// The state that all handlers share.
-#[derive(Debug, Clone)]
-struct HttpState {
-    manager: ManagerHandle,
-    recorder: Recorder,
-    /// Limits the clients that listen to events.
-    listeners: Arc<Semaphore>,
 }
 
 impl HttpServer {

@@ -5,7 +5,8 @@ use std::{collections::BTreeMap, net::IpAddr, path::Path, sync::Arc};
 use lb_core::{Mode, Protocol};
 
 use super::{
-    ImportError, directory_of, name_in,
+    error::ImportError,
+    files::{directory_of, name_in},
     service::{
         Balance, Import, ImportedService, Server, ServerCheck, SourceLine, address, advice,
         host_and_port,

@@ -8,7 +8,8 @@ use std::{
 use lb_core::{Mode, Protocol};
 
 use super::{
-    ImportError, directory_of, name_in,
+    error::ImportError,
+    files::{directory_of, name_in},
     service::{Balance, Import, ImportedService, Server, ServerCheck, SourceLine},
     statement::{Statement, Terminator, parse},
 };

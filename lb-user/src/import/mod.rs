@@ -4,6 +4,8 @@
 //! `document` writes the file. Every comment and note names its line; no existing parser keeps the lines of all three.
 
 mod document;
+mod error;
+pub(crate) mod files;
 mod haproxy;
 mod keepalived;
 mod nginx;
@@ -12,21 +14,12 @@ pub(crate) mod statement;
 #[cfg(test)]
 mod tests;
 
-use std::{
-    fs, io,
-    net::IpAddr,
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::{net::IpAddr, path::Path};
 
 use serde::Serialize;
-use thiserror::Error;
 
-use crate::{
-    addresses::Addresses,
-    encoding::{self, NotUtf8},
-};
-use statement::{Location, SyntaxError};
+pub use self::error::ImportError;
+use crate::addresses::Addresses;
 
 /// The program whose configuration is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -34,36 +27,6 @@ pub enum Format {
     Nginx,
     Haproxy,
     Keepalived,
-}
-
-/// Why the import failed.
-#[derive(Debug, Error)]
-pub enum ImportError {
-    #[error("read {}: {error}", .path.display())]
-    Unreadable { path: PathBuf, error: io::Error },
-    #[error("{}: {problem}; {}", .path.display(), .problem.remedy(&.path.display().to_string()))]
-    NotText { path: PathBuf, problem: NotUtf8 },
-    #[error(transparent)]
-    Syntax(#[from] SyntaxError),
-    #[error("{0}: more than {1} files are included; a file probably includes itself")]
-    TooManyIncludes(Location, usize),
-    #[error(
-        "{}: no upstream or server (nginx), frontend or listen (HAProxy), or virtual_server (keepalived) found; \
-         name the program with --from", .0.display()
-    )]
-    UnknownFormat(PathBuf),
-    #[error("{}: no service can be imported:\n  {}", .path.display(), reasons(.notes))]
-    NoService { path: PathBuf, notes: Vec<String> },
-}
-
-/// Why a file has no service that memlb supports.
-fn reasons(notes: &[String]) -> String {
-    match notes {
-        [] => "it has no server with proxy_pass (nginx), no frontend or listen with servers (HAProxy), and no \
-               virtual_server (keepalived); name the file that has it"
-            .to_owned(),
-        notes => notes.join("\n  "),
-    }
 }
 
 /// The options of the command line.
@@ -99,7 +62,7 @@ pub fn import(
     options: &Options,
     machine: &Addresses,
 ) -> Result<Imported, ImportError> {
-    let text = read(path)?;
+    let text = files::read(path)?;
     let format = options
         .format
         .or_else(|| detect_format(&text))
@@ -147,46 +110,4 @@ fn detect_format(text: &str) -> Option<Format> {
     } else {
         None
     }
-}
-
-/// Returns the name of a file in messages, relative to the directory of the main file.
-fn name_in(directory: &Path, path: &Path) -> Arc<str> {
-    let name = path.strip_prefix(directory).unwrap_or(path);
-    Arc::from(name.display().to_string())
-}
-
-fn directory_of(path: &Path) -> PathBuf {
-    path.parent().map(Path::to_owned).unwrap_or_default()
-}
-
-/// Returns the files that match a path, sorted by name; the last part of the path may have one `*`.
-pub(crate) fn matching(path: &Path) -> Vec<PathBuf> {
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let Some((first, last)) = name.split_once('*') else {
-        return vec![path.to_owned()];
-    };
-    let entries = fs::read_dir(directory_of(path))
-        .into_iter()
-        .flatten()
-        .flatten();
-    let fits = |it: &fs::DirEntry| {
-        let name = it.file_name();
-        let name = name.to_string_lossy();
-        name.len() >= first.len() + last.len() && name.starts_with(first) && name.ends_with(last)
-    };
-    let mut files: Vec<PathBuf> = entries.filter(fits).map(|it| it.path()).collect();
-    files.sort();
-    files
-}
-
-fn read(path: &Path) -> Result<String, ImportError> {
-    let bytes = encoding::read(path).map_err(|error| ImportError::Unreadable {
-        path: path.to_owned(),
-        error,
-    })?;
-    let text = encoding::check(&bytes).map_err(|problem| ImportError::NotText {
-        path: path.to_owned(),
-        problem,
-    })?;
-    Ok(text.to_owned())
 }

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use lb_core::{Mode, Protocol};
 
 use super::{
-    ImportError, directory_of, matching, name_in,
+    error::ImportError,
+    files::{directory_of, matching, name_in, read},
     service::{
         Balance, Import, ImportedService, Server, SourceLine, address, advice, host_and_port,
     },
@@ -117,7 +118,7 @@ impl Includes {
                         MAX_INCLUDES,
                     ));
                 }
-                let text = super::read(&file)?;
+                let text = read(&file)?;
                 replaced.extend(self.parse(&text, &file, import)?);
             }
         }

@@ -30,7 +30,7 @@ use tokio::{
 };
 
 use self::app::{App, UserAction};
-use super::{CliResult, block_on, remote::ControlSocket, terminal::Output};
+use super::{error::CliResult, remote::ControlSocket, runtime::block_on, terminal::Output};
 
 /// The interval of requests for the status, and of attempts to reconnect.
 const REFRESH_INTERVAL: Duration = Duration::from_secs(1);

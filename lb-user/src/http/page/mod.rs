@@ -7,7 +7,7 @@ use axum::{
     routing::get,
 };
 
-use super::HttpState;
+use super::state::HttpState;
 
 const HTML: &str = "text/html; charset=utf-8";
 const CSS: &str = "text/css; charset=utf-8";
