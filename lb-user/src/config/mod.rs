@@ -49,7 +49,7 @@ pub use overrides::Overrides;
 pub use values::{Attach, PortRange, size};
 
 use document::{RawTable, RawValue};
-use section::{REWRITE, Section, read_table, read_tables};
+use section::{PEER, REPEATED, REWRITE, SERVICE, Section, TABLES, read_table, read_tables};
 use validator::Validator;
 
 /// Parses the address of a worker's server.
@@ -65,13 +65,6 @@ pub fn worker_address(text: &str) -> Result<SocketAddr, String> {
 pub fn threshold(text: &str) -> Option<Threshold> {
     values::threshold(text).ok()
 }
-
-const SERVICE: &str = "service";
-const PEER: &str = "peer";
-const TABLES: [&str; 6] = ["manager", PEER, "heartbeats", "failover", "limits", SERVICE];
-
-/// The tables that may be repeated, each with a name.
-const REPEATED: [&str; 2] = [PEER, SERVICE];
 
 /// A validated configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]

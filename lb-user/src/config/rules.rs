@@ -7,10 +7,11 @@ use std::net::SocketAddr;
 
 use lb_core::{Endpoint, Mode, Protocol};
 
-use super::error::{Origin, ProblemKind};
+use super::error::ProblemKind;
+use super::section::SERVICE;
 use super::validator::Validator;
 use super::values::{self, PortRange, show_duration};
-use super::{Config, SERVICE, Service};
+use super::{Config, Service};
 use crate::heartbeat::Authentication;
 
 /// Ports below it are privileged.
@@ -231,8 +232,7 @@ fn counts(validator: &mut Validator<'_>, config: &Config) {
 fn distinct_services(validator: &mut Validator<'_>, config: &Config) {
     let (services, owner) = (&config.services, "a service");
     let kind = ProblemKind::DuplicateServiceName;
-    distinct(
-        validator,
+    validator.reject_duplicates(
         (SERVICE, "name"),
         services,
         |it| it.name.clone(),
@@ -241,47 +241,7 @@ fn distinct_services(validator: &mut Validator<'_>, config: &Config) {
     );
     let kind = ProblemKind::DuplicateServiceAddress;
     let endpoint = |it: &Service| it.endpoint().to_string();
-    distinct(
-        validator,
-        (SERVICE, "address"),
-        services,
-        endpoint,
-        kind,
-        owner,
-    );
-}
-
-/// Rejects a value of `key` that an earlier table of the list at `path` also has.
-fn distinct<T>(
-    validator: &mut Validator<'_>,
-    (path, key): (&str, &str),
-    tables: &[T],
-    value: impl Fn(&T) -> String,
-    kind: ProblemKind,
-    owner: &str,
-) {
-    let mut seen: BTreeMap<String, String> = BTreeMap::new();
-    for (number, table) in tables.iter().enumerate() {
-        let (path, value) = (format!("{path}.{number}.{key}"), value(table));
-        if !validator.are_valid(&[&path]) {
-            continue;
-        }
-        let Some(first) = seen.get(&value) else {
-            seen.insert(value, path);
-            continue;
-        };
-        let line = match validator.origin(first) {
-            Some(Origin::Line { line, .. }) => format!(" (line {line})"),
-            _ => String::new(),
-        };
-        validator.reject(
-            &path,
-            kind,
-            format!("{value:?} already belongs to {owner}{line}"),
-            "each one different",
-            "correct or remove one of the two",
-        );
-    }
+    validator.reject_duplicates((SERVICE, "address"), services, endpoint, kind, owner);
 }
 
 /// A service, and the path of its values.
@@ -347,8 +307,7 @@ impl ServiceRules<'_> {
         }
         let (workers, owner) = (&service.workers, "a worker of this service");
         let kind = ProblemKind::DuplicateWorkerName;
-        distinct(
-            validator,
+        validator.reject_duplicates(
             (key.as_str(), "name"),
             workers,
             |it| it.name.clone(),
@@ -356,8 +315,7 @@ impl ServiceRules<'_> {
             owner,
         );
         let kind = ProblemKind::DuplicateBackendAddress;
-        distinct(
-            validator,
+        validator.reject_duplicates(
             (key.as_str(), "address"),
             workers,
             |it| it.address.to_string(),

@@ -2,12 +2,18 @@
 
 use std::collections::BTreeSet;
 
-use super::REPEATED;
 use super::document::{RawTable, RawValue, ValueSource};
 use super::error::{Origin, ProblemKind};
 use super::key::KeyDeclaration;
 use super::kinds::{Input, Kind};
 use super::validator::{Validator, display_path};
+
+pub(super) const SERVICE: &str = "service";
+pub(super) const PEER: &str = "peer";
+pub(super) const TABLES: [&str; 6] = ["manager", PEER, "heartbeats", "failover", "limits", SERVICE];
+
+/// The tables that may be repeated, each with a name.
+pub(super) const REPEATED: [&str; 2] = [PEER, SERVICE];
 
 /// The remedy for a value that is not the expected table or list.
 pub(super) const REWRITE: &str =

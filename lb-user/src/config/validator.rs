@@ -103,6 +103,39 @@ impl<'a> Validator<'a> {
         }
     }
 
+    /// Rejects a value of `key` that an earlier table of the list at `path` also has.
+    pub fn reject_duplicates<T>(
+        &mut self,
+        (path, key): (&str, &str),
+        tables: &[T],
+        value: impl Fn(&T) -> String,
+        kind: ProblemKind,
+        owner: &str,
+    ) {
+        let mut seen: BTreeMap<String, String> = BTreeMap::new();
+        for (number, table) in tables.iter().enumerate() {
+            let (path, value) = (format!("{path}.{number}.{key}"), value(table));
+            if !self.are_valid(&[&path]) {
+                continue;
+            }
+            let Some(first) = seen.get(&value) else {
+                seen.insert(value, path);
+                continue;
+            };
+            let line = match self.origin(first) {
+                Some(Origin::Line { line, .. }) => format!(" (line {line})"),
+                _ => String::new(),
+            };
+            self.reject(
+                &path,
+                kind,
+                format!("{value:?} already belongs to {owner}{line}"),
+                "each one different",
+                "correct or remove one of the two",
+            );
+        }
+    }
+
     /// Reports a problem of the value at `path`.
     pub fn reject(
         &mut self,

@@ -3,12 +3,12 @@
 //! Appending never waits for the disk: lines wait in a bounded queue, and lines without room in it are counted.
 
 mod file;
+mod line;
 mod queue;
 
-use std::{path::Path, sync::Arc, thread, time::SystemTime};
+use std::{path::Path, sync::Arc, thread};
 
 use anyhow::{Context, Result};
-use serde::Serialize;
 use tracing::warn;
 
 pub use file::LogFile;
@@ -20,13 +20,6 @@ use lb_core::{Event, counted};
 #[derive(Debug)]
 pub struct EventLog {
     queue: Option<Arc<Queue>>,
-}
-
-#[derive(Serialize)]
-struct LogLine<'a> {
-    time: String,
-    #[serde(flatten)]
-    event: &'a Event,
 }
 
 impl EventLog {
@@ -70,7 +63,7 @@ impl EventLog {
         let Some(queue) = &self.queue else {
             return;
         };
-        match line(event) {
+        match line::encode(event) {
             Ok(line) => queue.push(line),
             Err(error) => warn!("encode an event: {error}"),
         }
@@ -103,13 +96,6 @@ pub fn open(path: &Path) -> Result<LogFile> {
             path.display()
         )
     })
-}
-
-fn line(event: &Event) -> serde_json::Result<Vec<u8>> {
-    let time = humantime::format_rfc3339_millis(SystemTime::now()).to_string();
-    let mut line = serde_json::to_vec(&LogLine { time, event })?;
-    line.push(b'\n');
-    Ok(line)
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use std::{
 use lb_core::{Event, counted};
 use tracing::{info, warn};
 
-use super::file::LogFile;
+use super::{file::LogFile, line};
 
 /// The most lines that wait while the file cannot be written. Further lines are lost.
 pub(super) const MAX_WAITING: usize = 10_000;
@@ -133,7 +133,7 @@ impl QueueState {
             "the event log is written again; lost: {}",
             counted(count, "event")
         );
-        super::line(&Event::EventsLost { count }).ok()
+        line::encode(&Event::EventsLost { count }).ok()
     }
 }
 

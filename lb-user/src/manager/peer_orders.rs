@@ -8,31 +8,18 @@ mod apply;
 
 use std::time::Duration;
 
-use lb_core::AdminOverrides;
-use tokio::{
-    sync::{mpsc, watch},
-    time::interval,
-};
+use tokio::{sync::mpsc, time::interval};
 use tracing::{debug, warn};
 
+pub(super) use self::apply::OperatorStateWatch;
 use super::{ManagerHandle, StateFile};
 use crate::{
-    deny::DenyList,
     history::now_ms,
-    membership::Membership,
     peer::{OperatorState, OrderEntry, OrderExchange, ReceivedOrders, Registers},
 };
 
 /// How often entries that could not be applied are tried again.
 const RETRY: Duration = Duration::from_secs(30);
-
-/// What is in force on this manager, each with its version number.
-#[derive(Debug)]
-pub(super) struct OperatorStateWatch {
-    pub overrides: watch::Receiver<(u64, AdminOverrides)>,
-    pub membership: watch::Receiver<(u64, Membership)>,
-    pub denied: watch::Receiver<(u64, DenyList)>,
-}
 
 /// Keeps the registers equal to what is in force, until the manager ends.
 pub(super) async fn run(

@@ -2,10 +2,10 @@
 
 use lb_core::Mode;
 
-use super::distinct;
+use crate::config::Config;
 use crate::config::error::ProblemKind;
+use crate::config::section::PEER;
 use crate::config::validator::Validator;
-use crate::config::{Config, PEER};
 
 /// The maximum number of peers: a manager sends each of its connections to all of them.
 const MAX_PEERS: usize = 7;
@@ -71,16 +71,8 @@ fn listen(validator: &mut Validator<'_>, config: &Config) {
 
 fn distinct_peers(validator: &mut Validator<'_>, config: &Config) {
     let (peers, kind, owner) = (&config.peers, ProblemKind::DuplicatePeer, "a peer");
-    distinct(
-        validator,
-        (PEER, "name"),
-        peers,
-        |it| it.name.clone(),
-        kind,
-        owner,
-    );
-    distinct(
-        validator,
+    validator.reject_duplicates((PEER, "name"), peers, |it| it.name.clone(), kind, owner);
+    validator.reject_duplicates(
         (PEER, "address"),
         peers,
         |it| it.address.to_string(),

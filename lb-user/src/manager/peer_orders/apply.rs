@@ -3,17 +3,24 @@
 use std::net::IpAddr;
 
 use anyhow::{Context, Result};
-use lb_core::{AdminAction, AdminCommand};
+use lb_core::{AdminAction, AdminCommand, AdminOverrides};
+use tokio::sync::watch;
 
-use super::{
-    super::{DenyChange, ManagerHandle},
-    OperatorStateWatch,
-};
+use super::super::{DenyChange, ManagerHandle};
 use crate::{
-    deny::{Denied, Prefix},
+    deny::{Denied, DenyList, Prefix},
     history::now_ms,
+    membership::Membership,
     peer::{OrderEntry, OrderValue, Subject},
 };
+
+/// What is in force on this manager, each with its version number.
+#[derive(Debug)]
+pub(in crate::manager) struct OperatorStateWatch {
+    pub overrides: watch::Receiver<(u64, AdminOverrides)>,
+    pub membership: watch::Receiver<(u64, Membership)>,
+    pub denied: watch::Receiver<(u64, DenyList)>,
+}
 
 /// Applies an entry by the commands that an operator would give.
 pub(super) async fn apply(
