@@ -152,7 +152,10 @@ impl Address for V6 {
     fn is_valid_source(self) -> bool {
         let [first, ..] = self;
         let [high, low] = halves(self);
-        first != 0xff && (high != 0 || low.to_be() > 1)
+        let low = low.to_be();
+        // An IPv4-mapped source would stand for an IPv4 host in maps that hold both families. The kernel drops it, too
+        // (`ip6_rcv_core`; Linux 5.4, 6af1799aaf3f).
+        first != 0xff && (high != 0 || low > 1 && low >> 32 != 0xffff)
     }
 
     #[inline(always)]

@@ -227,7 +227,8 @@ fn late_duplicates_of_an_earlier_connection_end_nothing(bench: &mut Bench) {
     assert!(bench.entries().values().all(|flow| flow.ended == 0));
 }
 
-/// RFC 9293, section 3.9.2.3, RFC 1122, section 3.2.1.3, and RFC 6890: no host sends from there.
+/// RFC 9293, section 3.9.2.3, RFC 1122, section 3.2.1.3, and RFC 6890: no host sends from there. RFC 4291, section
+/// 2.5.5.2: an IPv4-mapped address stands for an IPv4 host.
 #[packet_test(at_both_edges)]
 fn a_syn_from_an_invalid_address_begins_no_flow(bench: &mut Bench) {
     let land = lan::service(bench.family);
@@ -239,7 +240,7 @@ fn a_syn_from_an_invalid_address_begins_no_flow(bench: &mut Bench) {
             "224.0.0.1",
             "255.255.255.255",
         ],
-        Family::V6 => vec!["::", "::1", "ff02::1", "ff0e::1"],
+        Family::V6 => vec!["::", "::1", "ff02::1", "ff0e::1", "::ffff:192.168.56.10"],
     };
     let martians = sources.iter().map(|it| it.parse().unwrap());
     let call = bench.call(CLIENT, 40_000);
