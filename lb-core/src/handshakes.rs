@@ -186,7 +186,7 @@ impl Handshakes {
         let more = |of: fn(&TrafficCounters) -> u64| of(&counters).saturating_sub(of(&before));
         let (refused, unanswered) = (more(|it| it.refused), more(|it| it.unanswered));
         if more(|it| it.answered) > 0 {
-            self.forget();
+            self.clear_counts();
             return None;
         }
         if refused + unanswered == 0 {
@@ -194,7 +194,7 @@ impl Handshakes {
         }
         let is_old = |first| now.saturating_duration_since(first) > settings.window;
         if self.first.is_some_and(is_old) {
-            self.forget();
+            self.clear_counts();
         }
         let first = *self.first.get_or_insert(since.unwrap_or(now));
         self.refused += refused;
@@ -218,7 +218,7 @@ impl Handshakes {
         if self.returned.is_none_or(lasted) {
             self.failures = 0;
         }
-        self.forget();
+        self.clear_counts();
         let pause = self.next_pause(settings);
         self.ejection = Some(Ejection {
             evidence,
@@ -266,12 +266,12 @@ impl Handshakes {
     /// Ends an ejection without a trial: the worker's own health changed, or passive ejection is off. Returns the
     /// ejection.
     pub fn reset(&mut self) -> Option<Ejection> {
-        self.forget();
+        self.clear_counts();
         self.ejection.take()
     }
 
-    /// Forgets the handshakes without an answer.
-    fn forget(&mut self) {
+    /// Clears the counts of handshakes without an answer.
+    fn clear_counts(&mut self) {
         (self.refused, self.unanswered, self.first, self.is_kept) = (0, 0, None, false);
     }
 

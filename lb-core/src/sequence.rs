@@ -51,7 +51,7 @@ impl SequenceWindow {
         let mut boots = self.boots.iter();
         let Some(index) = boots.position(|it| it.boot == sequence.boot) else {
             let restarted = !self.boots.is_empty();
-            self.remember(sequence);
+            self.record_boot(sequence);
             return match restarted {
                 true => Admission::Restarted,
                 false => Admission::Newer,
@@ -69,7 +69,7 @@ impl SequenceWindow {
             Ordering::Greater => Admission::Newer,
         };
         self.boots.remove(index);
-        self.remember(sequence);
+        self.record_boot(sequence);
         admission
     }
 
@@ -78,7 +78,7 @@ impl SequenceWindow {
         self.boots.last().map(|sequence| sequence.boot)
     }
 
-    fn remember(&mut self, sequence: Sequence) {
+    fn record_boot(&mut self, sequence: Sequence) {
         if self.boots.len() == REMEMBERED_BOOTS {
             self.boots.remove(0);
         }

@@ -244,7 +244,7 @@ impl Service {
         let backends = 0..self.settings.backends.len();
         let weighted = backends.filter(|it| spread.weight(*it) > 0).count() as u64;
         let most = match self.settings.spread.max_share {
-            MaxShare::Auto if !spread.follows_memory() => return None,
+            MaxShare::Auto if !spread.depends_on_memory() => return None,
             MaxShare::Auto => 60_000 / (weighted + 5),
             MaxShare::Percent(percent) => u64::from(percent) * 100,
         };

@@ -106,7 +106,7 @@ impl Worker {
         self.memory_stale = report.memory_stale;
         self.translates.clone_from(&report.translates);
         self.checked = report.checked;
-        self.memory_per_connection.note_report();
+        self.memory_per_connection.record_report();
         self.last_heartbeat = Some(now);
         self.silent_from = now;
         before

@@ -146,9 +146,9 @@ fn send_first(skb: *mut __sk_buff, interface: u32, scratch: &mut Scratch, start:
     };
     // SAFETY: a valid context, no pointer into which is used afterwards, and a payload of that length.
     unsafe {
-        become_part(skb, whole, first)
+        convert_to_part(skb, whole, first)
             && bpf_clone_redirect(skb, interface, 0) == 0
-            && become_part(skb, first, second)
+            && convert_to_part(skb, first, second)
             && bpf_skb_store_bytes(skb, start, payload, rest as u32, RECOMPUTE) == 0
     }
 }
@@ -157,7 +157,7 @@ const RECOMPUTE: u64 = BPF_F_RECOMPUTE_CSUM as u64;
 
 /// Changes a packet's length, headers and checksum from one part to another, but not its payload.
 #[inline(never)]
-fn become_part(skb: *mut __sk_buff, from: Part, to: Part) -> bool {
+fn convert_to_part(skb: *mut __sk_buff, from: Part, to: Part) -> bool {
     let length = |part: Part| (part.length as u16).to_be_bytes();
     let (sequence, flags) = (to.sequence.to_be_bytes(), [to.flags]);
     let sum = |part: Part| (part.sum.raw() as u32).to_ne_bytes();

@@ -88,7 +88,7 @@ fn replace<A: Family>(skb: *mut __sk_buff, syn: &mut Syn) -> bool {
             return false;
         }
         if is_partial::<A>(skb) {
-            syn.leave_to_card::<A>();
+            syn.set_partial_checksum::<A>();
         }
         bpf_skb_store_bytes(skb, 0, syn.frame.as_ptr().cast(), SYN_LEN as u32, 0) == 0
             && bpf_skb_change_tail(skb, syn.length, 0) == 0

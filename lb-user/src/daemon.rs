@@ -42,9 +42,9 @@ pub async fn run(
         .http_listen
         .map(http::HttpServer::bind)
         .transpose()?;
-    let mut terminate = catch(SignalKind::terminate(), "SIGTERM")?;
-    let mut interrupt = catch(SignalKind::interrupt(), "SIGINT")?;
-    let hangup = catch(SignalKind::hangup(), "SIGHUP")?;
+    let mut terminate = catch_signal(SignalKind::terminate(), "SIGTERM")?;
+    let mut interrupt = catch_signal(SignalKind::interrupt(), "SIGINT")?;
+    let hangup = catch_signal(SignalKind::hangup(), "SIGHUP")?;
 
     let (manager, handle) = prepared.start().await?;
     let _http = match http {
@@ -92,7 +92,7 @@ fn raise_limit_of_open_files() -> Result<()> {
     setrlimit(Resource::RLIMIT_NOFILE, MIN_OPEN_FILES, MIN_OPEN_FILES).with_context(context)
 }
 
-fn catch(kind: SignalKind, name: &str) -> Result<Signal> {
+fn catch_signal(kind: SignalKind, name: &str) -> Result<Signal> {
     signal(kind).with_context(|| format!("catch {name}"))
 }
 

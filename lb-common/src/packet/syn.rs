@@ -129,7 +129,7 @@ impl Syn {
 
     /// Replaces the TCP checksum by the sum of the pseudo header, which the network card completes.
     #[inline(always)]
-    pub fn leave_to_card<A: Address>(&mut self) {
+    pub fn set_partial_checksum<A: Address>(&mut self) {
         let [one, other] = self.pseudo_header::<A>().apply([0xff; 2]);
         self.set_checksum::<A>([!one, !other]);
     }

@@ -7,7 +7,7 @@ use super::{
     flow::{keeps_flows, supersede_own},
     handshake::{forward_request, forwarding},
     port::{self, NO_PORT, TimeWait},
-    slot::{NO_SLOT, client_hash, find_free_slot, held, hold, is_pending},
+    slot::{NO_SLOT, client_hash, find_free_slot, held, is_pending, set_owner_tag},
 };
 use crate::{
     address::{Address, V4},
@@ -373,6 +373,6 @@ fn write_handshake<T: Tables>(tables: &T, packet: &PacketMeta, attempt: &Attempt
     scratch.pending.slot = slot;
     handshake.integrity_tag = handshake.compute_integrity_tag();
     client::count(tables, true, &handshake.client.source);
-    hold(tables, slot, scratch.pending.hash);
+    set_owner_tag(tables, slot, scratch.pending.hash);
     port::record_handshake(tables, attempt.backend, &handshake.translated, slot);
 }

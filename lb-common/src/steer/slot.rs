@@ -87,7 +87,7 @@ const STATE: u32 = HELD | SECOND;
 
 /// Writes the owner tag of `slot`, which is then held.
 #[inline(always)]
-pub(super) fn hold<T: Tables>(tables: &T, slot: u32, hash: u64) {
+pub(super) fn set_owner_tag<T: Tables>(tables: &T, slot: u32, hash: u64) {
     if let Some(mut owner_tags) = tables.owner_tags(slot / SLOTS_PER_BUCKET) {
         let tag = &mut owner_tags[(slot % SLOTS_PER_BUCKET) as usize];
         let state = if *tag & SECOND == 0 { SECOND | 2 } else { 1 };

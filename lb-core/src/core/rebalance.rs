@@ -68,7 +68,7 @@ impl Core {
                 self.emit_selection(index);
             }
             let service = &mut self.services[index];
-            service.forget_changes();
+            service.clear_changes();
             if let Some(spread) = &mut service.spread {
                 spread.unschedule();
             }
@@ -98,12 +98,12 @@ impl Core {
         let changes = spread.rebalance(&inputs, self.down_after, cause != Cause::Weights);
         let was_hot = std::mem::replace(&mut service.hot, spread.is_hot(&inputs));
         spread.unschedule();
-        if spread.follows_memory() {
+        if spread.depends_on_memory() {
             spread.schedule(now + service.settings.spread.rebalance_interval);
         } else if let Some(at) = next_ramp {
             spread.schedule(at);
         }
-        service.forget_changes();
+        service.clear_changes();
         if service.hot && !was_hot {
             self.events.push_back(Event::AllWorkersHot {
                 service: service.settings.name.clone(),

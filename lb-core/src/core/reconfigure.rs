@@ -63,7 +63,7 @@ impl Core {
                 worker.sequence = removed.sequence;
             }
         }
-        self.remember(old_workers, now);
+        self.record_removed(old_workers, now);
         for service in &mut self.services {
             if let Some(old) = old_services.get(&service.settings.id) {
                 service.inherit_routes(old);
@@ -85,8 +85,8 @@ impl Core {
         self.emit_backends(&all, false);
     }
 
-    /// Remembers removed workers, and forgets the earliest beyond the limit.
-    fn remember(&mut self, workers: BTreeMap<String, Worker>, now: Instant) {
+    /// Records removed workers, and drops the earliest beyond the limit.
+    fn record_removed(&mut self, workers: BTreeMap<String, Worker>, now: Instant) {
         let removed = workers.into_iter().map(|(name, Worker { sequence, .. })| {
             let removed = RemovedWorker { sequence, at: now };
             (name, removed)

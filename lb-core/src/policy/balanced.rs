@@ -32,7 +32,7 @@ impl SpreadPolicy for Balanced {
         SlotKind::Balanced
     }
 
-    fn follows_memory(&self) -> bool {
+    fn depends_on_memory(&self) -> bool {
         true
     }
 

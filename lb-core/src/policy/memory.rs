@@ -108,7 +108,7 @@ impl MemoryPolicy {
     }
 
     /// Begins a hold.
-    pub fn note_switch(&mut self, now: Instant) {
+    pub fn record_switch(&mut self, now: Instant) {
         self.last_switch = Some(now);
     }
 

@@ -25,8 +25,8 @@ pub struct MemoryPerConnection {
 }
 
 impl MemoryPerConnection {
-    /// Notes a report: the next count belongs to it.
-    pub fn note_report(&mut self) {
+    /// Records a report: the next count belongs to it.
+    pub fn record_report(&mut self) {
         self.reported = true;
     }
 
@@ -75,7 +75,7 @@ mod tests {
     fn learnt(per_connection: u64, opens: &[u64]) -> MemoryPerConnection {
         let mut memory_per_connection = MemoryPerConnection::default();
         for &open in opens {
-            memory_per_connection.note_report();
+            memory_per_connection.record_report();
             memory_per_connection.count(open, Some(1_000 * MIB - open * per_connection));
         }
         memory_per_connection
@@ -117,11 +117,11 @@ mod tests {
         // Memory that grows as connections come, and memory that vanishes for other reasons.
         let mut memory_per_connection = MemoryPerConnection::default();
         for (open, available) in [(0, 1), (100, u64::MAX), (0, 1), (100, u64::MAX)] {
-            memory_per_connection.note_report();
+            memory_per_connection.record_report();
             memory_per_connection.count(open, Some(available));
         }
         assert_eq!(memory_per_connection.bytes_per_connection(), 0);
-        memory_per_connection.note_report();
+        memory_per_connection.record_report();
         memory_per_connection.count(u64::MAX, Some(0));
         assert!(memory_per_connection.bytes_per_connection() <= MAX_BYTES as u64);
         memory_per_connection.count(0, Some(0));

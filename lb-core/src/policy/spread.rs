@@ -19,7 +19,7 @@ pub trait SpreadPolicy: fmt::Debug {
     fn assign(&mut self, current: &[usize], weights: &[u32]) -> Vec<usize>;
 
     /// Whether weights depend on memory, so that they change with reports and their age.
-    fn follows_memory(&self) -> bool {
+    fn depends_on_memory(&self) -> bool {
         false
     }
 
@@ -99,11 +99,11 @@ impl Spread {
     /// Whether no worker that is up has memory to spare.
     pub fn is_hot(&self, inputs: &[Option<WeightInput>]) -> bool {
         let mut up = (0..inputs.len()).filter(|worker| inputs[*worker].is_some());
-        self.follows_memory() && up.all(|worker| self.policy.has_no_headroom(worker))
+        self.depends_on_memory() && up.all(|worker| self.policy.has_no_headroom(worker))
     }
 
-    pub fn follows_memory(&self) -> bool {
-        self.policy.follows_memory()
+    pub fn depends_on_memory(&self) -> bool {
+        self.policy.depends_on_memory()
     }
 
     pub fn due(&self) -> Option<Instant> {

@@ -103,7 +103,7 @@ impl Service {
         if let Some(index) = self.index_of(backend) {
             self.adopt_selection(Selection::Backend(index), workers);
             // The former manager may have switched just before it ended.
-            self.memory.note_switch(self.since);
+            self.memory.record_switch(self.since);
         }
     }
 
@@ -173,11 +173,11 @@ impl Service {
         self.lost |= before.is_up && !candidate.is_up;
     }
 
-    pub fn forget_changes(&mut self) {
+    pub fn clear_changes(&mut self) {
         (self.joined, self.lost, self.reweighed) = (false, false, false);
     }
 
-    /// Whether anything but memory changed since [`Self::forget_changes`].
+    /// Whether anything but memory changed since [`Self::clear_changes`].
     pub fn has_changed(&self) -> bool {
         self.joined || self.lost || self.reweighed
     }
@@ -242,7 +242,7 @@ impl Service {
     /// answer, if the ranking changed. The core calls it when a worker comes or goes: sorting at each heartbeat would
     /// cost much and gain little.
     pub fn ranking_update(&mut self) -> Option<MapUpdate> {
-        self.forget_changes();
+        self.clear_changes();
         let selected = self.selected();
         let ranking = self.memory.rank(selected, &self.candidates)?.to_vec();
         Some(MapUpdate::SetSlots {
@@ -284,7 +284,7 @@ impl Service {
             threshold_bytes: self.threshold_bytes(),
         };
         if let (Selection::Backend(_), Selection::Backend(_)) = (self.selection, to) {
-            self.memory.note_switch(now);
+            self.memory.record_switch(now);
         }
         self.selection = to;
         self.since = now;

@@ -177,7 +177,7 @@ impl HealthCheck {
                 ensure!(
                     self.expect_status.contains(&status),
                     "the service answers with status {status}, not {}",
-                    show(&self.expect_status)
+                    format_statuses(&self.expect_status)
                 );
                 Ok(())
             }
@@ -198,7 +198,7 @@ impl HealthCheck {
     }
 
     /// Checks periodically; publishes the first result and every change.
-    pub(super) async fn watch(self, healthy: watch::Sender<Option<bool>>) {
+    pub(super) async fn run_periodically(self, healthy: watch::Sender<Option<bool>>) {
         let mut failures = 0;
         loop {
             let next = Instant::now() + self.interval;
@@ -262,7 +262,7 @@ async fn read_status(stream: &mut TcpStream) -> Result<u16> {
     }
 }
 
-fn show(status: &RangeInclusive<u16>) -> String {
+fn format_statuses(status: &RangeInclusive<u16>) -> String {
     if status.start() == status.end() {
         status.start().to_string()
     } else {
@@ -403,14 +403,15 @@ mod tests {
     async fn changes_are_reported_after_enough_results() {
         let address = serve("HTTP/1.1 200 OK\r\n\r\n").await;
         let (publish, mut published) = watch::channel(None);
-        let watching = tokio::spawn(check(&format!("http://{address}/health?a=b")).watch(publish));
+        let watching =
+            tokio::spawn(check(&format!("http://{address}/health?a=b")).run_periodically(publish));
         published.changed().await.unwrap();
         assert_eq!(*published.borrow_and_update(), Some(true));
         watching.abort();
 
         // No server from the start: published at once.
         let (publish, mut published) = watch::channel(None);
-        let watching = tokio::spawn(check("tcp://127.0.0.1:1").watch(publish));
+        let watching = tokio::spawn(check("tcp://127.0.0.1:1").run_periodically(publish));
         published.changed().await.unwrap();
         assert_eq!(*published.borrow_and_update(), Some(false));
         watching.abort();
@@ -424,7 +425,7 @@ mod tests {
             ..check(&format!("tcp://{address}"))
         };
         let begun = Instant::now();
-        let watching = tokio::spawn(patient.watch(publish));
+        let watching = tokio::spawn(patient.run_periodically(publish));
         published.changed().await.unwrap();
         drop(listener);
         published.changed().await.unwrap();

@@ -379,7 +379,7 @@ mod tests {
         }
     }
 
-    fn answer(boot: u64, number: u64, nonce: u64, fresh: bool) -> Acknowledgement {
+    fn acknowledgement(boot: u64, number: u64, nonce: u64, fresh: bool) -> Acknowledgement {
         Acknowledgement {
             heartbeat: Sequence {
                 boot: BootId(boot),
@@ -404,13 +404,13 @@ mod tests {
             manager.send(seq, b"heartbeat");
         }
         let mut follows = |answer| manager.handle_acknowledgement(answer, later(5), boot);
-        assert_eq!(follows(answer(7, 4, 1, false)), FollowUp::Nothing);
-        assert_eq!(follows(answer(8, 2, 1, false)), FollowUp::Nothing);
+        assert_eq!(follows(acknowledgement(7, 4, 1, false)), FollowUp::Nothing);
+        assert_eq!(follows(acknowledgement(8, 2, 1, false)), FollowUp::Nothing);
         assert_eq!(manager.nonce, None);
 
         // A challenge is answered at once.
         assert_eq!(
-            manager.handle_acknowledgement(answer(7, 2, 1, false), later(5), boot),
+            manager.handle_acknowledgement(acknowledgement(7, 2, 1, false), later(5), boot),
             FollowUp::Heartbeat
         );
         assert_eq!(manager.nonce, Some(Nonce(1)));
@@ -421,25 +421,25 @@ mod tests {
         );
         // Replayed, or overtaken by a later one, it says nothing.
         assert_eq!(
-            manager.handle_acknowledgement(answer(7, 2, 2, false), later(5), boot),
+            manager.handle_acknowledgement(acknowledgement(7, 2, 2, false), later(5), boot),
             FollowUp::Nothing
         );
         assert_eq!(
-            manager.handle_acknowledgement(answer(7, 1, 2, false), later(5), boot),
+            manager.handle_acknowledgement(acknowledgement(7, 1, 2, false), later(5), boot),
             FollowUp::Nothing
         );
         assert_eq!(manager.nonce, Some(Nonce(1)));
 
         manager.send(4, b"heartbeat");
         assert_eq!(
-            manager.handle_acknowledgement(answer(7, 4, 2, true), later(5), boot),
+            manager.handle_acknowledgement(acknowledgement(7, 4, 2, true), later(5), boot),
             FollowUp::Nothing
         );
         assert_eq!(manager.nonce, Some(Nonce(2)));
         // No endless exchange with a manager that does not know its own nonce.
         manager.send(5, b"heartbeat");
         assert_eq!(
-            manager.handle_acknowledgement(answer(7, 5, 2, false), later(5), boot),
+            manager.handle_acknowledgement(acknowledgement(7, 5, 2, false), later(5), boot),
             FollowUp::Nothing
         );
 
@@ -447,7 +447,7 @@ mod tests {
         manager.send(6, b"heartbeat");
         let demand = |boot, number| Acknowledgement {
             new_boot: true,
-            ..answer(boot, number, 3, false)
+            ..acknowledgement(boot, number, 3, false)
         };
         for (answer, next) in [
             (demand(8, 6), FollowUp::Nothing),

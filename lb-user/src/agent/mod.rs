@@ -91,7 +91,7 @@ pub async fn run(settings: AgentSettings) -> Result<()> {
     let mut healthy = match agent.settings.check.clone() {
         Some(check) => {
             let (publish, healthy) = watch::channel(None);
-            tokio::spawn(check.watch(publish));
+            tokio::spawn(check.run_periodically(publish));
             healthy
         }
         None => watch::channel(Some(true)).1,

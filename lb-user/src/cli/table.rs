@@ -216,7 +216,7 @@ pub fn table(columns: &[Column], rows: &[Row], indent: usize, output: Output) ->
         && last.is_remark
         && room.is_some_and(|room| natural_width(columns, rows) > room)
     {
-        let rows: Vec<Row> = rows.iter().cloned().map(note_last).collect();
+        let rows: Vec<Row> = rows.iter().cloned().map(move_last_cell_to_notes).collect();
         return table(others, &rows, indent, output);
     }
     let gap = match fit(columns, rows, GAP, room).shown.len() == columns.len() {
@@ -273,7 +273,7 @@ fn natural_width(columns: &[Column], rows: &[Row]) -> usize {
 }
 
 /// Moves the last cell below the row, unless it is empty.
-fn note_last(mut row: Row) -> Row {
+fn move_last_cell_to_notes(mut row: Row) -> Row {
     if let Some(remark) = row.cells.pop().filter(|it| !it.text.is_empty()) {
         row.notes.insert(0, remark);
     }

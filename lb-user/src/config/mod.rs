@@ -297,7 +297,7 @@ impl Config {
                 "legacy_heartbeats is on, and 2018 workers send every 5 s; with down_after = {} \
                  they count as down between any two heartbeats. Set heartbeat_interval = \"5s\" and \
                  down_after = \"15s\" or more until all workers run memlb agent",
-                values::show_duration(self.failover.down_after)
+                values::format_duration(self.failover.down_after)
             ));
         }
         if let Some(listen) = self.manager.peer_listen.filter(|_| self.peers.is_empty()) {

@@ -71,7 +71,7 @@ impl Kind for Joining {
         Some((!auto_join.networks.is_empty()).then_some(auto_join))
     }
 
-    fn show(&self, value: &Option<AutoJoin>) -> String {
+    fn to_toml(&self, value: &Option<AutoJoin>) -> String {
         let AutoJoin { networks, port } = value.clone().unwrap_or_default();
         format!("{{ networks = {}, port = {port} }}", list(&networks))
     }
@@ -96,7 +96,7 @@ impl Kind for Workers {
         workers
     }
 
-    fn show(&self, value: &Vec<Worker>) -> String {
+    fn to_toml(&self, value: &Vec<Worker>) -> String {
         let worker = |it: &Worker| {
             let values = Worker::default().differences(it).into_iter();
             let values: Vec<String> = values

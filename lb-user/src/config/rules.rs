@@ -10,7 +10,7 @@ use lb_core::{Endpoint, Mode, Protocol};
 use super::error::ProblemKind;
 use super::section::SERVICE;
 use super::validator::Validator;
-use super::values::{self, PortRange, show_duration};
+use super::values::{self, PortRange, format_duration};
 use super::{Config, Service};
 use crate::heartbeat::Authentication;
 
@@ -94,10 +94,10 @@ fn failover(validator: &mut Validator<'_>, config: &Config) {
             ProblemKind::DownAfterTooShort,
             format!(
                 "{} is shorter than three heartbeat intervals of {}",
-                show_duration(down_after),
-                show_duration(interval)
+                format_duration(down_after),
+                format_duration(interval)
             ),
-            format!("at least {}", show_duration(least)),
+            format!("at least {}", format_duration(least)),
             "raise down_after, or lower heartbeat_interval here and --interval of the agents",
         );
     }
@@ -112,10 +112,10 @@ fn failover(validator: &mut Validator<'_>, config: &Config) {
             ProblemKind::FailingPausesReversed,
             format!(
                 "{} is shorter than the first pause, failing_pause, {}",
-                show_duration(longest),
-                show_duration(first)
+                format_duration(longest),
+                format_duration(first)
             ),
-            format!("at least {}", show_duration(first)),
+            format!("at least {}", format_duration(first)),
             "raise failing_max_pause, or lower failing_pause",
         );
     }
@@ -178,10 +178,10 @@ fn idle_times(validator: &mut Validator<'_>, config: &Config) {
                 ProblemKind::IdleTimesReversed,
                 format!(
                     "{} is longer than established_idle, {}",
-                    show_duration(time),
-                    show_duration(most)
+                    format_duration(time),
+                    format_duration(most)
                 ),
-                format!("at most {}", show_duration(most)),
+                format!("at most {}", format_duration(most)),
                 "lower it, or raise established_idle: an unfinished connection must not outlive \
                  an established one",
             );

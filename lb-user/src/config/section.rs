@@ -131,7 +131,7 @@ impl<'a> TableReader<'_, 'a> {
             validator: self.validator,
         });
         value.unwrap_or_else(|| {
-            self.validator.advise_default(&kind.show(&default));
+            self.validator.advise_default(&kind.to_toml(&default));
             default
         })
     }
@@ -205,7 +205,7 @@ macro_rules! sections {
             fn describe() -> Vec<KeyDescription> {
                 vec![$(KeyDescription {
                     key: sections!(@key $field $(as $name)?, [$($doc),+], $reload $(, $attribute($($argument),+))*),
-                    default: $kind.show(&$default),
+                    default: $kind.to_toml(&$default),
                     bounds: $kind.bounds(),
                 },)+]
             }
@@ -215,8 +215,8 @@ macro_rules! sections {
                 $(if self.$field != new.$field {
                     differences.push(Difference {
                         key: sections!(@key $field $(as $name)?, [$($doc),+], $reload $(, $attribute($($argument),+))*),
-                        old: $kind.show(&self.$field),
-                        new: $kind.show(&new.$field),
+                        old: $kind.to_toml(&self.$field),
+                        new: $kind.to_toml(&new.$field),
                     });
                 })+
                 differences

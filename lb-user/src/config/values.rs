@@ -62,7 +62,7 @@ pub(super) fn duration(text: &str) -> Result<Duration, BadValue> {
 }
 
 /// Formats a duration as the file has it.
-pub(super) fn show_duration(duration: Duration) -> String {
+pub(super) fn format_duration(duration: Duration) -> String {
     if duration.subsec_nanos() == 0 {
         return humantime::format_duration(duration).to_string();
     }

@@ -139,7 +139,7 @@ pub fn sizes(config: &Config) -> Vec<(&'static str, u32)> {
 /// # Errors
 ///
 /// Names the setting that exceeds the pinned maps, and the remedy.
-pub fn fit(pin_path: &Path, config: &Config) -> Result<()> {
+pub fn adapt_pins(pin_path: &Path, config: &Config) -> Result<()> {
     let pinned = |map: &str| -> Result<Option<u32>> {
         if !pin_path.join(map).exists() {
             return Ok(None);

@@ -183,7 +183,7 @@ pub fn prepare(config: &Config) -> Result<PreparedPins> {
     if let Some(conflict) = conflicts.next().or_else(|| announced_conflict(config)) {
         bail!("{conflict}");
     }
-    capacity::fit(&pin_path, config)?;
+    capacity::adapt_pins(&pin_path, config)?;
     Ok(PreparedPins {
         adoption,
         pin_path,

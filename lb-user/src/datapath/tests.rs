@@ -130,7 +130,7 @@ fn translated() -> Vec<Endpoint> {
 }
 
 #[derive(Debug, Clone, Copy)]
-struct Connection {
+struct OpenConnection {
     backend: u32,
     to: SocketAddr,
     mode: u8,
@@ -139,20 +139,20 @@ struct Connection {
 }
 
 /// A manager without a kernel: the core, what the datapath knows, and the maps that it would write.
-struct World {
+struct Harness {
     now: Instant,
     core: Core,
     known: BTreeMap<BackendId, BackendState>,
     identities: BTreeMap<BackendId, Identity>,
     entries: BTreeMap<u32, Backend>,
     services: Vec<(ServiceId, Endpoint)>,
-    connections: Vec<Connection>,
+    connections: Vec<OpenConnection>,
     /// Whether each machine's agent has its other name, and the number of its next heartbeat.
     agents: [(bool, u64); MACHINES],
     refused: usize,
 }
 
-impl World {
+impl Harness {
     fn new() -> Self {
         let now = Instant::now();
         let nothing = CoreSettings {
@@ -209,7 +209,7 @@ impl World {
             .map(|id| (*id, WorkerRoute::Direct))
             .collect();
         self.core.reconfigure(settings.clone(), &links, self.now);
-        self.carry_out();
+        self.apply_map_updates();
         for (id, entry) in &mut self.entries {
             if !self.known.contains_key(&BackendId(*id)) {
                 entry.state = retired_state(entry);
@@ -220,7 +220,7 @@ impl World {
             .collect();
     }
 
-    fn carry_out(&mut self) {
+    fn apply_map_updates(&mut self) {
         while let Some(command) = self.core.poll_map_update() {
             let MapUpdate::SetBackend { backend, state, .. } = command else {
                 continue;
@@ -246,7 +246,7 @@ impl World {
         }
         let (id, known) = pick.get(&taking);
         let is_dsr = known.mode == Mode::Dsr;
-        self.connections.push(Connection {
+        self.connections.push(OpenConnection {
             backend: id.0,
             to: known.address,
             mode: self.entries[&id.0].mode,
@@ -255,7 +255,7 @@ impl World {
     }
 
     /// Every machine's agent says that it is well, and that its DSR translator serves all services.
-    fn beat(&mut self) {
+    fn send_heartbeats(&mut self) {
         self.now += BEAT;
         for (machine, (is_other, number)) in self.agents.iter_mut().enumerate() {
             *number += 1;
@@ -285,7 +285,7 @@ impl World {
             ));
         }
         self.core.handle_timeout(self.now);
-        self.carry_out();
+        self.apply_map_updates();
     }
 
     /// Who is configured under the name that its agent has would rightly be missed.
@@ -317,7 +317,7 @@ impl World {
             }
             Step::Disconnect(_) => {}
             Step::Rename(machine) => self.rename(*machine),
-            Step::Pass(beats) => (0..*beats).for_each(|_| self.beat()),
+            Step::Pass(beats) => (0..*beats).for_each(|_| self.send_heartbeats()),
             Step::Sweep => self.sweep(),
         }
     }
@@ -340,10 +340,10 @@ impl World {
 proptest! {
     #[test]
     fn reloads_end_no_connection(steps in steps()) {
-        let mut world = World::new();
+        let mut harness = Harness::new();
         for step in &steps {
-            world.step(step);
-            world.check();
+            harness.step(step);
+            harness.check();
         }
     }
 }
@@ -359,69 +359,69 @@ fn web(workers: &[(usize, bool)]) -> [Option<WantedService>; 3] {
     [Some(web), None, None]
 }
 
-/// A world in which each of these workers has a connection.
-fn started(workers: &[(usize, bool)]) -> World {
-    let mut world = World::new();
-    world.step(&Step::Reload(web(workers)));
-    world.step(&Step::Pass(3));
-    for (id, known) in world.known.iter().filter(|(_, it)| !it.is_fallback) {
-        world.connections.push(Connection {
+/// A harness in which each of these workers has a connection.
+fn started(workers: &[(usize, bool)]) -> Harness {
+    let mut harness = Harness::new();
+    harness.step(&Step::Reload(web(workers)));
+    harness.step(&Step::Pass(3));
+    for (id, known) in harness.known.iter().filter(|(_, it)| !it.is_fallback) {
+        harness.connections.push(OpenConnection {
             backend: id.0,
             to: known.address,
             mode: mode::NAT,
             service: None,
         });
     }
-    assert_eq!(world.connections.len(), workers.len());
-    world.check();
-    world
+    assert_eq!(harness.connections.len(), workers.len());
+    harness.check();
+    harness
 }
 
 #[test]
 fn readded_worker_keeps_its_connections_and_its_id() {
-    let mut world = started(&[(0, false), (1, false)]);
+    let mut harness = started(&[(0, false), (1, false)]);
     for _ in 0..3 {
-        world.step(&Step::Reload(web(&[(0, false)])));
-        world.step(&Step::Pass(30));
-        world.step(&Step::Sweep);
-        world.check();
-        world.step(&Step::Reload(web(&[(0, false), (1, false)])));
+        harness.step(&Step::Reload(web(&[(0, false)])));
+        harness.step(&Step::Pass(30));
+        harness.step(&Step::Sweep);
+        harness.check();
+        harness.step(&Step::Reload(web(&[(0, false), (1, false)])));
         // Before its first heartbeat, too.
-        world.check();
-        assert!(world.known.contains_key(&BackendId(2)));
-        world.step(&Step::Pass(3));
-        assert_eq!(world.entries[&2].state, state::UP);
+        harness.check();
+        assert!(harness.known.contains_key(&BackendId(2)));
+        harness.step(&Step::Pass(3));
+        assert_eq!(harness.entries[&2].state, state::UP);
     }
 }
 
 #[test]
 fn a_renamed_worker_keeps_its_connections_however_late_its_agent_follows() {
-    let mut world = started(&[(0, false), (1, false)]);
-    world.step(&Step::Reload(web(&[(0, false), (1, true)])));
-    world.step(&Step::Pass(100));
-    world.check();
-    assert_eq!(world.entries[&2].state, state::DRAINING);
-    world.step(&Step::Rename(1));
-    world.step(&Step::Pass(3));
-    world.check();
-    assert_eq!(world.entries[&2].state, state::UP);
+    let mut harness = started(&[(0, false), (1, false)]);
+    harness.step(&Step::Reload(web(&[(0, false), (1, true)])));
+    harness.step(&Step::Pass(100));
+    harness.check();
+    assert_eq!(harness.entries[&2].state, state::DRAINING);
+    harness.step(&Step::Rename(1));
+    harness.step(&Step::Pass(3));
+    harness.check();
+    assert_eq!(harness.entries[&2].state, state::UP);
 }
 
 #[test]
 fn readded_dead_worker_stays_down_until_it_reports() {
-    let mut world = started(&[(0, false), (1, false)]);
-    world.entries.get_mut(&2).expect("worker1").state = state::DOWN;
-    world.connections.clear();
-    world.step(&Step::Reload(web(&[(0, false)])));
-    assert_eq!(world.entries[&2].state, state::DOWN);
-    world.step(&Step::Reload(web(&[(0, false), (1, false)])));
-    assert_eq!(world.entries[&2].state, state::UNKNOWN);
+    let mut harness = started(&[(0, false), (1, false)]);
+    harness.entries.get_mut(&2).expect("worker1").state = state::DOWN;
+    harness.connections.clear();
+    harness.step(&Step::Reload(web(&[(0, false)])));
+    assert_eq!(harness.entries[&2].state, state::DOWN);
+    harness.step(&Step::Reload(web(&[(0, false), (1, false)])));
+    assert_eq!(harness.entries[&2].state, state::UNKNOWN);
 }
 
 #[test]
 fn an_id_with_connections_is_given_to_no_other_backend() {
     let all = [(0, false), (1, false), (2, false)];
-    let mut world = started(&all);
+    let mut harness = started(&all);
     let [web_service, ..] = web(&all);
     let other = |port| {
         let mut service = web_service.clone().expect("a service");
@@ -431,12 +431,12 @@ fn an_id_with_connections_is_given_to_no_other_backend() {
     // Of 12 numbers, three are taken by connections in mode `nat`, and one by the fallback, which stays.
     let mut dsr = [web_service.clone(), other(81), other(53)];
     dsr.iter_mut().flatten().for_each(|it| it.mode = Mode::Dsr);
-    world.step(&Step::Reload(dsr.clone()));
-    assert_eq!(world.refused, 1);
-    world.check();
-    world.connections.clear();
-    world.step(&Step::Reload(web(&[(3, false)])));
-    world.step(&Step::Sweep);
-    world.step(&Step::Reload(dsr));
-    assert_eq!((world.refused, world.known.len()), (1, 10));
+    harness.step(&Step::Reload(dsr.clone()));
+    assert_eq!(harness.refused, 1);
+    harness.check();
+    harness.connections.clear();
+    harness.step(&Step::Reload(web(&[(3, false)])));
+    harness.step(&Step::Sweep);
+    harness.step(&Step::Reload(dsr));
+    assert_eq!((harness.refused, harness.known.len()), (1, 10));
 }

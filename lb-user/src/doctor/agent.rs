@@ -215,7 +215,7 @@ pub fn own_address(facts: &AgentFacts) -> Option<IpAddr> {
 pub fn findings(worker: &ExaminedAgent, facts: &AgentFacts) -> Vec<Finding> {
     let mut findings = vec![origin(worker), signature(worker, facts)];
     let managers = facts.managers.iter();
-    findings.extend(managers.map(|manager| reach(worker, facts, manager)));
+    findings.extend(managers.map(|manager| check_reachability(worker, facts, manager)));
     findings
 }
 
@@ -261,7 +261,11 @@ fn signature(worker: &ExaminedAgent, facts: &AgentFacts) -> Finding {
     }
 }
 
-fn reach(worker: &ExaminedAgent, facts: &AgentFacts, manager: &ExaminedManager) -> Finding {
+fn check_reachability(
+    worker: &ExaminedAgent,
+    facts: &AgentFacts,
+    manager: &ExaminedManager,
+) -> Finding {
     let name = &manager.name;
     let address = match &manager.address {
         Ok(address) => address,

@@ -160,7 +160,7 @@ fn key(file: &Path, ids: &Result<String, String>) -> Finding {
 fn session(facts: &PeerFacts<'_>, peer: &Peer) -> Vec<Finding> {
     let Peer { name, address, .. } = peer;
     let Some(status) = facts.status else {
-        return vec![reach(facts, peer, "no manager runs here")];
+        return vec![check_reachability(facts, peer, "no manager runs here")];
     };
     let Some(seen) = status_of(Some(status), peer) else {
         return vec![Finding::warning(
@@ -171,7 +171,7 @@ fn session(facts: &PeerFacts<'_>, peer: &Peer) -> Vec<Finding> {
     };
     if seen.state != PeerState::Connected {
         let reason = seen.reason.as_deref().unwrap_or("it has not answered yet");
-        return vec![reach(facts, peer, reason)];
+        return vec![check_reachability(facts, peer, reason)];
     }
     let mut findings = vec![Finding::ok(
         CHECK,
@@ -198,7 +198,7 @@ fn session(facts: &PeerFacts<'_>, peer: &Peer) -> Vec<Finding> {
 }
 
 /// Reports why there is no session, with the result of a TCP connection.
-fn reach(facts: &PeerFacts<'_>, peer: &Peer, reason: &str) -> Finding {
+fn check_reachability(facts: &PeerFacts<'_>, peer: &Peer, reason: &str) -> Finding {
     let Peer { name, address, .. } = peer;
     let (found, remedy) = match facts.attempts.get(address) {
         Some(Attempt::Connected(_)) if facts.status.is_none() => {

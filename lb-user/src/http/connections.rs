@@ -187,7 +187,7 @@ mod tests {
         stream
     }
 
-    async fn answer_of(stream: &mut TcpStream) -> String {
+    async fn response_of(stream: &mut TcpStream) -> String {
         let mut answer = String::new();
         let all = stream.read_to_string(&mut answer);
         // A reset connection counts as no answer.
@@ -207,12 +207,12 @@ mod tests {
         ] {
             let mut stream = connect(address, request).await;
             stream.shutdown().await.unwrap();
-            let answer = answer_of(&mut stream).await;
+            let answer = response_of(&mut stream).await;
             assert!(answer.ends_with("\r\n\r\nok"), "{request:?}: {answer:?}");
         }
         let mut stream = connect(address, "GET /healthz HT").await;
         stream.shutdown().await.unwrap();
-        assert!(!answer_of(&mut stream).await.contains("200"));
+        assert!(!response_of(&mut stream).await.contains("200"));
     }
 
     #[tokio::test]
@@ -224,7 +224,7 @@ mod tests {
             if held.len() % 20 == 0 {
                 for path in ["/healthz", "/metrics"] {
                     let request = format!("GET {path} HTTP/1.0\r\n\r\n");
-                    let answer = answer_of(&mut connect(address, &request).await).await;
+                    let answer = response_of(&mut connect(address, &request).await).await;
                     assert!(answer.starts_with("HTTP/1.0 200"), "{path}: {answer:?}");
                 }
             }
@@ -243,7 +243,7 @@ mod tests {
             held.push(stream);
             if number % 20 == 0 {
                 let mut other = connect(address, "GET /metrics HTTP/1.0\r\n\r\n").await;
-                let answer = answer_of(&mut other).await;
+                let answer = response_of(&mut other).await;
                 assert!(answer.starts_with("HTTP/1.0 200"), "{number}: {answer:?}");
             }
         }

@@ -162,7 +162,7 @@ impl HaproxySection {
         for line in self.lines.iter().chain(self.defaults.iter()) {
             let text = line.to_string();
             if let Some(advice) = advice(NO_EQUAL, |beginning| text.starts_with(beginning)) {
-                import.note(line, advice);
+                import.add_note(line, advice);
             }
         }
     }
@@ -185,7 +185,7 @@ impl HaproxySection {
         };
         let found = backends.get(chosen.argument(0)).copied();
         if found.is_none() {
-            import.note(
+            import.add_note(
                 chosen,
                 "this file has no such backend; the frontend is left out",
             );
@@ -205,7 +205,7 @@ impl HaproxySection {
             "leastconn" | "random" => "least_connections",
             "source" => "source_hash",
             _ => {
-                import.note(balance, "memlb reads no requests; policy \"balanced\" chooses by memory and connections");
+                import.add_note(balance, "memlb reads no requests; policy \"balanced\" chooses by memory and connections");
                 "balanced"
             }
         };
@@ -222,7 +222,7 @@ impl HaproxySection {
             .map(|it| it.arguments().to_vec())
             .unwrap_or_default();
         for template in self.own("server-template") {
-            import.note(
+            import.add_note(
                 template,
                 "memlb finds no workers by DNS: let agents join by auto_join, or name the workers",
             );
@@ -308,7 +308,7 @@ fn server(
     let without_equal = PARAMETERS_WITHOUT_EQUAL.lines();
     for (name, advice) in without_equal.filter_map(|row| row.split_once(": ")) {
         if parameters.flag(name) {
-            import.note(line, advice);
+            import.add_note(line, advice);
         }
     }
     let (host, own_port) = host_and_port(strip_family(line.argument(1)));
@@ -362,8 +362,8 @@ fn strip_family(address: &str) -> &str {
 fn bind_address(one: &str, bind: &Statement, import: &mut Import) -> Option<(Option<IpAddr>, u16)> {
     for option in bind.arguments().iter().skip(1) {
         match option.as_str() {
-            "ssl" => import.note(bind, TLS),
-            "accept-proxy" => import.note(bind, PROXY),
+            "ssl" => import.add_note(bind, TLS),
+            "accept-proxy" => import.add_note(bind, PROXY),
             _ => {}
         }
     }

@@ -31,11 +31,11 @@ pub fn import(text: &str, path: &Path) -> Result<Import, ImportError> {
                     import.services.extend(service);
                 }
             }
-            "vrrp_instance" => import.note(
+            "vrrp_instance" => import.add_note(
                 statement,
                 "memlb moves no addresses: keepalived continues to do that; take only virtual_server out of its file",
             ),
-            "include" => import.note(statement, "import reads one file: import this one, too"),
+            "include" => import.add_note(statement, "import reads one file: import this one, too"),
             _ => {}
         }
     }
@@ -49,7 +49,7 @@ fn addresses<'a>(
     import: &mut Import,
 ) -> Vec<(IpAddr, u16, &'a Statement)> {
     if server.argument(0) == "fwmark" {
-        import.note(
+        import.add_note(
             server,
             "memlb serves addresses with ports, not firewall marks; this one is left out",
         );
@@ -61,7 +61,7 @@ fn addresses<'a>(
             .iter()
             .find(|it| it.name() == "virtual_server_group" && it.argument(0) == name);
         let Some(group) = group else {
-            import.note(
+            import.add_note(
                 server,
                 "this file has no such virtual_server_group; the server is left out",
             );
@@ -79,7 +79,7 @@ fn addresses<'a>(
     for (line, words) in lines {
         match ip_and_port(words) {
             Some(address) => found.push((address.ip(), address.port(), line)),
-            None => import.note(
+            None => import.add_note(
                 line,
                 "expected an address and a port that is not 0; this one is left out",
             ),
@@ -110,7 +110,7 @@ fn service(
     };
     let protocol = match value(&["protocol"]).map(|it| it.argument(0)) {
         None => {
-            import.note(
+            import.add_note(
                 statement,
                 "keepalived treats a virtual_server without protocol as UDP, and so does memlb import; for TCP, \
                  add protocol TCP",
@@ -130,7 +130,7 @@ fn service(
         None | Some((_, "NAT")) => Mode::Routed,
         Some((_, "DR")) => Mode::Dsr,
         Some((line, _)) => {
-            import.note(
+            import.add_note(
                 line,
                 "memlb has no tunnels; mode \"dsr\" needs workers on the manager's own link",
             );
@@ -146,7 +146,7 @@ fn service(
             "ops" => "datagrams of one port of a client go to one worker, see datagram_idle",
             _ => continue,
         };
-        import.note(line, advice);
+        import.add_note(line, advice);
     }
     let mut service = ImportedService {
         name: value(&["virtualhost"])
@@ -194,7 +194,7 @@ fn balance(
         "lc" | "wlc" | "sed" | "nq" => "least_connections",
         "sh" | "mh" => "source_hash",
         _ => {
-            import.note(
+            import.add_note(
                 scheduler.unwrap_or(statement),
                 "memlb has no such scheduler; policy \"balanced\" chooses by memory and connections",
             );
@@ -224,10 +224,10 @@ fn server(real: &Statement, interval: Option<&str>, import: &mut Import) -> Opti
             "weight" => weight = import.weight(line, line.argument(0)),
             "HTTP_GET" | "TCP_CHECK" => check = Some(of_checker(line, interval)),
             "uthreshold" => max_connections = import.max_connections(line, line.argument(0)),
-            "lthreshold" => import.note(line, "a full worker takes connections again as soon as one has ended"),
-            "inhibit_on_failure" => import.note(line, "memlb resets the connections of a worker that is down"),
-            "notify_up" | "notify_down" => import.note(line, "memlb events --follow --json gives every change to a script"),
-            name if name.ends_with("_CHECK") || name == "SSL_GET" => import.note(
+            "lthreshold" => import.add_note(line, "a full worker takes connections again as soon as one has ended"),
+            "inhibit_on_failure" => import.add_note(line, "memlb resets the connections of a worker that is down"),
+            "notify_up" | "notify_down" => import.add_note(line, "memlb events --follow --json gives every change to a script"),
+            name if name.ends_with("_CHECK") || name == "SSL_GET" => import.add_note(
                 line,
                 "memlb's agent checks TCP and HTTP: for anything else let the agent's service stop, or use memlb drain",
             ),

@@ -105,7 +105,7 @@ impl Includes {
             let mut files = matching(&self.directory.join(&pattern));
             files.retain(|it| it.is_file());
             if files.is_empty() && !pattern.contains('*') {
-                import.note(
+                import.add_note(
                     &statement,
                     "this file does not exist here; what it contains is not imported",
                 );
@@ -147,7 +147,7 @@ impl<'a> Context<'a> {
             if let Some(pass) = self.proxy_pass(server, import) {
                 self.server(server, pass, import);
             } else {
-                import.note(server, "this server has no proxy_pass; it is left out");
+                import.add_note(server, "this server has no proxy_pass; it is left out");
             }
         }
     }
@@ -169,10 +169,10 @@ impl<'a> Context<'a> {
         let mut locations = locations.into_iter();
         let first = locations.next();
         for other in locations {
-            import.note(other, "memlb does not route by path: all requests of this address go to one set of workers");
+            import.add_note(other, "memlb does not route by path: all requests of this address go to one set of workers");
         }
         if let Some(location) = first.filter(|it| it.argument(0) != "/") {
-            import.note(
+            import.add_note(
                 location,
                 "memlb does not route by path: this location's workers get all requests",
             );
@@ -187,20 +187,20 @@ impl<'a> Context<'a> {
         let (scheme, rest) = target.split_once("://").unwrap_or(("", target));
         let host = rest.split('/').next().unwrap_or_default();
         if target.contains('$') {
-            import.note(
+            import.add_note(
                 pass,
                 "memlb cannot take the worker from a variable; the server is left out",
             );
             return;
         }
         if rest.len() > host.len() + 1 {
-            import.note(
+            import.add_note(
                 pass,
                 "memlb does not change paths: the workers get the path that the client sent",
             );
         }
         if scheme == "https" {
-            import.note(
+            import.add_note(
                 pass,
                 "memlb does not change data: clients' own TLS reaches the workers",
             );
@@ -224,7 +224,7 @@ impl<'a> Context<'a> {
             .child("server_name")
             .filter(|it| it.argument(0) != "_")
         {
-            import.note(names, "memlb does not route by host: all requests of this address go to one set of workers");
+            import.add_note(names, "memlb does not route by host: all requests of this address go to one set of workers");
         }
         let mut listens: Vec<Statement> = server.children("listen").cloned().collect();
         if listens.is_empty() {
@@ -276,7 +276,7 @@ fn listen_address(
             _ => continue,
         };
         if let Some(advice) = no_equal(directive) {
-            import.note(listen, advice);
+            import.add_note(listen, advice);
         }
     }
     let given = listen.argument(0);
@@ -325,13 +325,13 @@ fn server_at(
                 );
             }
             "backup" => backup = true,
-            "max_fails" | "fail_timeout" => import.note(
+            "max_fails" | "fail_timeout" => import.add_note(
                 statement,
                 "memlb counts handshakes that fail (failing_after), and its agent checks the server: memlb agent --check",
             ),
             "max_conns" => max_connections = import.max_connections(statement, value),
             "slow_start" => {
-                import.note(statement, "the service's ramp_up does this for all workers");
+                import.add_note(statement, "the service's ramp_up does this for all workers");
             }
             _ => {}
         }
@@ -379,7 +379,7 @@ fn balance(upstream: &Statement, import: &mut Import) -> Balance {
         "ip_hash" => "source_hash",
         "hash" if by_client => "source_hash",
         "hash" => {
-            import.note(
+            import.add_note(
                 method,
                 "memlb reads no requests: only the client's address can choose the worker",
             );
@@ -397,7 +397,7 @@ fn balance(upstream: &Statement, import: &mut Import) -> Balance {
 fn report(block: &[Statement], import: &mut Import) {
     for statement in block {
         if let Some(advice) = no_equal(statement.name()) {
-            import.note(statement, advice);
+            import.add_note(statement, advice);
         }
     }
 }

@@ -98,7 +98,7 @@ pub struct Import {
 }
 
 impl Import {
-    pub fn note(&mut self, origin: impl Into<SourceLine>, advice: impl Into<String>) {
+    pub fn add_note(&mut self, origin: impl Into<SourceLine>, advice: impl Into<String>) {
         let note = Note {
             origin: origin.into(),
             advice: advice.into(),
@@ -114,7 +114,7 @@ impl Import {
         origin: impl Into<SourceLine>,
         advice: impl Into<String>,
     ) -> Option<T> {
-        self.note(origin, advice);
+        self.add_note(origin, advice);
         None
     }
 
@@ -123,7 +123,7 @@ impl Import {
         match given.parse() {
             Ok(0) => 0,
             Ok(most) if most <= MAX_CONNECTIONS => {
-                self.note(
+                self.add_note(
                     line,
                     format!(
                         "max_connections = {most}: further connections do not wait, but go to other workers, then to \
@@ -133,7 +133,7 @@ impl Import {
                 most
             }
             _ => {
-                self.note(
+                self.add_note(
                     line,
                     format!("{given} is not a valid max_connections; left out"),
                 );
@@ -147,7 +147,7 @@ impl Import {
         let weight = given.parse().unwrap_or(1);
         if weight == 0 {
             let advice = "weight 0 means drained: memlb drain keeps new connections away";
-            self.note(line, advice);
+            self.add_note(line, advice);
         }
         weight
     }
@@ -173,7 +173,7 @@ impl Import {
         let own = address.or_else(|| first_address(machine));
         for mut service in std::mem::take(&mut self.services) {
             let Some(ip) = service.ip.or(own) else {
-                self.note(
+                self.add_note(
                     service.listen,
                     "this is every address of the machine, and it has none but loopback: pass --address ADDRESS",
                 );
@@ -182,7 +182,7 @@ impl Import {
             service.ip = Some(ip);
             self.select_workers(&mut service, ip, machine);
             if service.servers.is_empty() {
-                self.note(
+                self.add_note(
                     service.listen,
                     format!(
                         "no server of {} can be a worker; the service is left out",
@@ -195,7 +195,7 @@ impl Import {
                 (it.ip, it.port, it.protocol) == (service.ip, service.port, service.protocol)
             });
             if taken {
-                self.note(
+                self.add_note(
                     service.listen,
                     "another service has this address already: memlb does not distinguish requests by host or \
                      path; this one is left out",
@@ -215,7 +215,7 @@ impl Import {
             let at = server.address.ip();
             if at.is_loopback() || at == ip || machine.interface_of(at).is_some() {
                 let fallback = SocketAddr::new(ip, server.address.port());
-                self.note(
+                self.add_note(
                     server.origin.clone(),
                     format!(
                         "this server runs on the manager, which can be the fallback only: it becomes the fallback \
@@ -224,7 +224,7 @@ impl Import {
                 );
                 service.fallback.get_or_insert((fallback, server.origin));
             } else if at.is_ipv4() != ip.is_ipv4() {
-                self.note(
+                self.add_note(
                     server.origin,
                     format!("memlb does not translate between IPv4 and IPv6: not a worker of {ip}"),
                 );
@@ -233,7 +233,7 @@ impl Import {
                 .iter()
                 .any(|it| it.address == server.address)
             {
-                self.note(server.origin, "this server is named twice; left out");
+                self.add_note(server.origin, "this server is named twice; left out");
             } else {
                 let name = self.worker_name(&server, service);
                 service.servers.push(Server { name, ..server });
@@ -257,7 +257,7 @@ impl Import {
         origin: SourceLine,
     ) {
         if service.mode == Mode::Dsr {
-            self.note(
+            self.add_note(
                 origin,
                 "mode \"dsr\" needs an agent on every worker: run one there, and add it as a worker with backup = true",
             );
@@ -265,7 +265,7 @@ impl Import {
         }
         let is_known = service.servers.iter().any(|it| it.address == address);
         if address.ip() == ip || address.is_ipv4() != ip.is_ipv4() || is_known {
-            self.note(
+            self.add_note(
                 origin,
                 "it cannot serve beside the service's own address and workers; without it, new connections are \
                  refused while no worker is up",

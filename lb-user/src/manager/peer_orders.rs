@@ -67,7 +67,10 @@ impl Orders {
             membership: in_force.membership.borrow_and_update().1.clone(),
             denied: in_force.denied.borrow_and_update().1.clone(),
         };
-        let changed = self.exchange.lock().note(&now, now_ms(), &self.own_name);
+        let changed = self
+            .exchange
+            .lock()
+            .record_changes(&now, now_ms(), &self.own_name);
         if changed {
             self.publish();
         }
@@ -77,7 +80,7 @@ impl Orders {
     fn publish(&self) {
         let registers = self.exchange.lock().clone();
         self.file.save(registers);
-        self.exchange.wake_senders();
+        self.exchange.notify_senders();
     }
 
     async fn receive(&mut self, frame: ReceivedOrders, in_force: &mut OperatorStateWatch) {

@@ -180,7 +180,8 @@ impl Manager {
         self.datapath.prepare_reload(&settings, numbers);
         // The routes come first: the core selects a moved worker at once, and a new one at its first heartbeat.
         self.reconcile(routes);
-        self.route_monitor.watch(self.datapath.worker_addresses());
+        self.route_monitor
+            .set_addresses(self.datapath.worker_addresses());
         let links = self.datapath.worker_routes();
         self.core
             .reconfigure(settings.clone(), &links, Instant::now());

@@ -53,7 +53,7 @@ impl RouteMonitor {
     }
 
     /// Replaces the addresses whose routes are watched.
-    pub fn watch(&self, addresses: BTreeSet<IpAddr>) {
+    pub fn set_addresses(&self, addresses: BTreeSet<IpAddr>) {
         self.addresses.send_replace(addresses);
     }
 }
@@ -258,7 +258,7 @@ mod tests {
                 .as_ref()
                 .is_some_and(|route| route.is_local)
         );
-        route_monitor.watch(BTreeSet::new());
+        route_monitor.set_addresses(BTreeSet::new());
         loop {
             match received.recv().await {
                 Some(BackgroundResult::Routes(routes)) if routes.is_empty() => return,

@@ -51,8 +51,8 @@ impl OrderExchange {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Wakes the senders after a change of the registers.
-    pub fn wake_senders(&self) {
+    /// Notifies the senders after a change of the registers.
+    pub fn notify_senders(&self) {
         self.changes.send_replace(());
     }
 }

@@ -169,7 +169,7 @@ impl Receiver<'_> {
         mut writer: OwnedWriteHalf,
     ) -> Result<Infallible, SessionError> {
         loop {
-            let filled = timeout(TIMEOUT, frames.fill()).await;
+            let filled = timeout(TIMEOUT, frames.read_more()).await;
             let bytes = filled.map_err(|_| SessionError::Silent)??;
             self.remote.lock().status.bytes_received += bytes as u64;
             let mut last = None;

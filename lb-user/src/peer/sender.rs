@@ -168,7 +168,7 @@ async fn read_acknowledgements(
     mut frames: FrameReader,
 ) -> Result<Infallible, SessionError> {
     loop {
-        let bytes = frames.fill().await?;
+        let bytes = frames.read_more().await?;
         remote.lock().status.bytes_received += bytes as u64;
         while let Some((_, message)) = frames.next()? {
             let mut state = remote.lock();

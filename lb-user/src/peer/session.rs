@@ -180,7 +180,7 @@ impl FrameReader {
     /// # Errors
     ///
     /// The connection has ended, perhaps within a frame.
-    pub async fn fill(&mut self) -> Result<usize, SessionError> {
+    pub async fn read_more(&mut self) -> Result<usize, SessionError> {
         self.buffer.drain(..self.read);
         self.read = 0;
         // Room for the rest of the longest frame.

@@ -32,11 +32,11 @@ use crate::{
 };
 
 /// A client's address and port.
-type Client = (IpAddr, u16);
+type ClientSocket = (IpAddr, u16);
 
 #[derive(Debug, Default)]
 struct Memory {
-    flows: BTreeMap<Client, FlowRecord>,
+    flows: BTreeMap<ClientSocket, FlowRecord>,
     links: Vec<(u32, PeerLink)>,
     incomplete: bool,
     addresses: Vec<IpAddr>,
@@ -44,19 +44,19 @@ struct Memory {
     lacks_workers: bool,
 }
 
-/// Tables whose clock reads `ticks`.
+/// A kernel whose clock reads `ticks`.
 #[derive(Debug, Clone)]
-struct Tables {
+struct TestKernel {
     memory: Arc<Mutex<Memory>>,
     ticks: u32,
 }
 
-fn client_of(record: &FlowRecord) -> Client {
+fn client_of(record: &FlowRecord) -> ClientSocket {
     let client = crate::datapath::from_mapped(record.client);
     (client, u16::from_be_bytes(record.client_port))
 }
 
-impl Kernel for Tables {
+impl Kernel for TestKernel {
     fn admit(&mut self, records: &[FlowRecord], outcomes: &mut Outcomes) -> Result<()> {
         let mut memory = self.memory.lock().unwrap();
         for record in records {
@@ -165,7 +165,7 @@ impl Side {
     fn start(number: u32, listener: TcpListener, peer: SocketAddr, secret: u8) -> Self {
         let memory = Arc::<Mutex<Memory>>::default();
         let (topology, receiver) = watch::channel(topology(number * 10, number * 3));
-        let tables = Tables {
+        let tables = TestKernel {
             memory: memory.clone(),
             ticks: number * 1_000,
         };

@@ -168,7 +168,7 @@ impl Simulation<'_> {
             }
             self.now = at;
             if wakes {
-                self.wake();
+                self.handle_timeout();
             } else if let Some(Reverse((.., event))) = self.queue.pop() {
                 self.handle(event);
             }
@@ -190,7 +190,7 @@ impl Simulation<'_> {
             } => self.receive(worker, number, available_bytes),
             SimEvent::Sample => {
                 let workers = 0..self.scenario.workers.len();
-                let fills: Vec<f64> = workers.map(|it| self.fill(it)).collect();
+                let fills: Vec<f64> = workers.map(|it| self.memory_usage(it)).collect();
                 self.meter.sample(&fills);
                 self.schedule(SAMPLE_INTERVAL, SimEvent::Sample);
             }
@@ -223,7 +223,7 @@ impl Simulation<'_> {
                 self.connection_bytes[worker] += bytes;
                 self.tables.opened(id(worker));
                 self.schedule(stay, SimEvent::Departure { worker, bytes });
-                self.meter.record_fill(self.fill(worker));
+                self.meter.record_fill(self.memory_usage(worker));
             }
             None => self.meter.rejected += 1,
         }
@@ -269,10 +269,10 @@ impl Simulation<'_> {
         };
         // The core refuses a report that arrives after a later one.
         _ = self.core.handle_heartbeat(&report, self.instant());
-        self.wake();
+        self.handle_timeout();
     }
 
-    fn wake(&mut self) {
+    fn handle_timeout(&mut self) {
         let now = self.instant();
         if self.core.wants_connections(now) {
             self.core
@@ -305,7 +305,7 @@ impl Simulation<'_> {
     }
 
     /// The part of a worker's memory that is in use, 0 to 1.
-    fn fill(&self, worker: usize) -> f64 {
+    fn memory_usage(&self, worker: usize) -> f64 {
         self.used(worker) as f64 / self.scenario.workers[worker].total_bytes as f64
     }
 

@@ -39,7 +39,7 @@ fn settings() -> impl Strategy<Value = CoreSettings> {
                 service(1, 10, &[WORKERS[3], WORKERS[1]], other),
             ];
             services[0].mode = mode;
-            give(&mut services, policies);
+            set_policies(&mut services, policies);
             services[0].spread.max_share = max_share;
             CoreSettings {
                 down_after: DOWN_AFTER,
@@ -52,7 +52,7 @@ fn settings() -> impl Strategy<Value = CoreSettings> {
     )
 }
 
-fn give(services: &mut [ServiceSettings], policies: [(Policy, Duration); 2]) {
+fn set_policies(services: &mut [ServiceSettings], policies: [(Policy, Duration); 2]) {
     for (service, (policy, hold)) in services.iter_mut().zip(policies) {
         (service.policy, service.memory.hold) = (policy, hold);
     }
@@ -140,7 +140,7 @@ fn heartbeat() -> impl Strategy<Value = Report> {
     )
 }
 
-fn order() -> impl Strategy<Value = AdminCommand> {
+fn admin_command() -> impl Strategy<Value = AdminCommand> {
     let worker = prop::sample::select(&["worker1", "worker2", "worker3", "worker4", "stranger"]);
     let service = prop::option::of(prop::sample::select(&["service0", "service1"]));
     let hold = prop::sample::select(&[
@@ -177,7 +177,7 @@ fn input() -> impl Strategy<Value = Input> {
     let milliseconds = |most: u64| (0..most).prop_map(Duration::from_millis);
     prop_oneof![
         12 => heartbeat().prop_map(Input::Heartbeat),
-        2 => order().prop_map(Input::AdminCommand),
+        2 => admin_command().prop_map(Input::AdminCommand),
         4 => milliseconds(600).prop_map(Input::Pass),
         1 => milliseconds(4_000).prop_map(Input::Pass),
         1 => milliseconds(8_000).prop_map(Input::Oversleep),
@@ -197,84 +197,84 @@ fn live(
 ) -> Vec<String> {
     let mut settings = settings.clone();
     let core = Core::resume(settings.clone(), adopted, start);
-    let mut world = World::around(core, start);
+    let mut harness = Harness::with_core(core, start);
     let mut log = Vec::new();
-    check(&world, &settings);
+    check(&harness, &settings);
     for input in history {
         let down_before = log.len();
         match input {
             Input::Heartbeat(report) => {
-                let outcome = world.hear(report);
+                let outcome = harness.handle_heartbeat(report);
                 assert!(outcome == HeartbeatOutcome::Accepted || outcome.refusal().is_some());
             }
             Input::AdminCommand(order) => {
-                let before = world.core.admin_overrides().clone();
-                let outcome = world.core.handle_admin_command(order, world.now);
+                let before = harness.core.admin_overrides().clone();
+                let outcome = harness.core.handle_admin_command(order, harness.now);
                 if outcome.is_err() {
-                    assert_eq!(*world.core.admin_overrides(), before);
+                    assert_eq!(*harness.core.admin_overrides(), before);
                 }
-                world.wake();
+                harness.handle_timeout();
             }
-            Input::Pass(duration) => world.pass_exactly(*duration),
+            Input::Pass(duration) => harness.advance_exactly(*duration),
             Input::Oversleep(duration) => {
-                let due = world.core.deadlines.earliest();
-                world.now += *duration;
-                world.wake();
-                if due.is_some_and(|due| world.now > due + DOWN_AFTER / 4) {
-                    assert!(!world.fell(), "judged while asleep");
+                let due = harness.core.deadlines.earliest();
+                harness.now += *duration;
+                harness.handle_timeout();
+                if due.is_some_and(|due| harness.now > due + DOWN_AFTER / 4) {
+                    assert!(!harness.has_worker_down(), "judged while asleep");
                 }
             }
-            Input::Timeout => world.wake(),
+            Input::Timeout => harness.handle_timeout(),
             Input::WorkerRoute(backend, link) => {
                 let links = [(*backend, link.clone())].into();
-                world.core.handle_routes(&links, world.now);
-                world.wake();
+                harness.core.handle_routes(&links, harness.now);
+                harness.handle_timeout();
             }
-            Input::Connections(open) => world.core.handle_connections(open),
+            Input::Connections(open) => harness.core.handle_connections(open),
             Input::Reconfigure(policies) => {
-                give(&mut settings.services, *policies);
-                world.reconfigure(settings.clone());
+                set_policies(&mut settings.services, *policies);
+                harness.reconfigure(settings.clone());
             }
         }
-        check(&world, &settings);
-        check_events(&world.events);
+        check(&harness, &settings);
+        check_events(&harness.events);
         log.extend(
-            world
+            harness
                 .events
                 .drain(..)
                 .map(|event| format!("{event:?} {event}")),
         );
-        let slots = world.maps.slots.values();
+        let slots = harness.maps.slots.values();
         let slots: u64 = slots
             .flat_map(|(_, slots)| (1..).zip(slots))
             .map(|(place, backend)| place * u64::from(backend.0))
             .sum();
         log.push(format!(
             "{:?} {:?} {slots} {:?}",
-            world.maps.backends,
-            world.maps.selection,
-            world.core.snapshot(world.now)
+            harness.maps.backends,
+            harness.maps.selection,
+            harness.core.snapshot(harness.now)
         ));
         assert!(log.len() > down_before);
     }
     log
 }
 
-impl World {
-    /// Like [`World::pass`], but also calls one nanosecond before each deadline.
-    fn pass_exactly(&mut self, duration: Duration) {
+impl Harness {
+    /// Like [`Harness::advance`], but also calls one nanosecond before each deadline.
+    fn advance_exactly(&mut self, duration: Duration) {
         let end = self.now + duration;
         while let Some(due) = self.core.poll_timeout().filter(|due| *due <= end) {
             let moment_before = due - Duration::from_nanos(1);
             assert!(moment_before >= self.now);
             self.now = moment_before;
             let events = self.events.len();
-            self.wake();
+            self.handle_timeout();
             assert_eq!(self.events.len(), events, "fired before its deadline");
             assert_eq!(self.core.poll_timeout(), Some(due));
             self.now = due;
             let rebalances = self.core.wants_connections(due);
-            self.wake();
+            self.handle_timeout();
             let new = &self.events[events..];
             let switched = |it: &Event| {
                 matches!(
@@ -282,22 +282,22 @@ impl World {
                     Event::SelectionChanged { .. } | Event::PauseEnded { .. }
                 )
             };
-            let happened = self.fell() || rebalances || new.iter().any(switched);
+            let happened = self.has_worker_down() || rebalances || new.iter().any(switched);
             assert!(happened, "nothing was due");
         }
         self.now = end;
-        self.wake();
+        self.handle_timeout();
     }
 
     /// Whether a worker's death is among the events not taken yet, other than one at the end of a pause.
-    fn fell(&self) -> bool {
+    fn has_worker_down(&self) -> bool {
         let mut events = self.events.iter();
         events.any(|event| matches!(event, Event::WorkerDown { was, .. } if *was != Health::Paused))
     }
 }
 
-fn check(world: &World, settings: &CoreSettings) {
-    let snapshot = world.core.snapshot(world.now);
+fn check(harness: &Harness, settings: &CoreSettings) {
+    let snapshot = harness.core.snapshot(harness.now);
     for (service, settings) in snapshot.services.iter().zip(&settings.services) {
         let (manager, workers) = service.backends.split_last().expect("a fallback");
         assert_eq!(
@@ -319,12 +319,12 @@ fn check(world: &World, settings: &CoreSettings) {
         assert!((shares - 10_000).abs() <= 2, "{service:?}");
         if service.selected == ALL_WORKERS {
             assert!(any_up && service.policy != Policy::Memory, "{service:?}");
-            assert_eq!(world.maps.selection[&settings.id], None);
+            assert_eq!(harness.maps.selection[&settings.id], None);
             assert_eq!(
-                Some(world.maps.slots[&settings.id].0),
+                Some(harness.maps.slots[&settings.id].0),
                 slot_kind(service.policy)
             );
-            check_backends(world, service);
+            check_backends(harness, service);
             continue;
         }
         let selected = all().find(|backend| backend.name == service.selected);
@@ -336,16 +336,16 @@ fn check(world: &World, settings: &CoreSettings) {
             !any_up || !heard && service.rule == Rule::NothingHeard
         );
         assert_eq!(
-            world.maps.selection[&settings.id],
+            harness.maps.selection[&settings.id],
             Some(selected.backend_id)
         );
-        check_backends(world, service);
+        check_backends(harness, service);
     }
 }
 
-fn check_backends(world: &World, service: &ServiceSnapshot) {
+fn check_backends(harness: &Harness, service: &ServiceSnapshot) {
     for backend in &service.backends {
-        let (state, memory, weight) = world.maps.backends[&backend.backend_id];
+        let (state, memory, weight) = harness.maps.backends[&backend.backend_id];
         assert_eq!((state, weight), (backend.state, backend.weight));
         let available = memory.map(|memory| memory.available_bytes);
         assert_eq!(available, backend.memory_available_bytes);

@@ -1,4 +1,4 @@
-//! The core in virtual time: a shell without a world around it.
+//! The core in virtual time: a shell without a harness around it.
 
 mod admin;
 mod adoption;
@@ -25,7 +25,7 @@ use crate::*;
 
 pub(super) const MIB: u64 = 1 << 20;
 pub(super) const DOWN_AFTER: Duration = DEFAULT_DOWN_AFTER;
-pub(super) const BEAT: Duration = Duration::from_millis(100);
+pub(super) const HEARTBEAT_INTERVAL: Duration = Duration::from_millis(100);
 /// No backend: what a service without a fallback selects while no worker is up.
 pub(super) const REFUSED: BackendId = BackendId(0);
 pub(super) const WEB: ServiceId = ServiceId(0);
@@ -103,7 +103,7 @@ pub(super) fn report(worker: &str, boot: u64, number: u64, available_mib: u64) -
         healthy: true,
         checked: false,
         translates: Vec::new(),
-        interval: Some(BEAT),
+        interval: Some(HEARTBEAT_INTERVAL),
     }
 }
 
@@ -114,7 +114,7 @@ pub(super) fn slot_kind(policy: Policy) -> Option<SlotKind> {
 }
 
 /// An operator's command for a worker in all services.
-pub(super) fn order(worker: &str, action: AdminAction) -> AdminCommand {
+pub(super) fn admin_command(worker: &str, action: AdminAction) -> AdminCommand {
     AdminCommand {
         worker: worker.to_owned(),
         service: None,
@@ -126,19 +126,19 @@ pub(super) fn order(worker: &str, action: AdminAction) -> AdminCommand {
 }
 
 /// The lab with both workers up, and worker1 selected.
-pub(super) fn started() -> World {
-    let mut world = World::new(lab(Threshold::Bytes(64 * MIB)));
-    world.start("worker1", 600);
-    world.start("worker2", 300);
-    world.events.clear();
-    world
+pub(super) fn started() -> Harness {
+    let mut harness = Harness::new(lab(Threshold::Bytes(64 * MIB)));
+    harness.start("worker1", 600);
+    harness.start("worker2", 300);
+    harness.events.clear();
+    harness
 }
 
 pub(super) fn ms(milliseconds: u64) -> Duration {
     Duration::from_millis(milliseconds)
 }
 
-/// Carries commands out as the datapath would, and checks on the way what [`MapUpdate`] promises.
+/// Applies map updates as the datapath does, and checks on the way what [`MapUpdate`] promises.
 #[derive(Debug, Default)]
 pub(super) struct Maps {
     pub backends: BTreeMap<BackendId, (Health, Option<Memory>, u32)>,
@@ -149,10 +149,10 @@ pub(super) struct Maps {
 
 impl Maps {
     pub fn apply(&mut self, command: MapUpdate) {
-        let said = format!("{command:?}");
+        let text = format!("{command:?}");
         let mut select = |service, backend| {
             let before = self.selection.insert(service, backend);
-            assert_ne!(before, Some(backend), "said twice: {said}");
+            assert_ne!(before, Some(backend), "sent twice: {text}");
         };
         match command {
             MapUpdate::SetBackend {
@@ -163,11 +163,11 @@ impl Maps {
             } => {
                 let description = (state, memory, weight);
                 let before = self.backends.insert(backend, description);
-                assert_ne!(before, Some(description), "said twice: {said}");
+                assert_ne!(before, Some(description), "sent twice: {text}");
             }
             MapUpdate::Select { service, backend } => {
                 let known = backend == REFUSED || self.backends.contains_key(&backend);
-                assert!(known, "unknown: {said}");
+                assert!(known, "unknown: {text}");
                 select(service, Some(backend));
             }
             MapUpdate::SetSlots {
@@ -175,17 +175,17 @@ impl Maps {
                 kind,
                 slots,
             } => {
-                assert!((1..=4_096).contains(&slots.len()), "{said}");
-                assert!(slots.iter().all(|id| self.backends[id].2 > 0), "{said}");
+                assert!((1..=4_096).contains(&slots.len()), "{text}");
+                assert!(slots.iter().all(|id| self.backends[id].2 > 0), "{text}");
                 let before = self.slots.insert(service, (kind, slots.clone()));
                 let in_force = self.selection.get(&service) == Some(&None);
                 assert!(
                     !in_force || before != Some((kind, slots)),
-                    "said twice: {said}"
+                    "sent twice: {text}"
                 );
             }
             MapUpdate::Spread { service } => {
-                assert!(self.slots.contains_key(&service), "no slots: {said}");
+                assert!(self.slots.contains_key(&service), "no slots: {text}");
                 select(service, None);
             }
         }
@@ -198,7 +198,7 @@ impl Maps {
                 let state = self.backends[&backend].0;
                 assert!(
                     state.is_up(),
-                    "{service:?} sends connections to {backend}, which is {state}: {said}"
+                    "{service:?} sends connections to {backend}, which is {state}: {text}"
                 );
             }
         }
@@ -213,8 +213,8 @@ impl Maps {
     }
 }
 
-/// A shell that never oversleeps, with agents that beat every 100 ms.
-pub(super) struct World {
+/// The core with a clock that is never late, its maps, and agents that send a heartbeat every 100 ms.
+pub(super) struct Harness {
     pub core: Core,
     pub now: Instant,
     pub maps: Maps,
@@ -223,29 +223,29 @@ pub(super) struct World {
     switched: BTreeMap<String, Instant>,
     /// What each running agent sends next.
     pub agents: BTreeMap<String, Report>,
-    next_beat: Instant,
+    next_heartbeat: Instant,
     boots: u64,
 }
 
-impl World {
+impl Harness {
     pub fn new(settings: CoreSettings) -> Self {
         let now = Instant::now();
-        Self::around(Core::new(settings, now), now)
+        Self::with_core(Core::new(settings, now), now)
     }
 
-    pub fn around(core: Core, now: Instant) -> Self {
-        let mut world = Self {
+    pub fn with_core(core: Core, now: Instant) -> Self {
+        let mut harness = Self {
             core,
             now,
             maps: Maps::default(),
             events: Vec::new(),
             switched: BTreeMap::new(),
             agents: BTreeMap::new(),
-            next_beat: now + BEAT,
+            next_heartbeat: now + HEARTBEAT_INTERVAL,
             boots: 0,
         };
-        world.drain();
-        world
+        harness.drain();
+        harness
     }
 
     /// Starts an agent; its first heartbeat is sent at once.
@@ -253,11 +253,11 @@ impl World {
         self.boots += 1;
         let report = report(worker, self.boots, 1, available_mib);
         self.agents.insert(worker.to_owned(), report);
-        self.beat(worker);
+        self.send_heartbeat(worker);
     }
 
     /// Sends an agent's next heartbeat now.
-    pub fn beat(&mut self, worker: &str) {
+    pub fn send_heartbeat(&mut self, worker: &str) {
         let Some(agent) = self.agents.get_mut(worker) else {
             return;
         };
@@ -265,10 +265,10 @@ impl World {
         if let Some(sequence) = &mut agent.sequence {
             sequence.number += 1;
         }
-        assert_eq!(self.hear(&report), HeartbeatOutcome::Accepted);
+        assert_eq!(self.handle_heartbeat(&report), HeartbeatOutcome::Accepted);
     }
 
-    pub fn hear(&mut self, report: &Report) -> HeartbeatOutcome {
+    pub fn handle_heartbeat(&mut self, report: &Report) -> HeartbeatOutcome {
         let outcome = self.core.handle_heartbeat(report, self.now);
         self.drain();
         outcome
@@ -282,46 +282,45 @@ impl World {
         number: u64,
         available_mib: u64,
     ) -> HeartbeatOutcome {
-        self.hear(&report(worker, boot, number, available_mib))
+        self.handle_heartbeat(&report(worker, boot, number, available_mib))
     }
 
     /// Handles a command that must succeed.
-    pub fn order(&mut self, order: &AdminCommand) -> CommandResult {
-        let result = self.core.handle_admin_command(order, self.now).unwrap();
-        self.wake();
+    pub fn command(&mut self, command: &AdminCommand) -> CommandResult {
+        let result = self.core.handle_admin_command(command, self.now).unwrap();
+        self.handle_timeout();
         result
     }
 
     /// Handles a command that must be refused.
-    pub fn refusal(&mut self, order: &AdminCommand) -> AdminError {
-        let refused = self.core.handle_admin_command(order, self.now);
+    pub fn refusal(&mut self, command: &AdminCommand) -> AdminError {
+        let refused = self.core.handle_admin_command(command, self.now);
         refused.unwrap_err()
     }
 
-    /// Lets time pass: agents beat and deadlines fire, each at its own instant.
-    pub fn pass(&mut self, duration: Duration) {
+    /// Advances the clock: agents send heartbeats and deadlines fire, each at its own instant.
+    pub fn advance(&mut self, duration: Duration) {
         let end = self.now + duration;
         loop {
-            let wake = self.core.poll_timeout().unwrap_or(end);
-            let next = end.min(wake).min(self.next_beat);
-            assert!(
-                next >= self.now,
-                "the core asks for an instant that has passed"
-            );
+            let timeout = self.core.poll_timeout().unwrap_or(end);
+            let next = end.min(timeout).min(self.next_heartbeat);
+            assert!(next >= self.now, "the core requests an instant in the past");
             self.now = next;
-            if next == self.next_beat {
-                self.next_beat += BEAT;
+            if next == self.next_heartbeat {
+                self.next_heartbeat += HEARTBEAT_INTERVAL;
                 let workers: Vec<String> = self.agents.keys().cloned().collect();
-                workers.iter().for_each(|worker| self.beat(worker));
+                workers
+                    .iter()
+                    .for_each(|worker| self.send_heartbeat(worker));
             }
-            self.wake();
+            self.handle_timeout();
             if next == end {
                 return;
             }
         }
     }
 
-    pub fn wake(&mut self) {
+    pub fn handle_timeout(&mut self) {
         self.core.handle_timeout(self.now);
         self.drain();
         let timeout = self.core.poll_timeout();

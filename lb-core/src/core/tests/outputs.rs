@@ -6,15 +6,15 @@ use super::*;
 
 #[test]
 fn selection_events_name_both_workers_and_their_memory() {
-    let mut world = World::new(lab(Threshold::Bytes(64 * MIB)));
-    world.start("worker1", 394);
-    world.start("worker2", 300);
-    world.hear_again("worker2", 500);
-    world.agents.clear();
-    world.pass(ms(1_400));
-    world.hear_again("worker1", 390);
-    world.pass(ms(3_000));
-    let lines: Vec<String> = world.events.iter().map(ToString::to_string).collect();
+    let mut harness = Harness::new(lab(Threshold::Bytes(64 * MIB)));
+    harness.start("worker1", 394);
+    harness.start("worker2", 300);
+    harness.repeat_heartbeat("worker2", 500);
+    harness.agents.clear();
+    harness.advance(ms(1_400));
+    harness.repeat_heartbeat("worker1", 390);
+    harness.advance(ms(3_000));
+    let lines: Vec<String> = harness.events.iter().map(ToString::to_string).collect();
     assert_eq!(
         lines,
         [
@@ -33,20 +33,20 @@ fn selection_events_name_both_workers_and_their_memory() {
              fallback on the manager serves",
         ]
     );
-    let warnings = world
+    let warnings = harness
         .events
         .iter()
         .filter(|event| event.severity() == Severity::Warn);
     assert_eq!(warnings.count(), 3, "two workers down, and all");
 }
 
-impl World {
+impl Harness {
     /// Sends one heartbeat of a worker with another figure, whether its agent runs or not.
-    fn hear_again(&mut self, worker: &str, available_mib: u64) {
+    fn repeat_heartbeat(&mut self, worker: &str, available_mib: u64) {
         let mut next = report(worker, 99, 1, available_mib);
         if let Some(agent) = self.agents.get_mut(worker) {
             agent.memory = next.memory;
-            return self.beat(worker);
+            return self.send_heartbeat(worker);
         }
         next.sequence = None;
         // The 2018 form is ignored while version 1 is fresh, so the agent continues in version 1.
@@ -66,10 +66,10 @@ impl World {
 
 #[test]
 fn events_are_flat_json_objects() {
-    let mut world = World::new(lab(Threshold::Bytes(64 * MIB)));
-    world.start("worker1", 394);
-    world.start("worker2", 500);
-    let json: Vec<serde_json::Value> = world
+    let mut harness = Harness::new(lab(Threshold::Bytes(64 * MIB)));
+    harness.start("worker1", 394);
+    harness.start("worker2", 500);
+    let json: Vec<serde_json::Value> = harness
         .events
         .iter()
         .map(|event| serde_json::to_value(event).expect("an event is JSON"))
@@ -100,11 +100,11 @@ fn events_are_flat_json_objects() {
 
 #[test]
 fn the_snapshot_shows_workers_in_their_order_and_the_manager_last() {
-    let mut world = World::new(lab(Threshold::Auto));
-    world.start("worker1", 394);
-    world.agents.clear();
-    world.pass(ms(250));
-    let snapshot = world.core.snapshot(world.now);
+    let mut harness = Harness::new(lab(Threshold::Auto));
+    harness.start("worker1", 394);
+    harness.agents.clear();
+    harness.advance(ms(250));
+    let snapshot = harness.core.snapshot(harness.now);
     assert_eq!(
         serde_json::to_value(&snapshot).expect("a snapshot is JSON"),
         json!({"services": [{

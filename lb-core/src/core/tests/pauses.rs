@@ -6,10 +6,10 @@ const PAUSE: Duration = Duration::from_secs(30);
 
 fn pause() -> AdminCommand {
     let for_ms = milliseconds(PAUSE);
-    order("worker1", AdminAction::Pause { for_ms })
+    admin_command("worker1", AdminAction::Pause { for_ms })
 }
 
-impl World {
+impl Harness {
     /// How the datapath treats worker1.
     fn treated(&self) -> Health {
         self.maps.backends[&BackendId(1)].0
@@ -24,18 +24,18 @@ impl World {
 
 #[test]
 fn a_paused_worker_keeps_its_connections_while_it_is_silent_without_an_alarm() {
-    let mut world = started();
-    world.order(&pause());
-    assert_eq!(world.selected(), "worker2");
-    assert_eq!(world.treated(), Health::Paused);
+    let mut harness = started();
+    harness.command(&pause());
+    assert_eq!(harness.selected(), "worker2");
+    assert_eq!(harness.treated(), Health::Paused);
     // It sends heartbeats for a while, as while its memory is copied.
-    world.pass(ms(10_000));
-    assert_eq!(world.treated(), Health::Paused);
-    world.agents.remove("worker1");
-    world.pass(ms(15_000));
-    assert_eq!(world.treated(), Health::Paused);
-    assert_eq!(world.alarms(), [""; 0]);
-    let snapshot = world.core.snapshot(world.now);
+    harness.advance(ms(10_000));
+    assert_eq!(harness.treated(), Health::Paused);
+    harness.agents.remove("worker1");
+    harness.advance(ms(15_000));
+    assert_eq!(harness.treated(), Health::Paused);
+    assert_eq!(harness.alarms(), [""; 0]);
+    let snapshot = harness.core.snapshot(harness.now);
     let worker = &snapshot.services[0].backends[0];
     assert_eq!(
         (worker.state, worker.health),
@@ -43,87 +43,87 @@ fn a_paused_worker_keeps_its_connections_while_it_is_silent_without_an_alarm() {
     );
     assert_eq!(worker.pause_left_ms, Some(5_000));
     // Back after `up_after` heartbeats, before the deadline.
-    world.start("worker1", 600);
-    assert_eq!(world.treated(), Health::Paused);
-    world.pass(BEAT);
-    assert_eq!(world.treated(), Health::Up);
-    assert_eq!(world.selected(), "worker1");
-    assert!(world.core.admin_overrides().is_empty());
-    assert_eq!(world.alarms(), [""; 0]);
+    harness.start("worker1", 600);
+    assert_eq!(harness.treated(), Health::Paused);
+    harness.advance(HEARTBEAT_INTERVAL);
+    assert_eq!(harness.treated(), Health::Up);
+    assert_eq!(harness.selected(), "worker1");
+    assert!(harness.core.admin_overrides().is_empty());
+    assert_eq!(harness.alarms(), [""; 0]);
 }
 
 #[test]
 fn at_the_deadline_a_silent_worker_is_down_as_usual() {
-    let mut world = started();
-    world.order(&pause());
-    world.agents.remove("worker1");
-    world.pass(PAUSE - Duration::from_nanos(1));
-    assert_eq!(world.treated(), Health::Paused);
-    world.pass(Duration::from_nanos(1));
-    assert_eq!(world.treated(), Health::Down);
+    let mut harness = started();
+    harness.command(&pause());
+    harness.agents.remove("worker1");
+    harness.advance(PAUSE - Duration::from_nanos(1));
+    assert_eq!(harness.treated(), Health::Paused);
+    harness.advance(Duration::from_nanos(1));
+    assert_eq!(harness.treated(), Health::Down);
     assert_eq!(
-        world.alarms(),
+        harness.alarms(),
         ["worker1 is down: no heartbeat for 30000 ms"]
     );
-    assert!(world.core.admin_overrides().is_empty());
+    assert!(harness.core.admin_overrides().is_empty());
 }
 
 #[test]
 fn paused_worker_without_silence_is_up_again_at_the_deadline_or_by_order() {
-    let mut world = started();
-    world.order(&pause());
-    world.pass(PAUSE);
+    let mut harness = started();
+    harness.command(&pause());
+    harness.advance(PAUSE);
     assert_eq!(
-        (world.treated(), world.selected().as_str()),
+        (harness.treated(), harness.selected().as_str()),
         (Health::Up, "worker1")
     );
-    world.order(&pause());
-    assert_eq!(world.selected(), "worker2");
-    world.order(&order("worker1", AdminAction::Resume));
+    harness.command(&pause());
+    assert_eq!(harness.selected(), "worker2");
+    harness.command(&admin_command("worker1", AdminAction::Resume));
     assert_eq!(
-        (world.treated(), world.selected().as_str()),
+        (harness.treated(), harness.selected().as_str()),
         (Health::Up, "worker1")
     );
 }
 
 #[test]
 fn resumed_silent_worker_gets_time_to_report() {
-    let mut world = started();
-    world.order(&pause());
-    world.agents.remove("worker1");
-    world.pass(ms(5_000));
-    world.events.clear();
+    let mut harness = started();
+    harness.command(&pause());
+    harness.agents.remove("worker1");
+    harness.advance(ms(5_000));
+    harness.events.clear();
     // The hook at the end of a move comes before the first heartbeat.
-    world.order(&order("worker1", AdminAction::Resume));
-    assert_eq!(world.treated(), Health::Paused);
-    world.pass(ms(1_000));
-    assert_eq!(world.treated(), Health::Paused);
-    world.start("worker1", 600);
-    world.pass(BEAT);
-    assert_eq!(world.treated(), Health::Up);
-    assert!(world.core.admin_overrides().is_empty());
-    assert_eq!(world.alarms(), [""; 0]);
+    harness.command(&admin_command("worker1", AdminAction::Resume));
+    assert_eq!(harness.treated(), Health::Paused);
+    harness.advance(ms(1_000));
+    assert_eq!(harness.treated(), Health::Paused);
+    harness.start("worker1", 600);
+    harness.advance(HEARTBEAT_INTERVAL);
+    assert_eq!(harness.treated(), Health::Up);
+    assert!(harness.core.admin_overrides().is_empty());
+    assert_eq!(harness.alarms(), [""; 0]);
     // One that does not come is down soon.
-    world.order(&pause());
-    world.agents.remove("worker1");
-    world.pass(ms(5_000));
-    world.order(&order("worker1", AdminAction::Resume));
-    world.pass(DOWN_AFTER * 5 / 4);
-    assert_eq!(world.treated(), Health::Down);
-    assert_eq!(world.alarms().len(), 1);
-    assert!(world.core.admin_overrides().is_empty());
+    harness.command(&pause());
+    harness.agents.remove("worker1");
+    harness.advance(ms(5_000));
+    harness.command(&admin_command("worker1", AdminAction::Resume));
+    harness.advance(DOWN_AFTER * 5 / 4);
+    assert_eq!(harness.treated(), Health::Down);
+    assert_eq!(harness.alarms().len(), 1);
+    assert!(harness.core.admin_overrides().is_empty());
 }
 
 #[test]
 fn a_worker_that_has_missed_heartbeats_is_not_resumed_at_once() {
-    let mut world = started();
-    world.order(&pause());
-    world.agents.remove("worker1");
+    let mut harness = started();
+    harness.command(&pause());
+    harness.agents.remove("worker1");
     // Not yet long enough to be down.
-    world.pass(DOWN_AFTER * 3 / 4);
-    world.order(&order("worker1", AdminAction::Resume));
-    world.pass(DOWN_AFTER);
-    assert_eq!(world.treated(), Health::Paused);
+    harness.advance(DOWN_AFTER * 3 / 4);
+    harness.command(&admin_command("worker1", AdminAction::Resume));
+    harness.advance(DOWN_AFTER);
+    assert_eq!(harness.treated(), Health::Paused);
 }
 
 #[test]
@@ -163,11 +163,11 @@ fn pause_with_every_health_and_every_admin_state() {
 
 #[test]
 fn restart_keeps_the_remaining_time_of_a_pause() {
-    let mut world = started();
-    world.order(&pause());
-    world.agents.remove("worker1");
-    world.pass(ms(10_000));
-    let kept = serde_json::to_string(world.core.admin_overrides()).unwrap();
+    let mut harness = started();
+    harness.command(&pause());
+    harness.agents.remove("worker1");
+    harness.advance(ms(10_000));
+    let kept = serde_json::to_string(harness.core.admin_overrides()).unwrap();
     let overrides: AdminOverrides = serde_json::from_str(&kept).unwrap();
     let left = |now_ms| {
         let (worker, mark) = overrides.pauses().next().unwrap();
@@ -187,37 +187,37 @@ fn restart_keeps_the_remaining_time_of_a_pause() {
             pauses: [left(now_ms)].into(),
             ..AdoptedState::default()
         };
-        let core = Core::resume(lab(Threshold::Bytes(64 * MIB)), &adopted, world.now);
-        let mut world = World::around(core, world.now);
-        world.start("worker2", 300);
-        assert_eq!(world.treated(), Health::Paused);
-        world.pass(ms(left_ms) - Duration::from_nanos(1));
-        assert_eq!(world.treated(), Health::Paused);
-        world.pass(Duration::from_nanos(1));
-        assert!(world.core.admin_overrides().is_empty());
-        assert_eq!(world.treated(), Health::Down);
-        assert_eq!(world.alarms().len(), 1);
+        let core = Core::resume(lab(Threshold::Bytes(64 * MIB)), &adopted, harness.now);
+        let mut harness = Harness::with_core(core, harness.now);
+        harness.start("worker2", 300);
+        assert_eq!(harness.treated(), Health::Paused);
+        harness.advance(ms(left_ms) - Duration::from_nanos(1));
+        assert_eq!(harness.treated(), Health::Paused);
+        harness.advance(Duration::from_nanos(1));
+        assert!(harness.core.admin_overrides().is_empty());
+        assert_eq!(harness.treated(), Health::Down);
+        assert_eq!(harness.alarms().len(), 1);
     }
 }
 
 #[test]
 fn a_pause_outlasts_a_reload_without_its_worker() {
-    let mut world = started();
-    world.order(&pause());
+    let mut harness = started();
+    harness.command(&pause());
     let mut without = lab(Threshold::Auto);
     without.services[0].backends.remove(0);
-    world.agents.remove("worker1");
-    world.reconfigure(without.clone());
-    world.reconfigure(lab(Threshold::Auto));
-    assert_eq!(world.treated(), Health::Paused);
-    world.reconfigure(without);
-    world.pass(PAUSE);
-    assert!(world.core.admin_overrides().is_empty());
+    harness.agents.remove("worker1");
+    harness.reconfigure(without.clone());
+    harness.reconfigure(lab(Threshold::Auto));
+    assert_eq!(harness.treated(), Health::Paused);
+    harness.reconfigure(without);
+    harness.advance(PAUSE);
+    assert!(harness.core.admin_overrides().is_empty());
 }
 
 #[test]
 fn invalid_pause_is_refused() {
-    let mut world = started();
+    let mut harness = started();
     let for_service = AdminCommand {
         service: Some("service0".to_owned()),
         ..pause()
@@ -228,36 +228,36 @@ fn invalid_pause_is_refused() {
     };
     for (order, says) in [
         (
-            order("worker1", AdminAction::Pause { for_ms: 999 }),
+            admin_command("worker1", AdminAction::Pause { for_ms: 999 }),
             "a pause of 999ms is not possible: expected 1s to 1h",
         ),
         (
-            order("worker1", AdminAction::Pause { for_ms: 3_600_001 }),
+            admin_command("worker1", AdminAction::Pause { for_ms: 3_600_001 }),
             "expected 1s to 1h",
         ),
         (for_service, "leave out --service"),
         (unknown, "did you mean worker1?"),
     ] {
-        let refused = world.refusal(&order);
+        let refused = harness.refusal(&order);
         assert!(refused.to_string().contains(says), "{refused}");
     }
-    assert!(world.core.admin_overrides().is_empty());
-    assert_eq!(world.treated(), Health::Up);
+    assert!(harness.core.admin_overrides().is_empty());
+    assert_eq!(harness.treated(), Health::Up);
 }
 
 #[test]
 fn an_order_warns_of_a_worker_that_is_down_already() {
-    let mut world = started();
-    world.agents.remove("worker1");
-    world.pass(ms(5_000));
-    let result = world.order(&pause());
+    let mut harness = started();
+    harness.agents.remove("worker1");
+    harness.advance(ms(5_000));
+    let result = harness.command(&pause());
     assert_eq!(result.warnings.len(), 1, "{:?}", result.warnings);
     assert!(
         result.warnings[0].contains("is down already"),
         "{:?}",
         result.warnings
     );
-    world.start("worker1", 600);
-    world.pass(BEAT);
-    assert_eq!(world.treated(), Health::Up);
+    harness.start("worker1", 600);
+    harness.advance(HEARTBEAT_INTERVAL);
+    assert_eq!(harness.treated(), Health::Up);
 }

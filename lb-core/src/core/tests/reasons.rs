@@ -9,25 +9,25 @@ type Change = (fn(&mut Report), Kind, &'static str);
 const WORKERS: [&str; 3] = ["worker1", "worker2", "worker3"];
 
 /// Workers of policy `balanced` that are up for longer than the ramp lasts.
-fn settled(max_share: MaxShare) -> World {
+fn settled(max_share: MaxShare) -> Harness {
     let mut settings = lab(Threshold::Auto);
     settings.services = vec![service(0, 1, &WORKERS, Threshold::Auto)];
     let service = &mut settings.services[0];
     service.policy = Policy::Balanced;
     service.spread.max_share = max_share;
-    let mut world = World::new(settings);
-    WORKERS.iter().for_each(|it| world.start(it, 300));
-    world.pass(ms(11_000));
-    world
+    let mut harness = Harness::new(settings);
+    WORKERS.iter().for_each(|it| harness.start(it, 300));
+    harness.advance(ms(11_000));
+    harness
 }
 
-fn agent(world: &mut World) -> &mut Report {
-    world.agents.get_mut("worker1").expect("an agent")
+fn agent(harness: &mut Harness) -> &mut Report {
+    harness.agents.get_mut("worker1").expect("an agent")
 }
 
 #[track_caller]
-fn expect(world: &World, kind: Kind, text: &str) {
-    let snapshot = world.core.snapshot(world.now);
+fn assert_reason(harness: &Harness, kind: Kind, text: &str) {
+    let snapshot = harness.core.snapshot(harness.now);
     let backends = &snapshot.services[0].backends;
     let reason = backends[0].reason.clone().expect("a reason");
     assert_eq!(reason.kind, kind, "{}", reason.text);
@@ -66,31 +66,31 @@ fn contents_of_heartbeats_limit_the_share() {
         ),
     ];
     for (change, kind, text) in changes {
-        let mut world = settled(MaxShare::Auto);
-        change(agent(&mut world));
-        world.pass(ms(1_000));
-        expect(&world, kind, text);
+        let mut harness = settled(MaxShare::Auto);
+        change(agent(&mut harness));
+        harness.advance(ms(1_000));
+        assert_reason(&harness, kind, text);
     }
 }
 
 #[test]
 fn silence_ramp_and_max_share_limit_the_share() {
-    let mut world = settled(MaxShare::Auto);
-    world.agents.remove("worker1");
-    world.pass(ms(2_000));
-    expect(&world, Kind::Down, "no heartbeat for ");
-    world.start("worker1", 300);
-    world.pass(ms(3_000));
-    expect(
-        &world,
+    let mut harness = settled(MaxShare::Auto);
+    harness.agents.remove("worker1");
+    harness.advance(ms(2_000));
+    assert_reason(&harness, Kind::Down, "no heartbeat for ");
+    harness.start("worker1", 300);
+    harness.advance(ms(3_000));
+    assert_reason(
+        &harness,
         Kind::Ramp,
         "came back recently: ramp_up limits it to ",
     );
 
-    let mut world = settled(MaxShare::Percent(40));
-    agent(&mut world).memory.available_bytes = 690 * MIB;
-    world.pass(ms(5_000));
-    expect(&world, Kind::Cap, "max_share limits its share to 40%");
+    let mut harness = settled(MaxShare::Percent(40));
+    agent(&mut harness).memory.available_bytes = 690 * MIB;
+    harness.advance(ms(5_000));
+    assert_reason(&harness, Kind::Cap, "max_share limits its share to 40%");
 }
 
 #[test]
@@ -113,9 +113,9 @@ fn orders_limit_the_share() {
             "the operator's weight is 0%",
         ),
     ] {
-        let mut world = settled(MaxShare::Auto);
-        world.order(&order("worker1", action));
-        expect(&world, kind, text);
+        let mut harness = settled(MaxShare::Auto);
+        harness.command(&admin_command("worker1", action));
+        assert_reason(&harness, kind, text);
         assert!(kind.is_order() && !kind.is_trouble());
     }
 }

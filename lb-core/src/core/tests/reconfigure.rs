@@ -2,15 +2,15 @@
 
 use super::*;
 
-fn started() -> World {
-    let mut world = World::new(lab(Threshold::Auto));
-    world.start("worker1", 600);
-    world.start("worker2", 500);
-    world.events.clear();
-    world
+fn started() -> Harness {
+    let mut harness = Harness::new(lab(Threshold::Auto));
+    harness.start("worker1", 600);
+    harness.start("worker2", 500);
+    harness.events.clear();
+    harness
 }
 
-impl World {
+impl Harness {
     pub fn reconfigure(&mut self, settings: CoreSettings) {
         self.reconfigure_with(settings, &BTreeMap::new());
     }
@@ -23,33 +23,39 @@ impl World {
         self.core.reconfigure(settings, links, self.now);
         // All map updates are emitted again.
         self.maps = Maps::default();
-        self.wake();
+        self.handle_timeout();
     }
 }
 
 #[test]
 fn the_same_settings_change_nothing() {
-    let mut world = started();
-    world.pass(ms(250));
-    let before = world.core.snapshot(world.now);
-    let maps = (world.maps.backends.clone(), world.maps.selection.clone());
-    world.reconfigure(lab(Threshold::Auto));
-    assert_eq!(world.core.snapshot(world.now), before);
+    let mut harness = started();
+    harness.advance(ms(250));
+    let before = harness.core.snapshot(harness.now);
+    let maps = (
+        harness.maps.backends.clone(),
+        harness.maps.selection.clone(),
+    );
+    harness.reconfigure(lab(Threshold::Auto));
+    assert_eq!(harness.core.snapshot(harness.now), before);
     assert_eq!(
         maps,
-        (world.maps.backends.clone(), world.maps.selection.clone())
+        (
+            harness.maps.backends.clone(),
+            harness.maps.selection.clone()
+        )
     );
-    assert_eq!(world.kinds(), [""; 0]);
+    assert_eq!(harness.kinds(), [""; 0]);
     // Deadlines are as they were.
-    world.agents.remove("worker1");
-    world.pass(DOWN_AFTER);
-    assert_eq!(world.state("worker1"), Health::Down);
+    harness.agents.remove("worker1");
+    harness.advance(DOWN_AFTER);
+    assert_eq!(harness.state("worker1"), Health::Down);
 }
 
 #[test]
 fn a_removed_worker_is_left_and_a_new_one_waits_for_its_heartbeat() {
-    let mut world = started();
-    assert_eq!(world.selected(), "worker1");
+    let mut harness = started();
+    assert_eq!(harness.selected(), "worker1");
     let mut settings = lab(Threshold::Auto);
     settings.services[0].backends.remove(0);
     let newcomer = BackendSettings {
@@ -58,19 +64,22 @@ fn a_removed_worker_is_left_and_a_new_one_waits_for_its_heartbeat() {
         ..settings.services[0].backends[0].clone()
     };
     settings.services[0].backends.push(newcomer);
-    world.reconfigure(settings);
-    assert_eq!(world.selected(), "worker2");
-    assert_eq!(world.maps.selection[&WEB], Some(BackendId(2)));
-    assert!(!world.maps.backends.contains_key(&BackendId(1)));
-    assert_eq!(world.state("worker3"), Health::Unknown);
-    assert_eq!(world.kinds(), ["selection_changed"]);
-    world.agents.remove("worker1");
+    harness.reconfigure(settings);
+    assert_eq!(harness.selected(), "worker2");
+    assert_eq!(harness.maps.selection[&WEB], Some(BackendId(2)));
+    assert!(!harness.maps.backends.contains_key(&BackendId(1)));
+    assert_eq!(harness.state("worker3"), Health::Unknown);
+    assert_eq!(harness.kinds(), ["selection_changed"]);
+    harness.agents.remove("worker1");
     let unknown = report("worker1", 9, 1, 600);
-    assert_eq!(world.hear(&unknown), HeartbeatOutcome::UnknownWorker);
-    world.start("worker3", 650);
-    world.agents.remove("worker2");
-    world.pass(DOWN_AFTER + ms(1));
-    assert_eq!(world.selected(), "worker3");
+    assert_eq!(
+        harness.handle_heartbeat(&unknown),
+        HeartbeatOutcome::UnknownWorker
+    );
+    harness.start("worker3", 650);
+    harness.agents.remove("worker2");
+    harness.advance(DOWN_AFTER + ms(1));
+    assert_eq!(harness.selected(), "worker3");
 }
 
 /// The lab with another worker in the place of `worker1`.
@@ -82,65 +91,68 @@ fn lab_with(worker: &str) -> CoreSettings {
 
 #[test]
 fn recordings_of_a_removed_worker_do_not_count_when_it_is_back() {
-    let mut world = started();
-    world.start("worker1", 600);
-    world.pass(ms(1_000));
-    let boot = world.agents["worker1"].sequence.unwrap().boot.0;
-    let heard = world.agents.remove("worker1").unwrap();
+    let mut harness = started();
+    harness.start("worker1", 600);
+    harness.advance(ms(1_000));
+    let boot = harness.agents["worker1"].sequence.unwrap().boot.0;
+    let heard = harness.agents.remove("worker1").unwrap();
     let next = heard.sequence.unwrap().number;
-    world.reconfigure(lab_with("worker3"));
-    world.pass(ms(5_000));
-    world.reconfigure(lab_with("worker1"));
+    harness.reconfigure(lab_with("worker3"));
+    harness.advance(ms(5_000));
+    harness.reconfigure(lab_with("worker1"));
     for number in 1..next {
         let recording = report("worker1", boot, number, 600);
         assert_ne!(
-            world.hear(&recording),
+            harness.handle_heartbeat(&recording),
             HeartbeatOutcome::Accepted,
             "{number}"
         );
     }
-    // Nor what it had said before its agent's restart.
+    // Nor what it had text before its agent's restart.
     let recording = report("worker1", boot - 2, 1, 600);
-    assert_eq!(world.hear(&recording), HeartbeatOutcome::Duplicate);
-    assert_eq!(world.state("worker1"), Health::Unknown);
+    assert_eq!(
+        harness.handle_heartbeat(&recording),
+        HeartbeatOutcome::Duplicate
+    );
+    assert_eq!(harness.state("worker1"), Health::Unknown);
     for number in next..next + 2 {
         let own = report("worker1", boot, number, 600);
-        assert_eq!(world.hear(&own), HeartbeatOutcome::Accepted);
+        assert_eq!(harness.handle_heartbeat(&own), HeartbeatOutcome::Accepted);
     }
-    assert_eq!(world.state("worker1"), Health::Up);
+    assert_eq!(harness.state("worker1"), Health::Up);
 }
 
 #[test]
 fn only_the_latest_removed_workers_are_remembered() {
-    let mut world = started();
-    world.agents.remove("worker1");
+    let mut harness = started();
+    harness.agents.remove("worker1");
     for number in 0..1_100 {
-        world.reconfigure(lab_with(&format!("passing{number}")));
-        world.pass(ms(1));
+        harness.reconfigure(lab_with(&format!("passing{number}")));
+        harness.advance(ms(1));
     }
-    assert_eq!(world.core.removed.len(), 1_024);
-    assert!(!world.core.removed.contains_key("worker1"));
-    assert!(world.core.removed.contains_key("passing1098"));
+    assert_eq!(harness.core.removed.len(), 1_024);
+    assert!(!harness.core.removed.contains_key("worker1"));
+    assert!(harness.core.removed.contains_key("passing1098"));
 }
 
 #[test]
 fn new_service_starts_with_the_known_state_of_its_workers() {
-    let mut world = started();
+    let mut harness = started();
     let mut settings = lab(Threshold::Auto);
     let other = service(1, 4, &["worker2"], Threshold::Auto);
     settings.services.push(other);
-    world.reconfigure(settings);
-    assert_eq!(world.maps.selection[&ServiceId(1)], Some(BackendId(4)));
-    assert_eq!(world.maps.selection[&WEB], Some(BackendId(1)));
-    assert_eq!(world.kinds(), ["selection_changed"]);
-    world.reconfigure(lab(Threshold::Auto));
-    assert!(!world.maps.selection.contains_key(&ServiceId(1)));
-    assert_eq!(world.kinds(), [""; 0]);
+    harness.reconfigure(settings);
+    assert_eq!(harness.maps.selection[&ServiceId(1)], Some(BackendId(4)));
+    assert_eq!(harness.maps.selection[&WEB], Some(BackendId(1)));
+    assert_eq!(harness.kinds(), ["selection_changed"]);
+    harness.reconfigure(lab(Threshold::Auto));
+    assert!(!harness.maps.selection.contains_key(&ServiceId(1)));
+    assert_eq!(harness.kinds(), [""; 0]);
 }
 
 #[test]
 fn orders_hold_over_a_reload() {
-    let mut world = started();
+    let mut harness = started();
     let order = AdminCommand {
         worker: "worker1".to_owned(),
         service: None,
@@ -151,27 +163,30 @@ fn orders_hold_over_a_reload() {
         at_ms: 0,
         reason: None,
     };
-    world.core.handle_admin_command(&order, world.now).unwrap();
-    world.wake();
+    harness
+        .core
+        .handle_admin_command(&order, harness.now)
+        .unwrap();
+    harness.handle_timeout();
     let mut settings = lab(Threshold::Auto);
     let other = service(1, 4, &["worker1", "worker2"], Threshold::Auto);
     settings.services.push(other);
-    world.reconfigure(settings);
+    harness.reconfigure(settings);
     // The order was for all services, also for those to come.
-    assert_eq!(world.maps.backends[&BackendId(4)].0, Health::Draining);
-    assert_eq!(world.maps.selection[&ServiceId(1)], Some(BackendId(5)));
-    assert_eq!(world.maps.selection[&WEB], Some(BackendId(2)));
+    assert_eq!(harness.maps.backends[&BackendId(4)].0, Health::Draining);
+    assert_eq!(harness.maps.selection[&ServiceId(1)], Some(BackendId(5)));
+    assert_eq!(harness.maps.selection[&WEB], Some(BackendId(2)));
 }
 
 #[test]
 fn a_shorter_down_after_counts_from_the_last_heartbeat() {
-    let mut world = started();
-    world.agents.clear();
-    world.pass(ms(400));
+    let mut harness = started();
+    harness.agents.clear();
+    harness.advance(ms(400));
     let mut settings = lab(Threshold::Auto);
     settings.down_after = ms(500);
-    world.reconfigure(settings);
-    assert_eq!(world.state("worker1"), Health::Up);
-    world.pass(ms(101));
-    assert_eq!(world.state("worker1"), Health::Down);
+    harness.reconfigure(settings);
+    assert_eq!(harness.state("worker1"), Health::Up);
+    harness.advance(ms(101));
+    assert_eq!(harness.state("worker1"), Health::Down);
 }

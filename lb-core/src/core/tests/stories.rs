@@ -22,7 +22,7 @@ enum Step {
 }
 use Step::*;
 
-impl World {
+impl Harness {
     fn apply(&mut self, step: Step) {
         match step {
             Nothing => {}
@@ -52,7 +52,7 @@ impl World {
 
     fn change(&mut self, worker: &str, change: impl FnOnce(&mut Report)) {
         change(self.agents.get_mut(worker).expect("a running agent"));
-        self.beat(worker);
+        self.send_heartbeat(worker);
     }
 }
 
@@ -192,12 +192,12 @@ const STORIES: &[(&str, Story)] = &[
 #[test]
 fn each_story_selects_the_expected_workers() {
     for (title, story) in STORIES {
-        let mut world = World::new(lab(Threshold::Bytes(64 * MIB)));
-        let start = world.now;
+        let mut harness = Harness::new(lab(Threshold::Bytes(64 * MIB)));
+        let start = harness.now;
         for (row, &(at, step, serves)) in story.iter().enumerate() {
-            world.pass(start + ms(at) - world.now);
-            world.apply(step);
-            let selected = world.selected();
+            harness.advance(start + ms(at) - harness.now);
+            harness.apply(step);
+            let selected = harness.selected();
             assert_eq!(selected, serves, "{title}: row {row}, {at} ms, {step:?}");
         }
     }
@@ -205,87 +205,88 @@ fn each_story_selects_the_expected_workers() {
 
 #[test]
 fn a_worker_is_up_at_exactly_down_after_and_down_a_nanosecond_later() {
-    let mut world = World::new(lab(Threshold::Auto));
-    world.apply(Once("worker1", 400));
-    let deadline = world.core.poll_timeout().expect("a deadline");
-    assert_eq!(deadline, world.now + DOWN_AFTER + Duration::from_nanos(1));
+    let mut harness = Harness::new(lab(Threshold::Auto));
+    harness.apply(Once("worker1", 400));
+    let deadline = harness.core.poll_timeout().expect("a deadline");
+    assert_eq!(deadline, harness.now + DOWN_AFTER + Duration::from_nanos(1));
 
-    world.now += DOWN_AFTER;
-    world.wake();
-    assert_eq!(world.state("worker1"), Health::Up);
-    assert_eq!(world.core.poll_timeout(), Some(deadline));
-    world.now = deadline;
-    world.wake();
-    assert_eq!(world.state("worker1"), Health::Down);
-    assert_eq!(world.core.poll_timeout(), None);
+    harness.now += DOWN_AFTER;
+    harness.handle_timeout();
+    assert_eq!(harness.state("worker1"), Health::Up);
+    assert_eq!(harness.core.poll_timeout(), Some(deadline));
+    harness.now = deadline;
+    harness.handle_timeout();
+    assert_eq!(harness.state("worker1"), Health::Down);
+    assert_eq!(harness.core.poll_timeout(), None);
 }
 
 #[test]
 fn the_threshold_may_be_a_share_of_the_selected_workers_memory() {
-    let mut world = World::new(lab(Threshold::Percent(10)));
-    world.start("worker1", 400);
-    world.start("worker2", 440);
-    assert_eq!(world.selected(), "worker1");
-    world.apply(Memory("worker2", 441));
-    assert_eq!(world.selected(), "worker2");
+    let mut harness = Harness::new(lab(Threshold::Percent(10)));
+    harness.start("worker1", 400);
+    harness.start("worker2", 440);
+    assert_eq!(harness.selected(), "worker1");
+    harness.apply(Memory("worker2", 441));
+    assert_eq!(harness.selected(), "worker2");
     // It shrinks as the selected worker fills up.
-    world.apply(Memory("worker1", 100));
-    world.apply(Memory("worker2", 90));
+    harness.apply(Memory("worker1", 100));
+    harness.apply(Memory("worker2", 90));
     assert_eq!(
-        world.selected(),
+        harness.selected(),
         "worker1" /* failing to move would need 99 */
     );
 }
 
 #[test]
 fn auto_threshold_is_the_first_difference_of_memory() {
-    let mut world = World::new(lab(Threshold::Auto));
-    let threshold = |world: &World| world.core.snapshot(world.now).services[0].threshold_bytes;
-    world.start("worker1", 394);
-    assert_eq!(threshold(&world), None);
-    world.start("worker2", 424);
-    assert_eq!(threshold(&world), Some(30 * MIB));
+    let mut harness = Harness::new(lab(Threshold::Auto));
+    let threshold =
+        |harness: &Harness| harness.core.snapshot(harness.now).services[0].threshold_bytes;
+    harness.start("worker1", 394);
+    assert_eq!(threshold(&harness), None);
+    harness.start("worker2", 424);
+    assert_eq!(threshold(&harness), Some(30 * MIB));
     assert_eq!(
-        world.selected(),
+        harness.selected(),
         "worker2",
         "the first comparison selects the best worker, not the one whose heartbeat came first"
     );
-    world.apply(Memory("worker1", 454));
+    harness.apply(Memory("worker1", 454));
     assert_eq!(
-        world.selected(),
+        harness.selected(),
         "worker2",
         "not better by more than the threshold"
     );
-    world.apply(Memory("worker1", 455));
-    assert_eq!(world.selected(), "worker1");
-    assert_eq!(threshold(&world), Some(30 * MIB), "it is found once");
-    let kinds = world.kinds();
+    harness.apply(Memory("worker1", 455));
+    assert_eq!(harness.selected(), "worker1");
+    assert_eq!(threshold(&harness), Some(30 * MIB), "it is found once");
+    let kinds = harness.kinds();
     let learned = kinds.iter().filter(|kind| *kind == "threshold_learned");
     assert_eq!(learned.count(), 1);
 }
 
 #[test]
 fn auto_threshold_of_equal_workers_has_a_minimum() {
-    let mut world = World::new(lab(Threshold::Auto));
-    world.start("worker1", 400);
-    world.start("worker2", 400);
+    let mut harness = Harness::new(lab(Threshold::Auto));
+    harness.start("worker1", 400);
+    harness.start("worker2", 400);
     // Equal workers differ by up to a hundredth of their total.
-    world.apply(Memory("worker2", 407));
-    assert_eq!(world.selected(), "worker1");
-    world.apply(Memory("worker2", 408));
-    assert_eq!(world.selected(), "worker2");
+    harness.apply(Memory("worker2", 407));
+    assert_eq!(harness.selected(), "worker1");
+    harness.apply(Memory("worker2", 408));
+    assert_eq!(harness.selected(), "worker2");
 }
 
 #[test]
 fn of_equal_workers_the_one_configured_first_takes_over() {
     let mut settings = lab(Threshold::Auto);
     settings.services[0] = service(0, 1, &["worker1", "worker2", "worker3"], Threshold::Auto);
-    let mut world = World::new(settings);
-    world.start("worker3", 500);
-    world.start("worker2", 300);
-    world.start("worker1", 300);
-    world.apply(Leave("worker3"));
-    assert_eq!(world.selected(), "worker1");
+    let mut harness = Harness::new(settings);
+    harness.start("worker3", 500);
+    harness.start("worker2", 300);
+    harness.start("worker1", 300);
+    harness.apply(Leave("worker3"));
+    assert_eq!(harness.selected(), "worker1");
 }
 
 #[test]
@@ -293,30 +294,30 @@ fn a_worker_of_two_services_fails_over_in_both() {
     let mut settings = lab(Threshold::Auto);
     let other = service(1, 4, &["worker2", "worker1"], Threshold::Auto);
     settings.services.push(other);
-    let mut world = World::new(settings);
-    world.start("worker1", 500);
-    world.start("worker2", 300);
-    let selections = |world: &World| {
-        let ids = world.maps.selection.values();
+    let mut harness = Harness::new(settings);
+    harness.start("worker1", 500);
+    harness.start("worker2", 300);
+    let selections = |harness: &Harness| {
+        let ids = harness.maps.selection.values();
         ids.map(|id| id.expect("a backend").0).collect::<Vec<_>>()
     };
-    assert_eq!(selections(&world), [1, 5]);
-    world.apply(Leave("worker1"));
-    assert_eq!(selections(&world), [2, 4]);
-    world.apply(Leave("worker2"));
-    assert_eq!(selections(&world), [3, 6]);
+    assert_eq!(selections(&harness), [1, 5]);
+    harness.apply(Leave("worker1"));
+    assert_eq!(selections(&harness), [2, 4]);
+    harness.apply(Leave("worker2"));
+    assert_eq!(selections(&harness), [3, 6]);
 }
 
 #[test]
 fn two_workers_that_die_together_cause_one_change() {
-    let mut world = World::new(lab(Threshold::Auto));
-    world.start("worker1", 500);
-    world.start("worker2", 300);
-    world.agents.clear();
-    world.kinds();
-    world.pass(ms(2_000));
+    let mut harness = Harness::new(lab(Threshold::Auto));
+    harness.start("worker1", 500);
+    harness.start("worker2", 300);
+    harness.agents.clear();
+    harness.kinds();
+    harness.advance(ms(2_000));
     assert_eq!(
-        world.kinds(),
+        harness.kinds(),
         [
             "worker_down",
             "worker_down",
@@ -335,46 +336,51 @@ fn the_worker_with_the_most_memory_ranks_after_the_selected_one() {
         &["worker1", "worker2", "worker3"],
         Threshold::Bytes(64 * MIB),
     )];
-    let mut world = World::new(settings);
-    let ranked = |world: &World| {
-        let (kind, slots) = &world.maps.slots[&WEB];
+    let mut harness = Harness::new(settings);
+    let ranked = |harness: &Harness| {
+        let (kind, slots) = &harness.maps.slots[&WEB];
         assert_eq!(*kind, SlotKind::Ranked);
         slots.iter().map(|id| id.0).collect::<Vec<_>>()
     };
-    world.start("worker1", 300);
-    world.start("worker2", 100);
-    assert_eq!(ranked(&world), [1, 2]);
+    harness.start("worker1", 300);
+    harness.start("worker2", 100);
+    assert_eq!(ranked(&harness), [1, 2]);
     // More than the selected one, but not beyond the threshold.
-    world.start("worker3", 310);
-    assert_eq!(ranked(&world), [1, 3, 2]);
-    world.agents.remove("worker1");
-    world.pass(DOWN_AFTER + ms(1));
-    assert_eq!(world.selected(), "worker3");
-    assert_eq!(ranked(&world), [3, 2]);
-    world.agents.clear();
-    world.pass(ms(2_000));
-    assert_eq!(world.selected(), MANAGER);
+    harness.start("worker3", 310);
+    assert_eq!(ranked(&harness), [1, 3, 2]);
+    harness.agents.remove("worker1");
+    harness.advance(DOWN_AFTER + ms(1));
+    assert_eq!(harness.selected(), "worker3");
+    assert_eq!(ranked(&harness), [3, 2]);
+    harness.agents.clear();
+    harness.advance(ms(2_000));
+    assert_eq!(harness.selected(), MANAGER);
 }
 
 #[test]
 fn without_a_fallback_new_connections_are_refused_while_no_worker_is_up() {
     let mut settings = lab(Threshold::Auto);
     settings.services[0].fallback = None;
-    let mut world = World::new(settings);
-    assert_eq!(world.selected(), NO_BACKEND);
-    assert_eq!(world.maps.selection[&WEB], Some(REFUSED));
-    world.start("worker1", 600);
-    assert_eq!(world.selected(), "worker1");
-    world.agents.clear();
-    world.events.clear();
-    world.pass(DOWN_AFTER + ms(1));
-    assert_eq!(world.selected(), NO_BACKEND);
-    assert_eq!(world.maps.selection[&WEB], Some(REFUSED));
-    let said: Vec<String> = world.events.iter().map(Event::to_string).collect();
+    let mut harness = Harness::new(settings);
+    assert_eq!(harness.selected(), NO_BACKEND);
+    assert_eq!(harness.maps.selection[&WEB], Some(REFUSED));
+    harness.start("worker1", 600);
+    assert_eq!(harness.selected(), "worker1");
+    harness.agents.clear();
+    harness.events.clear();
+    harness.advance(DOWN_AFTER + ms(1));
+    assert_eq!(harness.selected(), NO_BACKEND);
+    assert_eq!(harness.maps.selection[&WEB], Some(REFUSED));
+    let text: Vec<String> = harness.events.iter().map(Event::to_string).collect();
     assert!(
-        said[1].ends_with("no worker is up any more; new connections are refused"),
-        "{said:?}"
+        text[1].ends_with("no worker is up any more; new connections are refused"),
+        "{text:?}"
     );
-    let backends = world.core.snapshot(world.now).services.remove(0).backends;
+    let backends = harness
+        .core
+        .snapshot(harness.now)
+        .services
+        .remove(0)
+        .backends;
     assert_eq!(backends.len(), 2);
 }

@@ -18,8 +18,8 @@ fn settings(policy: Policy) -> CoreSettings {
     settings
 }
 
-fn shares(world: &World) -> Vec<u16> {
-    let snapshot = world.core.snapshot(world.now);
+fn shares(harness: &Harness) -> Vec<u16> {
+    let snapshot = harness.core.snapshot(harness.now);
     snapshot.services[0]
         .backends
         .iter()
@@ -30,34 +30,36 @@ fn shares(world: &World) -> Vec<u16> {
 #[test]
 fn a_backup_serves_while_no_primary_can() {
     for policy in Policy::ALL {
-        let mut world = World::new(settings(policy));
-        assert_eq!(shares(&world), [0, 0, 10_000], "{policy}");
-        world.start("worker1", 300);
-        world.pass(ms(200));
-        assert_eq!(shares(&world), [10_000, 0, 0], "{policy}");
-        let snapshot = world.core.snapshot(world.now);
+        let mut harness = Harness::new(settings(policy));
+        assert_eq!(shares(&harness), [0, 0, 10_000], "{policy}");
+        harness.start("worker1", 300);
+        harness.advance(ms(200));
+        assert_eq!(shares(&harness), [10_000, 0, 0], "{policy}");
+        let snapshot = harness.core.snapshot(harness.now);
         let reason = snapshot.services[0].backends[2].reason.clone();
         assert_eq!(reason.map(|it| it.kind), Some(ShareReasonKind::Backup));
-        world.kinds();
+        harness.kinds();
 
-        world.agents.clear();
-        world.pass(ms(2_000));
-        assert_eq!(shares(&world), [0, 0, 10_000], "{policy}");
+        harness.agents.clear();
+        harness.advance(ms(2_000));
+        assert_eq!(shares(&harness), [0, 0, 10_000], "{policy}");
         assert!(
-            world.kinds().contains(&"backups_serve".to_owned()),
+            harness.kinds().contains(&"backups_serve".to_owned()),
             "{policy}"
         );
-        let problem = world.core.snapshot(world.now).services[0].problem.clone();
+        let problem = harness.core.snapshot(harness.now).services[0]
+            .problem
+            .clone();
         assert_eq!(
             problem.as_deref(),
             Some("no primary worker can serve: the backups serve")
         );
 
-        world.start("worker2", 300);
-        world.pass(ms(200));
-        assert_eq!(shares(&world), [0, 10_000, 0], "{policy}");
+        harness.start("worker2", 300);
+        harness.advance(ms(200));
+        assert_eq!(shares(&harness), [0, 10_000, 0], "{policy}");
         assert!(
-            world.kinds().contains(&"primaries_serve".to_owned()),
+            harness.kinds().contains(&"primaries_serve".to_owned()),
             "{policy}"
         );
     }
@@ -65,17 +67,17 @@ fn a_backup_serves_while_no_primary_can() {
 
 #[test]
 fn a_worker_without_an_agent_is_up_until_its_packets_show_otherwise() {
-    let mut world = World::new(settings(Policy::Balanced));
-    world.pass(Duration::from_secs(60));
-    assert_eq!(world.state("sorry"), Health::Up);
+    let mut harness = Harness::new(settings(Policy::Balanced));
+    harness.advance(Duration::from_secs(60));
+    assert_eq!(harness.state("sorry"), Health::Up);
     // Heartbeats count while they come.
-    world.start("sorry", 100);
-    world.agents.get_mut("sorry").expect("an agent").healthy = false;
-    world.pass(ms(200));
-    assert_eq!(world.state("sorry"), Health::Unhealthy);
-    world.agents.clear();
-    world.pass(ms(2_000));
-    assert_eq!(world.state("sorry"), Health::Up);
+    harness.start("sorry", 100);
+    harness.agents.get_mut("sorry").expect("an agent").healthy = false;
+    harness.advance(ms(200));
+    assert_eq!(harness.state("sorry"), Health::Unhealthy);
+    harness.agents.clear();
+    harness.advance(ms(2_000));
+    assert_eq!(harness.state("sorry"), Health::Up);
 }
 
 #[test]
@@ -85,21 +87,21 @@ fn a_restart_keeps_a_worker_without_an_agent_up() {
         draining: [BackendId(3)].into(),
         ..AdoptedState::default()
     };
-    let world = World::around(Core::resume(settings(Policy::Memory), &adopted, now), now);
-    assert_eq!(world.state("sorry"), Health::Up);
-    assert_eq!(world.selected(), "sorry");
+    let harness = Harness::with_core(Core::resume(settings(Policy::Memory), &adopted, now), now);
+    assert_eq!(harness.state("sorry"), Health::Up);
+    assert_eq!(harness.selected(), "sorry");
 }
 
 #[test]
 fn a_reload_expects_heartbeats_of_a_worker_or_no_longer() {
-    let mut world = World::new(settings(Policy::Memory));
+    let mut harness = Harness::new(settings(Policy::Memory));
     let mut with_agent = settings(Policy::Memory);
     with_agent.services[0].backends[2].agent = true;
-    world.reconfigure(with_agent);
-    world.pass(DOWN_AFTER);
-    assert_eq!(world.state("sorry"), Health::Up);
-    world.pass(ms(1));
-    assert_eq!(world.state("sorry"), Health::Down);
-    world.reconfigure(settings(Policy::Memory));
-    assert_eq!(world.state("sorry"), Health::Up);
+    harness.reconfigure(with_agent);
+    harness.advance(DOWN_AFTER);
+    assert_eq!(harness.state("sorry"), Health::Up);
+    harness.advance(ms(1));
+    assert_eq!(harness.state("sorry"), Health::Down);
+    harness.reconfigure(settings(Policy::Memory));
+    assert_eq!(harness.state("sorry"), Health::Up);
 }

@@ -50,7 +50,7 @@ impl<L: TextList> Kind for L {
         Some(items)
     }
 
-    fn show(&self, value: &Vec<L::Item>) -> String {
+    fn to_toml(&self, value: &Vec<L::Item>) -> String {
         list(value)
     }
 }

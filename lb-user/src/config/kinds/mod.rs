@@ -14,7 +14,7 @@ use lb_core::{MANAGER, MaxShare, Mode, NO_BACKEND, Policy, Pressure, Protocol, T
 use super::document::RawValue;
 use super::error::{BadValue, ProblemKind};
 use super::validator::Validator;
-use super::values::{self, Attach, PortRange, show_duration};
+use super::values::{self, Attach, PortRange, format_duration};
 use super::words::nearest;
 use crate::heartbeat::{Authentication, check_name};
 
@@ -55,7 +55,7 @@ pub(super) trait Kind {
     fn read(&self, input: &mut Input<'_, '_>) -> Option<Self::Value>;
 
     /// Returns the value as TOML.
-    fn show(&self, value: &Self::Value) -> String;
+    fn to_toml(&self, value: &Self::Value) -> String;
 
     /// Returns the bounds as a sentence of the example file.
     fn bounds(&self) -> Option<String> {
@@ -84,7 +84,7 @@ macro_rules! simple_kind {
                 input.check(parse(self, input.given))
             }
 
-            fn show(&self, $shown: &$value) -> String {
+            fn to_toml(&self, $shown: &$value) -> String {
                 $show
             }
 
@@ -134,7 +134,7 @@ simple_kind! {
     FilePath: PathBuf, |this, given| file(given.path()?, this.0), |value| quoted(value.to_string_lossy());
     SocketPath: PathBuf, |_this, given| socket(given.path()?), |value| quoted(value.to_string_lossy());
     Ports: PortRange, |_this, given| values::port_range(&given.text()?), |value| quoted(value.to_string());
-    MemoryThreshold: Threshold, |_this, given| values::threshold(&given.scalar()?), |value| quoted(show_threshold(*value));
+    MemoryThreshold: Threshold, |_this, given| values::threshold(&given.scalar()?), |value| quoted(format_threshold(*value));
     ShareLimit: MaxShare, |_this, given| values::max_share(&given.scalar()?), |value| quoted(value.to_string());
     Percent: u32, |this, given| values::percent(&given.scalar()?, &this.0), |value| format!("\"{value}%\""),
         |this| percent_bounds(&this.0);
@@ -211,7 +211,7 @@ fn socket(path: PathBuf) -> Result<PathBuf, BadValue> {
 }
 
 /// Returns a threshold in the form that [`values::threshold`] parses, without rounding.
-fn show_threshold(threshold: Threshold) -> String {
+fn format_threshold(threshold: Threshold) -> String {
     let Threshold::Bytes(bytes) = threshold else {
         return threshold.to_string();
     };
@@ -236,11 +236,11 @@ impl<K: Kind> Kind for Optional<K> {
         }
     }
 
-    fn show(&self, value: &Self::Value) -> String {
+    fn to_toml(&self, value: &Self::Value) -> String {
         let Self(kind, none) = self;
         value
             .as_ref()
-            .map_or_else(|| quoted(none), |it| kind.show(it))
+            .map_or_else(|| quoted(none), |it| kind.to_toml(it))
     }
 }
 
@@ -269,7 +269,7 @@ impl<T: Copy + PartialOrd + Display + TryFrom<i64>> Kind for Integer<T> {
         input.check(value)
     }
 
-    fn show(&self, value: &T) -> String {
+    fn to_toml(&self, value: &T) -> String {
         value.to_string()
     }
 
@@ -306,7 +306,7 @@ impl Kind for Time {
     fn read(&self, input: &mut Input<'_, '_>) -> Option<Duration> {
         let text = input.check(input.given.scalar())?;
         let time = input.check(values::duration(&text))?;
-        let max = show_duration(self.max);
+        let max = format_duration(self.max);
         let (kind, what, expected) = match time {
             Duration::ZERO if !self.may_be_zero => (
                 ProblemKind::ZeroInterval,
@@ -315,7 +315,7 @@ impl Kind for Time {
             ),
             time if time > self.max => (
                 ProblemKind::OutOfRange,
-                format!("{} is too long", show_duration(time)),
+                format!("{} is too long", format_duration(time)),
                 format!("at most {max}"),
             ),
             time => return Some(time),
@@ -324,8 +324,8 @@ impl Kind for Time {
         None
     }
 
-    fn show(&self, value: &Duration) -> String {
-        quoted(show_duration(*value))
+    fn to_toml(&self, value: &Duration) -> String {
+        quoted(format_duration(*value))
     }
 
     fn bounds(&self) -> Option<String> {
@@ -333,7 +333,7 @@ impl Kind for Time {
             true => "From \"0s\"",
             false => "Above \"0s\"",
         };
-        let max = show_duration(self.max);
+        let max = format_duration(self.max);
         Some(format!("{least}, up to \"{max}\"."))
     }
 }
@@ -402,7 +402,7 @@ impl<T: Named> Kind for Choice<T> {
         None
     }
 
-    fn show(&self, value: &T) -> String {
+    fn to_toml(&self, value: &T) -> String {
         quoted(value.name())
     }
 }

@@ -131,7 +131,7 @@ impl Registers {
     }
 
     /// Records changes that were made on this manager; returns whether there are any.
-    pub fn note(&mut self, in_force: &OperatorState, now_ms: u64, manager: &str) -> bool {
+    pub fn record_changes(&mut self, in_force: &OperatorState, now_ms: u64, manager: &str) -> bool {
         let values = in_force.values();
         let subjects: BTreeSet<&Subject> = values.keys().chain(self.entries.keys()).collect();
         let mut changed = Vec::new();

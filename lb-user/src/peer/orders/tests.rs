@@ -57,8 +57,8 @@ fn the_last_change_wins_and_a_removal_is_one() {
         &[("worker9", [10, 0, 1, 9].into())],
         &["203.0.113.0/24"],
     );
-    assert!(one.lock().note(&drained, 1_000, "manager1"));
-    assert!(!one.lock().note(&drained, 1_001, "manager1"));
+    assert!(one.lock().record_changes(&drained, 1_000, "manager1"));
+    assert!(!one.lock().record_changes(&drained, 1_001, "manager1"));
     assert_eq!(pass(&mut to_other, &mut other.lock()), 3);
     let pending = other.lock().pending();
     assert_eq!(pending.len(), 3);
@@ -66,28 +66,28 @@ fn the_last_change_wins_and_a_removal_is_one() {
     assert!(
         !other
             .lock()
-            .note(&OperatorState::default(), 1_002, "manager2")
+            .record_changes(&OperatorState::default(), 1_002, "manager2")
     );
     pending.iter().for_each(|entry| other.lock().applied(entry));
-    assert!(!other.lock().note(&drained, 1_003, "manager2"));
+    assert!(!other.lock().record_changes(&drained, 1_003, "manager2"));
     // Nothing is sent back.
     assert_eq!(pass(&mut to_one, &mut one.lock()), 0);
 
     // The other operator ends it, with a clock that is behind.
     let ended = in_force(&[], &[("worker9", [10, 0, 1, 9].into())], &[]);
-    assert!(other.lock().note(&ended, 7, "manager2"));
+    assert!(other.lock().record_changes(&ended, 7, "manager2"));
     assert_eq!(pass(&mut to_one, &mut one.lock()), 2);
     let pending = one.lock().pending();
     assert!(pending.iter().all(|it| it.value.is_none()), "{pending:?}");
     pending.iter().for_each(|entry| one.lock().applied(entry));
-    assert!(!one.lock().note(&ended, 2_000, "manager1"));
+    assert!(!one.lock().record_changes(&ended, 2_000, "manager1"));
 
     // An old copy changes nothing, also after a restart, for which the file holds the removals.
     let saved = serde_json::to_string(&*one.lock()).unwrap();
     let mut restarted: Registers = serde_json::from_str(&saved).unwrap();
-    assert!(!restarted.note(&ended, 3_000, "manager1"));
+    assert!(!restarted.record_changes(&ended, 3_000, "manager1"));
     let old = OrderExchange::new(Registers::default());
-    old.lock().note(&drained, 900, "manager3");
+    old.lock().record_changes(&drained, 900, "manager3");
     assert_eq!(pass(&mut old.outbox(0), &mut restarted), 0);
     restarted.expire(40 * 24 * 3_600_000);
     assert_eq!(pass(&mut old.outbox(0), &mut restarted), 2);
@@ -102,7 +102,7 @@ fn entries_are_bounded_and_checked() {
     let prefixes: Vec<&str> = prefixes.iter().map(String::as_str).collect();
     exchange
         .lock()
-        .note(&in_force(&[], &[], &prefixes), 1, "manager1");
+        .record_changes(&in_force(&[], &[], &prefixes), 1, "manager1");
     let mut outbox = exchange.outbox(0);
     let mut frames = 0;
     while let Some(json) = outbox.next() {
