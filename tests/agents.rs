@@ -255,7 +255,7 @@ fn a_clock_jump_marks_no_worker_as_down() {
         assert_eq!(cluster.page().unwrap(), "Worker1");
     }
     assert!(cluster.events_of("worker_down").unwrap().is_empty());
-    cluster.expect_events("worker_up", 1).unwrap();
+    cluster.require_events("worker_up", 1).unwrap();
     let refused = cluster.status().unwrap()["heartbeats"]["refused"].clone();
     assert_eq!(refused, serde_json::json!({ "not_fresh": 1 }));
 }

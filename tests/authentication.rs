@@ -156,7 +156,7 @@ fn only_correctly_signed_heartbeats_are_accepted() {
             .success()
     );
     cluster.wait_for_page("Worker2", SOON).unwrap();
-    cluster.expect_events("worker_leaving", 1).unwrap();
+    cluster.require_events("worker_leaving", 1).unwrap();
 }
 
 #[root_test]
@@ -255,7 +255,7 @@ fn the_agent_of_a_restored_machine_continues_with_a_new_boot() {
     wait_for_refusals(&cluster, "sequence_reset", 1);
     cluster.wait_for_state("worker1", "up", SOON).unwrap();
     agent.wait_for_log(SOON, "continuing with boot").unwrap();
-    cluster.expect_events("agent_restarted", 1).unwrap();
+    cluster.require_events("agent_restarted", 1).unwrap();
 
     // Recordings bring no worker back after its end.
     agent.kill().unwrap();
@@ -608,7 +608,7 @@ fn authentication_is_introduced_without_interruption() {
     }
     cluster.wait_for_page("Worker1", SOON).unwrap();
 
-    turn_to(&cluster, "off", "permissive");
+    change_authentication(&cluster, "off", "permissive");
     cluster.assert_status(SOON, "worker2 to be named", |status| {
         status["heartbeats"]["unsigned"]["worker2"].as_u64() > Some(3)
     });
@@ -638,7 +638,7 @@ fn authentication_is_introduced_without_interruption() {
         "{manager}"
     );
 
-    turn_to(&cluster, "permissive", "enforce");
+    change_authentication(&cluster, "permissive", "enforce");
     outlast_down_after();
     let status = cluster.status().unwrap();
     assert_eq!(refused(&status, "unsigned"), 0, "{status:#}");
@@ -659,7 +659,7 @@ fn authentication_is_introduced_without_interruption() {
 }
 
 /// Changes `heartbeats.authentication` while the manager runs.
-fn turn_to(cluster: &Cluster, from: &str, to: &str) {
+fn change_authentication(cluster: &Cluster, from: &str, to: &str) {
     let file = cluster.paths.directory.join("memlb.toml");
     let text = fs::read_to_string(&file).unwrap();
     let setting = |mode| format!("authentication = {mode:?}");

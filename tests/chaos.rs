@@ -171,7 +171,7 @@ fn killing_the_manager_breaks_no_request() {
         report.requests.len(),
         report.longest_outage()
     );
-    report.expect_no_failure();
+    report.assert_no_failure();
     assert_eq!(report.runs().len(), 1, "{:?}", report.runs());
     assert_eq!(long_connection.get("/").unwrap().first_line(), "Worker1");
 }
@@ -389,8 +389,8 @@ impl Chaos {
             },
             5 | 6 => self.kill_manager(),
             7 => self.reload(),
-            8 => self.order(index, "drain"),
-            9 => self.order(index, "undrain"),
+            8 => self.run_verb(index, "drain"),
+            9 => self.run_verb(index, "undrain"),
             10 | 11 => self.reconfigure(index),
             12 => self.detach(),
             13 => self.rename(),
@@ -408,7 +408,7 @@ impl Chaos {
                 self.cluster.servers[index].process.kill().unwrap();
                 self.cluster.kill_agent(index).unwrap();
             }
-            Fault::Cut => self.cluster.topology.workers[index].cut_off().unwrap(),
+            Fault::Cut => self.cluster.topology.workers[index].disconnect().unwrap(),
             _ => self.signal_agent(index, Signal::SIGSTOP),
         }
         self.active_fault[index] = Some(fault);
@@ -549,7 +549,7 @@ impl Chaos {
             if self.removed[index] {
                 self.reconfigure(index);
             }
-            self.order(index, "undrain");
+            self.run_verb(index, "undrain");
         }
     }
 
@@ -579,11 +579,11 @@ impl Chaos {
     /// Checks that the long connection has outlasted the last action.
     fn check_long_connection(&mut self, after: &str) {
         self.long_connection.trials += u64::from(self.long_connection.connection.is_some());
-        self.use_long_connection(after);
+        self.fetch_over_long_connection(after);
     }
 
     /// Fetches the blob over the long connection.
-    fn use_long_connection(&mut self, after: &str) {
+    fn fetch_over_long_connection(&mut self, after: &str) {
         let Some((connection, index)) = &mut self.long_connection.connection else {
             return;
         };
@@ -603,7 +603,7 @@ impl Chaos {
     /// Uses the long connection, or opens one to a worker without a fault.
     fn maintain_long_connection(&mut self) {
         if self.long_connection.connection.is_some() {
-            return self.use_long_connection("a while");
+            return self.fetch_over_long_connection("a while");
         }
         let client = &self.cluster.topology.client;
         let Ok(mut connection) = Connection::open(client, self.cluster.service(), PATIENCE) else {
@@ -650,7 +650,7 @@ impl Chaos {
         self.removed[index] = is_removal;
         self.write_configuration();
         if !is_removal {
-            self.order(index, "undrain");
+            self.run_verb(index, "undrain");
         }
     }
 
@@ -713,7 +713,7 @@ impl Chaos {
         self.check_long_connection("a renamed interface");
     }
 
-    fn order(&mut self, index: usize, verb: &'static str) {
+    fn run_verb(&mut self, index: usize, verb: &'static str) {
         if self.removed[index] {
             return;
         }

@@ -9,7 +9,7 @@ use std::{
     process::{Command, Output, Stdio},
 };
 
-use memlb_tests::{cli::expect_failure, cluster::binary, command::output};
+use memlb_tests::{cli::assert_failure, cluster::binary, command::output};
 
 fn memlb(arguments: &[&str]) -> Output {
     let mut command = Command::new(binary().unwrap());
@@ -73,7 +73,7 @@ fn a_misspelled_command_gets_a_suggestion() {
         (&["completions", "bahs"], "'bash'"),
     ];
     for (arguments, says) in cases {
-        expect_failure(&memlb(arguments), 2, &[says]);
+        assert_failure(&memlb(arguments), 2, &[says]);
     }
 }
 
@@ -238,7 +238,7 @@ fn a_weight_is_given_with_or_without_a_percent_sign() {
         assert_eq!(failed.status.code(), Some(1), "{failed:?}");
     }
     let refused = memlb(&["weight", "worker1", "half"]);
-    expect_failure(&refused, 2, &["such as 50 or 50%"]);
+    assert_failure(&refused, 2, &["such as 50 or 50%"]);
 }
 
 #[test]

@@ -30,7 +30,7 @@ const RECOUNTED: Duration = Duration::from_secs(90);
 fn the_count_stays_exact_however_connections_end() {
     let mut cluster = start(&[]);
     let flows = flows() / 2;
-    let (kills, failed) = come_and_go(&mut cluster, flows);
+    let (kills, failed) = open_and_close_connections(&mut cluster, flows);
     assert_eq!(failed, 0, "no connection breaks");
     // The programs alone have counted right: nothing had to be put right.
     eventually(SOON, "the last to end", || {
@@ -41,7 +41,7 @@ fn the_count_stays_exact_however_connections_end() {
         counts(&cluster, "evicted") == [0, 0]
     });
     println!("{flows} flows, {kills} managers killed: the count is exact");
-    expect_exact(&cluster, 60);
+    assert_exact(&cluster, 60);
 }
 
 #[root_test]
@@ -51,7 +51,7 @@ fn the_count_stays_exact_with_evictions() {
     // More than fit, and silent from now on.
     let mut held: Vec<_> = (0..2 * TABLE).filter_map(|_| open(&cluster)).collect();
     let flows = flows() / 2;
-    let (kills, failed) = come_and_go(&mut cluster, flows);
+    let (kills, failed) = open_and_close_connections(&mut cluster, flows);
     // The kernel evicts a connection that is in use now and then.
     assert!(failed * 50 <= flows, "{failed} of {flows} failed");
     // These have room, but find those of before in their places.
@@ -70,19 +70,19 @@ fn the_count_stays_exact_with_evictions() {
     .with_context(|| format!("{:?}, not {present:?}", open_connections(&cluster)))
     .unwrap();
     assert!(present.iter().sum::<u64>() > 100, "{present:?}");
-    expect_shown(&cluster, present);
+    assert_shown(&cluster, present);
     let evicted: u64 = counts(&cluster, "evicted").iter().sum();
     assert!(evicted as usize >= TABLE, "only {evicted} were evicted");
     drop(held);
     eventually(RECOUNTED, "nothing to be open", || {
         open_connections(&cluster) == [0, 0]
     });
-    expect_shown(&cluster, [0, 0]);
+    assert_shown(&cluster, [0, 0]);
     println!(
         "{flows} flows, {failed} failed, {evicted} evicted, {present:?} left, {kills} managers killed: the count is exact"
     );
     // In a small table the kernel evicts a newcomer now and then.
-    expect_exact(&cluster, 120);
+    assert_exact(&cluster, 120);
 }
 
 fn flows() -> usize {
@@ -103,7 +103,7 @@ fn start(settings: &[&str]) -> Cluster {
 
 /// Opens and ends so many connections while managers are killed; returns how many managers, and how many
 /// connections failed.
-fn come_and_go(cluster: &mut Cluster, flows: usize) -> (usize, usize) {
+fn open_and_close_connections(cluster: &mut Cluster, flows: usize) -> (usize, usize) {
     let done = AtomicUsize::new(0);
     let server = cluster.service();
     let client = || {
@@ -164,7 +164,7 @@ fn open(cluster: &Cluster) -> Option<(Connection, String)> {
 }
 
 /// Opens 60 connections in at most so many attempts, and expects that the programs count just these.
-fn expect_exact(cluster: &Cluster, attempts: usize) {
+fn assert_exact(cluster: &Cluster, attempts: usize) {
     let opened = (0..attempts).filter_map(|_| open(cluster));
     let held: Vec<_> = opened.take(60).collect();
     let seen = of_each_worker(&held);
@@ -178,7 +178,7 @@ fn expect_exact(cluster: &Cluster, attempts: usize) {
 }
 
 /// Expects that `memlb status` and `memlb flows` show what the programs count.
-fn expect_shown(cluster: &Cluster, open: [u64; 2]) {
+fn assert_shown(cluster: &Cluster, open: [u64; 2]) {
     let status = |name: &str| cluster.backend(name).unwrap()["flows"].as_u64().unwrap();
     let listed = |name: &str| {
         let mut flows = cluster.memlb("flows");

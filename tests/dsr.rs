@@ -332,10 +332,10 @@ impl Lab {
         };
         let cluster = Cluster::start(&options).unwrap();
         let mut servers = Vec::new();
-        give_address(&cluster.topology.manager, "fd00:56::101/64");
-        give_address(&cluster.topology.client, "fd00:56::10/64");
+        add_address(&cluster.topology.manager, "fd00:56::101/64");
+        add_address(&cluster.topology.client, "fd00:56::10/64");
         for (index, worker) in cluster.topology.workers.iter().enumerate() {
-            give_address(worker, &format!("fd00:56::{}/64", 103 + index));
+            add_address(worker, &format!("fd00:56::{}/64", 103 + index));
             let directory = directory(&cluster, index);
             servers.push(serve(worker, &directory, &format!("Worker{}", index + 1)));
         }
@@ -481,7 +481,7 @@ fn directory(cluster: &Cluster, index: usize) -> PathBuf {
     cluster.paths.directory.join(format!("dsr{}", index + 1))
 }
 
-fn give_address(node: &Namespace, address: &str) {
+fn add_address(node: &Namespace, address: &str) {
     let arguments = ["address", "add", address, "dev", "eth1", "nodad"];
     node.run("ip", &arguments).unwrap();
 }

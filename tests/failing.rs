@@ -59,7 +59,7 @@ fn a_dead_server_gets_no_connection_until_a_trial_is_answered(attach: &str) {
     });
     top.wait_for_log(NOTICED, "failing").unwrap();
     drop(top);
-    let events = cluster.expect_events("worker_failing", 1).unwrap();
+    let events = cluster.require_events("worker_failing", 1).unwrap();
     let refused = events[0]["evidence"]["refused"].as_u64();
     assert!(refused >= Some(3), "{events:?}");
     let client = cluster.topology.client.address().to_string();
@@ -92,7 +92,7 @@ fn a_dead_server_gets_no_connection_until_a_trial_is_answered(attach: &str) {
     probe
         .wait_for_page("Worker1", Instant::now(), SOON)
         .unwrap();
-    cluster.expect_events("worker_recovered", 1).unwrap();
+    cluster.require_events("worker_recovered", 1).unwrap();
     // Only requests that were under way at its death fail: the SYNs of later ones went to the other worker.
     let report = probe.stop().unwrap();
     let is_open = |sent_at: Instant, ended_at: Instant| sent_at < dead_at && ended_at >= killed_at;
@@ -143,7 +143,7 @@ fn a_firewall_rule_against_heartbeats_breaks_no_request() {
         "{ready}"
     );
     let report = probe.report();
-    report.expect_no_failure();
+    report.assert_no_failure();
     println!(
         "{} requests without heartbeats, none failed",
         report.runs().iter().map(|it| it.1).sum::<usize>()

@@ -17,7 +17,7 @@ const MIB: u64 = 1024;
 fn a_repeated_syn_reaches_another_worker_without_the_manager() {
     let mut cluster = Cluster::start_serving(&ClusterOptions::default()).unwrap();
     cluster.kill_manager().unwrap();
-    cluster.topology.workers[0].cut_off().unwrap();
+    cluster.topology.workers[0].disconnect().unwrap();
     for _ in 0..5 {
         let begun = Instant::now();
         assert_eq!(cluster.page().unwrap(), "Worker2");
@@ -57,7 +57,7 @@ fn dies_and_returns(cluster: &Cluster, index: usize) {
     probe.wait_for_page(&page, Instant::now(), SOON).unwrap();
 
     let cut_at = Instant::now();
-    cluster.topology.workers[index].cut_off().unwrap();
+    cluster.topology.workers[index].disconnect().unwrap();
     let first = probe.wait_for_page(&other_page, cut_at, SOON).unwrap();
     let took = first.ended_at - cut_at;
     assert!(took >= DOWN_AFTER / 2, "{took:?} is too soon to know");
@@ -86,7 +86,7 @@ fn keeps_clients_when_another_worker_dies() {
         .wait_for_page("Worker1", Instant::now(), SOON)
         .unwrap();
     cluster.kill_agent(1).unwrap();
-    cluster.topology.workers[1].cut_off().unwrap();
+    cluster.topology.workers[1].disconnect().unwrap();
     cluster.wait_for_state("worker2", "down", SOON).unwrap();
     cluster.topology.workers[1].reconnect().unwrap();
     cluster.start_agent(1).unwrap();
@@ -108,7 +108,7 @@ fn shows_the_managers_page_while_both_workers_are_down(attach: &str) {
     for worker in ["worker1", "worker2"] {
         cluster.wait_for_state(worker, "down", SOON).unwrap();
     }
-    cluster.expect_events("all_workers_down", 1).unwrap();
+    cluster.require_events("all_workers_down", 1).unwrap();
 
     cluster.start_agent(1).unwrap();
     cluster.wait_for_page("Worker2", SOON).unwrap();
@@ -200,7 +200,7 @@ fn moves_clients_at_once_when_an_agent_shuts_down() {
     cluster.wait_for_page("Worker2", SOON).unwrap();
     assert!(sent_at.elapsed() < SOON);
     cluster.wait_for_state("worker1", "leaving", SOON).unwrap();
-    cluster.expect_events("worker_leaving", 1).unwrap();
+    cluster.require_events("worker_leaving", 1).unwrap();
 }
 
 #[root_test]
@@ -216,7 +216,7 @@ fn accepts_heartbeats_of_2018() {
         .map(|worker| Sender::open(worker, cluster.heartbeat_address()).unwrap())
         .collect();
     // Worker1's clock goes an hour late, worker2's an hour fast and then backwards.
-    let say = |worker1: Option<u64>, worker2: Option<u64>| {
+    let send_reports = |worker1: Option<u64>, worker2: Option<u64>| {
         if let Some(free) = worker1 {
             senders[0]
                 .send_legacy("worker1", "2018-06-04 13:00:59", free)
@@ -233,7 +233,7 @@ fn accepts_heartbeats_of_2018() {
     };
     let shows = |worker1, worker2, page: &str| {
         eventually(SOON, page, || {
-            say(worker1, worker2);
+            send_reports(worker1, worker2);
             cluster.page().is_ok_and(|got| got == page)
         })
     };

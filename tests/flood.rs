@@ -225,7 +225,7 @@ fn forged_datagram_exchanges_break_no_real_one() {
         .map(|worker| Application::start(worker, PORT).unwrap())
         .collect();
     let target = SocketAddrV4::new(cluster.topology.manager.address(), PORT);
-    let ask = || {
+    let request = || {
         let socket = UdpSocket::bind("0.0.0.0:0")?;
         socket.connect(target)?;
         socket.set_read_timeout(Some(IN_TIME))?;
@@ -233,7 +233,7 @@ fn forged_datagram_exchanges_break_no_real_one() {
         socket.recv(&mut [0; 16])
     };
     let client = &cluster.topology.client;
-    eventually(SOON, "an answer", || client.enter(ask).unwrap().is_ok());
+    eventually(SOON, "an answer", || client.enter(request).unwrap().is_ok());
     let attacker = attacker(&cluster);
 
     let is_over = AtomicBool::new(false);
@@ -241,7 +241,7 @@ fn forged_datagram_exchanges_break_no_real_one() {
         let (mut asked, mut answered) = (0, 0);
         while !is_over.load(Ordering::Relaxed) {
             asked += 1;
-            answered += u32::from(ask().is_ok());
+            answered += u32::from(request().is_ok());
             thread::sleep(Duration::from_millis(10));
         }
         (asked, answered)

@@ -124,7 +124,7 @@ fn probe_measures_an_interruption() {
         .unwrap();
 
     let cut_at = Instant::now();
-    worker.cut_off().unwrap();
+    worker.disconnect().unwrap();
     eventually(PATIENCE, "half a second to pass", || {
         cut_at.elapsed() >= PATIENCE / 4
     });

@@ -187,7 +187,7 @@ fn accepts_a_restarted_agent() {
     cluster
         .wait_for_memory("worker1", 440 * 1024, SOON)
         .unwrap();
-    cluster.expect_events("agent_restarted", 1).unwrap();
+    cluster.require_events("agent_restarted", 1).unwrap();
     assert!(cluster.events_of("worker_down").unwrap().is_empty());
     assert_eq!(cluster.page().unwrap(), "Worker1");
 }

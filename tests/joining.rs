@@ -10,11 +10,11 @@ use serde_json::Value;
 const SOON: Duration = Duration::from_secs(5);
 
 /// Only worker1 stands in the configuration; who comes from `network` may join.
-fn open_to(network: &str) -> Cluster {
-    open_under("enforce", network)
+fn start_with_network(network: &str) -> Cluster {
+    start_with("enforce", network)
 }
 
-fn open_under(authentication: &'static str, network: &str) -> Cluster {
+fn start_with(authentication: &'static str, network: &str) -> Cluster {
     let settings = [
         r#"service.web.workers=[{ name = "worker1", address = "192.168.56.103:8081" }]"#.to_owned(),
         format!(r#"service.web.auto_join={{ networks = ["{network}"], port = 8082 }}"#),
@@ -32,7 +32,7 @@ fn is_worker(status: &Value, name: &str) -> bool {
 
 #[root_test]
 fn a_started_agent_with_a_key_becomes_a_worker_and_remains_one() {
-    let mut cluster = open_to("192.168.56.104/32");
+    let mut cluster = start_with_network("192.168.56.104/32");
     cluster.start_agent(0).unwrap();
     cluster.wait_for_page("Worker1", SOON).unwrap();
     assert!(!is_worker(&cluster.status().unwrap(), "worker2"));
@@ -44,7 +44,7 @@ fn a_started_agent_with_a_key_becomes_a_worker_and_remains_one() {
     let backend = cluster.backend("worker2").unwrap();
     // The address is the one it speaks from, the port the one configured.
     assert_eq!(backend["address"], "192.168.56.104:8082");
-    let joined = cluster.expect_events("worker_joined", 1).unwrap();
+    let joined = cluster.require_events("worker_joined", 1).unwrap();
     assert_eq!(joined[0]["worker"], "worker2");
     cluster.wait_for_page("Worker2", SOON).unwrap();
 
@@ -63,7 +63,7 @@ fn a_started_agent_with_a_key_becomes_a_worker_and_remains_one() {
     cluster.wait_for_state("worker2", "up", SOON).unwrap();
     assert_eq!(kept.get("/").unwrap().first_line(), "Worker2");
     assert_eq!(cluster.page().unwrap(), "Worker2");
-    cluster.expect_events("worker_joined", 1).unwrap();
+    cluster.require_events("worker_joined", 1).unwrap();
 
     // It goes down and comes back like any other.
     cluster.kill_agent(1).unwrap();
@@ -75,7 +75,7 @@ fn a_started_agent_with_a_key_becomes_a_worker_and_remains_one() {
 
 #[root_test]
 fn no_other_agent_joins() {
-    let mut cluster = open_to("192.168.56.104/32");
+    let mut cluster = start_with_network("192.168.56.104/32");
     cluster.start_agent(0).unwrap();
     cluster.wait_for_page("Worker1", SOON).unwrap();
     let refused = |cluster: &Cluster, reason: &str| {
@@ -141,7 +141,7 @@ fn no_other_agent_joins() {
 
 #[root_test]
 fn unsigned_agents_do_not_join_even_if_accepted() {
-    let mut cluster = open_under("permissive", "192.168.56.104/32");
+    let mut cluster = start_with("permissive", "192.168.56.104/32");
     let stranger = Sender::open(&cluster.topology.workers[1], cluster.heartbeat_address()).unwrap();
     for seq in 1..10 {
         let datagram = memlb_tests::datagram::heartbeat("worker2", 1, seq, 690 * 1024);
@@ -159,7 +159,7 @@ fn unsigned_agents_do_not_join_even_if_accepted() {
 
 #[root_test]
 fn a_worker_joins_when_a_reload_finds_its_key() {
-    let mut cluster = open_to("192.168.56.0/24");
+    let mut cluster = start_with_network("192.168.56.0/24");
     let key = cluster.key_file(1).unwrap();
     let elsewhere = cluster.paths.directory.join("later.key");
     fs::rename(&key, &elsewhere).unwrap();

@@ -12,7 +12,7 @@ use std::{
 use aya::maps::{Array, Map, MapData};
 use lb_common::{maps::LAYOUT_VERSION, verdict::Verdict};
 use memlb_tests::{
-    Cluster, ClusterOptions, Connection, Node, Shape, cli::expect_failure, cluster::binary,
+    Cluster, ClusterOptions, Connection, Node, Shape, cli::assert_failure, cluster::binary,
     command::output, eventually, observe, root_test, wait_until,
 };
 use serde_json::Value;
@@ -41,7 +41,7 @@ fn loses_no_request_while_the_manager_is_killed_repeatedly(attach: &str) {
         }
     }
     let report = probe.stop().unwrap();
-    report.expect_no_failure();
+    report.assert_no_failure();
     assert_eq!(report.runs().len(), 1, "{:?}", report.runs());
     assert_eq!(kept.get("/").unwrap().first_line(), "Worker1");
     assert_eq!(
@@ -49,7 +49,7 @@ fn loses_no_request_while_the_manager_is_killed_repeatedly(attach: &str) {
         links,
         "programs are replaced in place"
     );
-    cluster.expect_events("selection_adopted", 10).unwrap();
+    cluster.require_events("selection_adopted", 10).unwrap();
 }
 
 #[root_test]
@@ -104,7 +104,7 @@ fn a_dead_worker_is_detected_although_the_manager_is_killed_repeatedly() {
     /// Less than `down_after`, which is 1.5 s.
     const LIFE: Duration = Duration::from_millis(700);
     let mut cluster = start(&ClusterOptions::default());
-    cluster.topology.workers[0].cut_off().unwrap();
+    cluster.topology.workers[0].disconnect().unwrap();
     let noticed = |cluster: &Cluster| {
         let down = cluster.events_of("worker_down").unwrap();
         down.iter().any(|event| event["worker"] == "worker1")
@@ -119,7 +119,7 @@ fn a_dead_worker_is_detected_although_the_manager_is_killed_repeatedly() {
     });
     // Three lives are two seconds of listening; the last moments of each may be forgotten.
     assert!(lives.is_some_and(|lives| lives <= 4), "{lives:?}");
-    cluster.expect_events("worker_down", 1).unwrap();
+    cluster.require_events("worker_down", 1).unwrap();
     cluster.wait_for_page("Worker2", SOON).unwrap();
     cluster.topology.workers[0].reconnect().unwrap();
     cluster.wait_for_state("worker1", "up", SOON).unwrap();
@@ -132,7 +132,7 @@ fn the_datapath_continues_after_the_manager_stops() {
     assert!(manager.terminate(SOON).unwrap().success());
     assert!(manager.log().contains("the packet programs continue"));
     assert_eq!(cluster.page().unwrap(), "Worker1");
-    cluster.expect_events("manager_stopped", 1).unwrap();
+    cluster.require_events("manager_stopped", 1).unwrap();
     assert!(!cluster.paths.control_socket().exists());
     // The worker dies while no manager runs; the next manager detects it.
     cluster.kill_agent(0).unwrap();
@@ -201,7 +201,7 @@ fn refuses_to_be_the_second_manager() {
 
     // Exactly the same once more.
     let refused = cluster.manager_command().output().unwrap();
-    expect_failure(
+    assert_failure(
         &refused,
         1,
         &["0.0.0.0:9999", "in use", "--heartbeat-listen"],
@@ -212,17 +212,17 @@ fn refuses_to_be_the_second_manager() {
         .args(["--heartbeat-listen", "0.0.0.0:9998", "--pin-path"])
         .arg(&cluster.paths.pin_path);
     let pins = cluster.paths.pin_path.display().to_string();
-    expect_failure(&finish(&mut command), 1, &["another memlb manager", &pins]);
+    assert_failure(&finish(&mut command), 1, &["another memlb manager", &pins]);
     // Another machine, as far as the network goes, and the same pins.
     let mut command = elsewhere.manager(&cluster.topology.workers[1]);
     command.arg("--pin-path").arg(&cluster.paths.pin_path);
-    expect_failure(&finish(&mut command), 1, &["another memlb manager", &pins]);
+    assert_failure(&finish(&mut command), 1, &["another memlb manager", &pins]);
     // Another port, other pins, the same control socket.
     let mut command = elsewhere.manager_at(manager, &cluster.paths.control_socket());
     command
         .args(["--heartbeat-listen", "0.0.0.0:9998", "--pin-path"])
         .arg(&elsewhere.pins);
-    expect_failure(
+    assert_failure(
         &finish(&mut command),
         1,
         &["another manager answers", "--control-socket"],
@@ -237,12 +237,12 @@ fn refuses_to_be_the_second_manager() {
         .arg("--state-file")
         .arg(cluster.paths.state_file());
     let orders = cluster.paths.state_file().display().to_string();
-    expect_failure(&finish(&mut command), 1, &[&orders, "manager.state_file"]);
+    assert_failure(&finish(&mut command), 1, &[&orders, "manager.state_file"]);
     assert!(!elsewhere.pins.exists(), "pins are left behind");
 
     // Nor does anybody remove what is in use.
     let refused = finish(&mut cluster.memlb("unload"));
-    expect_failure(&refused, 1, &["a running memlb manager", "stop it first"]);
+    assert_failure(&refused, 1, &["a running memlb manager", "stop it first"]);
     assert_eq!(cluster.pinned_links().unwrap(), links);
     assert_eq!(cluster.page().unwrap(), "Worker1");
     assert!(cluster.status().is_ok());
@@ -260,14 +260,14 @@ fn refuses_pins_of_another_layout_and_suggests_a_solution() {
     let remedy = format!("memlb unload --pin-path {pins}");
     let refused = finish(&mut cluster.manager_command());
     let own = format!("layout {LAYOUT_VERSION}");
-    expect_failure(&refused, 1, &["layout 99", &own, &remedy]);
+    assert_failure(&refused, 1, &["layout 99", &own, &remedy]);
     // It has touched nothing.
     assert_eq!(cluster.page().unwrap(), "Worker1");
 
     // The remedy is one.
     let links = cluster.pinned_links().unwrap();
     unload(&cluster);
-    expect_gone(&cluster, &links);
+    assert_gone(&cluster, &links);
     cluster.start_manager().unwrap();
     cluster.wait_for_page("Worker1", SOON).unwrap();
 }
@@ -285,7 +285,7 @@ fn refuses_a_foreign_map_at_its_pin() {
     ];
     output(Command::new("bpftool").args(create)).unwrap();
     let refused = finish(&mut cluster.manager_command());
-    expect_failure(&refused, 1, &["of another version", "memlb unload"]);
+    assert_failure(&refused, 1, &["of another version", "memlb unload"]);
     assert!(cluster.pinned_links().unwrap().is_empty());
     unload(&cluster);
     assert!(!cluster.paths.pin_path.exists());
@@ -324,7 +324,7 @@ fn reports_a_map_with_fewer_entries_than_verdicts() {
 
     cluster.kill_manager().unwrap();
     let refused = finish(&mut cluster.manager_command());
-    expect_failure(&refused, 1, &[&difference, "memlb unload --pin-path"]);
+    assert_failure(&refused, 1, &[&difference, "memlb unload --pin-path"]);
     unload(&cluster);
     assert!(!cluster.paths.pin_path.exists());
 }
@@ -366,9 +366,9 @@ fn removes_everything(attach: &str, shape: Shape, way: &str) {
     let said = String::from_utf8_lossy(&removed.stdout);
     assert!(removed.status.success(), "{removed:?}");
     assert!(said.contains("detached"), "{said}");
-    expect_gone(&cluster, &links);
+    assert_gone(&cluster, &links);
     assert_eq!(accept_local(&cluster.topology.manager), "0");
-    expect_untouched(&cluster.topology.manager);
+    assert_untouched(&cluster.topology.manager);
     eventually(SOON, "no server to answer", || cluster.page().is_err());
 
     // Once more does no harm.
@@ -440,14 +440,14 @@ fn leaves_nothing_behind_when_it_cannot_start() {
         let mut command = elsewhere.manager(manager);
         command.arg("--pin-path").arg(&elsewhere.pins);
         command.args(arguments);
-        expect_failure(&finish(&mut command), 1, says);
+        assert_failure(&finish(&mut command), 1, says);
         assert!(!elsewhere.pins.exists(), "{arguments:?} leaves pins behind");
         assert!(
             !elsewhere.socket.exists(),
             "{arguments:?} leaves its socket behind"
         );
         assert_eq!(accept_local(manager), "0", "{arguments:?}");
-        expect_untouched(manager);
+        assert_untouched(manager);
     }
 }
 
@@ -535,7 +535,7 @@ fn finish(command: &mut Command) -> Output {
 }
 
 /// Expects that a system's links, pins and programs are gone.
-fn expect_gone(cluster: &Cluster, links: &std::collections::BTreeSet<u64>) {
+fn assert_gone(cluster: &Cluster, links: &std::collections::BTreeSet<u64>) {
     assert!(!cluster.paths.pin_path.exists());
     eventually(SOON, "the links to be gone", || {
         observe::links().is_ok_and(|now| now.is_disjoint(links))
@@ -544,7 +544,7 @@ fn expect_gone(cluster: &Cluster, links: &std::collections::BTreeSet<u64>) {
 
 /// Expects that no interface of `node` has a program, or will have one in a
 /// moment: the kernel takes off what has lost its pin a little later.
-fn expect_untouched(node: &Node) {
+fn assert_untouched(node: &Node) {
     eventually(SOON, "the interfaces to be free", || {
         let net = node.run("bpftool", &["-j", "net"]).unwrap();
         let net: Value = serde_json::from_str(&net).unwrap();

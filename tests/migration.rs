@@ -27,35 +27,38 @@ const LONG: Duration = Duration::from_secs(3);
 
 #[root_test(tc, xdp)]
 fn connections_move_to_another_host_with_their_worker(attach: &str) {
-    let mut scene = Scene::start(attach, Mode::Nat, PATIENT);
-    scene.moves();
+    let mut testbed = Testbed::start(attach, Mode::Nat, PATIENT);
+    testbed.moves();
 }
 
 #[root_test(tc, xdp)]
 fn connections_of_mode_dsr_move_to_another_host_with_their_worker(attach: &str) {
-    let mut scene = Scene::start(attach, Mode::Dsr, PATIENT);
-    scene.moves();
+    let mut testbed = Testbed::start(attach, Mode::Dsr, PATIENT);
+    testbed.moves();
 }
 
 #[root_test]
 fn a_paused_worker_is_kept_beyond_down_after() {
-    let mut scene = Scene::start("tc", Mode::Nat, &[]);
-    let mut clients = Clients::open(&scene.cluster, scene.downloads());
-    succeed(&scene.cluster, &["pause", "worker1", "--for", "1m"]);
-    scene.move_for(LONG);
+    let mut testbed = Testbed::start("tc", Mode::Nat, &[]);
+    let mut clients = Clients::open(&testbed.cluster, testbed.downloads());
+    succeed(&testbed.cluster, &["pause", "worker1", "--for", "1m"]);
+    testbed.move_for(LONG);
     // As a hook does, before the worker's first heartbeat.
-    succeed(&scene.cluster, &["resume", "worker1"]);
+    succeed(&testbed.cluster, &["resume", "worker1"]);
     clients.check();
-    scene.cluster.wait_for_state("worker1", "up", SOON).unwrap();
+    testbed
+        .cluster
+        .wait_for_state("worker1", "up", SOON)
+        .unwrap();
 }
 
 #[root_test(tc, xdp)]
 fn connections_continue_when_their_worker_moves_to_another_bridge(attach: &str) {
-    let mut scene = Scene::start(attach, Mode::Nat, PATIENT);
-    let mut clients = Clients::open(&scene.cluster, scene.downloads());
-    scene.cluster.topology.move_cable(0).unwrap();
+    let mut testbed = Testbed::start(attach, Mode::Nat, PATIENT);
+    let mut clients = Clients::open(&testbed.cluster, testbed.downloads());
+    testbed.cluster.topology.move_cable(0).unwrap();
     clients.check();
-    assert!(scene.cluster.events_of("worker_down").unwrap().is_empty());
+    assert!(testbed.cluster.events_of("worker_down").unwrap().is_empty());
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -65,7 +68,7 @@ enum Mode {
 }
 
 /// Two workers with an application each, and a host to which the first one can move.
-struct Scene {
+struct Testbed {
     // In the order in which they end.
     application: Option<Application>,
     _other: Application,
@@ -73,7 +76,7 @@ struct Scene {
     mode: Mode,
 }
 
-impl Scene {
+impl Testbed {
     fn start(attach: &str, mode: Mode, arguments: &[&str]) -> Self {
         let mut cluster = Cluster::serving_with(|it| {
             it.attach = attach.into();

@@ -16,7 +16,7 @@ use memlb_tests::{
     command::output,
     datagram::Sender,
     eventually, nginx, root_test,
-    transfer::{Download, carry_both_ways, random_bytes},
+    transfer::{Download, random_bytes, transfer_both_ways},
 };
 
 const SOON: Duration = Duration::from_secs(5);
@@ -131,7 +131,7 @@ fn two_arm(attach: &str, size: usize) {
     for worker in &cluster.topology.workers {
         assert_eq!(cluster.page_at(worker).unwrap(), "Worker1");
     }
-    cluster.topology.workers[0].cut_off().unwrap();
+    cluster.topology.workers[0].disconnect().unwrap();
     cluster.wait_for_page("Worker2", SOON).unwrap();
     cluster.kill_agent(1).unwrap();
     cluster.wait_for_page("Manager", SOON).unwrap();
@@ -330,7 +330,7 @@ fn listens_behind_another_router(options: ClusterOptions) {
     let mut download = far.enter(begin).unwrap().unwrap();
     download.go_on_to(64 * 1024).unwrap();
     // Another router takes over: the same address at another link address, which says nothing by itself.
-    router.cut_off().unwrap();
+    router.disconnect().unwrap();
     router
         .run(
             "ip",
@@ -353,7 +353,7 @@ fn ignores_the_managers_own_connections(attach: &str) {
     let manager = &cluster.topology.manager;
     let worker = SocketAddrV4::new(cluster.topology.workers[0].address(), 8081).into();
     let fallback = SocketAddrV4::new(manager.address(), 8080).into();
-    let ask = |node: &Node, server: SocketAddr, page: &str| {
+    let request = |node: &Node, server: SocketAddr, page: &str| {
         node.enter(|| {
             for _ in 0..300 {
                 let mut connection = Connection::open_here(server, SOON)?;
@@ -365,10 +365,10 @@ fn ignores_the_managers_own_connections(attach: &str) {
         .unwrap();
     };
     thread::scope(|scope| {
-        scope.spawn(|| ask(&cluster.topology.client, cluster.service(), "Worker1"));
-        scope.spawn(|| ask(manager, cluster.service(), "Worker1"));
-        scope.spawn(|| ask(manager, worker, "Worker1"));
-        scope.spawn(|| ask(&cluster.topology.client, fallback, "Manager"));
+        scope.spawn(|| request(&cluster.topology.client, cluster.service(), "Worker1"));
+        scope.spawn(|| request(manager, cluster.service(), "Worker1"));
+        scope.spawn(|| request(manager, worker, "Worker1"));
+        scope.spawn(|| request(&cluster.topology.client, fallback, "Manager"));
     });
     // What is no TCP passes, too: the refusal is an ICMP message.
     let unused = SocketAddrV4::new(manager.address(), 80).into();
@@ -392,7 +392,7 @@ fn connect(cluster: &Cluster, node: &Namespace) -> Connection {
 
 /// Carries `size` bytes from and to `worker1`, and looks at each of them.
 fn bulk(cluster: &Cluster, client: &Namespace, size: usize) {
-    carry_both_ways(client, cluster.service(), cluster.servers[0].root(), size).unwrap();
+    transfer_both_ways(client, cluster.service(), cluster.servers[0].root(), size).unwrap();
 }
 
 /// Makes a client in a network of its own, 192.168.58.0/24, to which the usual

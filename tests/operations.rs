@@ -18,7 +18,7 @@ use std::{
 
 use memlb_tests::{
     Cluster, ClusterOptions, Connection, Process,
-    cli::{expect_failure, memlb, stdout, succeed},
+    cli::{assert_failure, memlb, stdout, succeed},
     eventually, observe, root_test, wait_until,
 };
 use nix::{
@@ -75,7 +75,7 @@ fn a_drained_worker_keeps_its_connections_and_gets_no_new_one() {
     let undrained_at = Instant::now();
     probe.wait_for_page("Worker1", undrained_at, SOON).unwrap();
     let report = probe.stop().unwrap();
-    report.expect_no_failure();
+    report.assert_no_failure();
     let astray: Vec<_> = report
         .requests
         .iter()
@@ -135,7 +135,7 @@ fn waits_until_the_drained_workers_connections_are_gone() {
         &cluster,
         &["drain", "worker1", "--wait", "--deadline", "1s"],
     );
-    expect_failure(&left, 1, &["1 connection of worker1 is left"]);
+    assert_failure(&left, 1, &["1 connection of worker1 is left"]);
     assert_eq!(kept.get("/").unwrap().first_line(), "Worker1");
 
     // It returns as soon as the last connection ends, and not before.
@@ -204,7 +204,7 @@ fn connections_that_no_longer_exist_do_not_delay_a_drain() {
             connections
         };
         let vanished = cluster.topology.client.enter(open).unwrap();
-        cluster.topology.client.cut_off().unwrap();
+        cluster.topology.client.disconnect().unwrap();
         if is_ended {
             cluster.servers[0].process.kill().unwrap();
         }
@@ -260,7 +260,7 @@ fn an_invalid_order_is_refused_with_the_valid_values() {
         (&["services", "nothing"], "only web"),
     ];
     for (arguments, says) in cases {
-        expect_failure(&memlb(&cluster, arguments), 2, &[says]);
+        assert_failure(&memlb(&cluster, arguments), 2, &[says]);
     }
     assert_eq!(
         cluster.backend("worker1").unwrap()["admin_state"],
@@ -371,12 +371,12 @@ fn lists_connections_and_explains_them() {
     assert!(stranger.contains("has no connection here"), "{stranger}");
     assert!(stranger.contains("would go to worker2"), "{stranger}");
 
-    expect_failure(
+    assert_failure(
         &memlb(&cluster, &["explain", "worker1"]),
         2,
         &["expected ADDRESS"],
     );
-    expect_failure(
+    assert_failure(
         &memlb(&cluster, &["flows", "--worker", "unknown"]),
         2,
         &["only manager"],
@@ -435,7 +435,7 @@ fn no_verb_delays_a_deadline() {
             scope.spawn(move || {
                 let mut answers = 0;
                 while !over.load(Ordering::Relaxed) {
-                    let answer = ask(socket, verb);
+                    let answer = request(socket, verb);
                     assert!(
                         !answer.is_empty() && !answer.contains("\"error\""),
                         "{answer}"
@@ -477,7 +477,7 @@ fn a_reload_that_waits_for_the_disk_delays_no_deadline() {
     // A reload opens it again without help.
     mkfifo(&path, Mode::S_IRWXU).unwrap();
     thread::scope(|scope| {
-        let reloading = scope.spawn(|| ask(&socket, r#"{"verb":"reload"}"#));
+        let reloading = scope.spawn(|| request(&socket, r#"{"verb":"reload"}"#));
         let killed = SystemTime::now();
         cluster.kill_agent(0).unwrap();
         let mut down = None;
@@ -547,7 +547,7 @@ fn a_blocked_log_delays_nothing() {
 }
 
 /// Sends a request to the control socket and returns all that is answered.
-fn ask(socket: &Path, request: &str) -> String {
+fn request(socket: &Path, request: &str) -> String {
     let mut stream = UnixStream::connect(socket).unwrap();
     writeln!(stream, "{request}").unwrap();
     let mut answer = String::new();
@@ -621,9 +621,9 @@ fn a_denied_client_is_cut_off_until_it_is_allowed_again() {
     );
 
     let within = denying(&cluster, &["remove", "192.168.56.10"]);
-    expect_failure(&within, 2, &["as part of 192.168.56.0/28"]);
+    assert_failure(&within, 2, &["as part of 192.168.56.0/28"]);
     let everybody = denying(&cluster, &["add", "0.0.0.0/0"]);
-    expect_failure(&everybody, 2, &["every client"]);
+    assert_failure(&everybody, 2, &["every client"]);
     deny(&cluster, &["remove", "192.168.56.0/28", "2001:db8::/32"]);
     cluster.wait_for_page("Worker1", SOON).unwrap();
     assert_eq!(deny(&cluster, &["list"]), "no client is denied\n");

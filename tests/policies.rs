@@ -83,7 +83,7 @@ fn balanced_distributes_by_memory_and_avoids_a_full_worker() {
     let alike = |status: &Value| observe::backend(status, "worker1").unwrap()["share"] == 5_000;
     cluster.assert_status(SOON, "two full workers to be treated alike", alike);
     assert_eq!(share("worker2"), 5_000);
-    cluster.expect_events("all_workers_hot", 1).unwrap();
+    cluster.require_events("all_workers_hot", 1).unwrap();
 }
 
 #[root_test]
@@ -124,7 +124,7 @@ fn a_repeated_syn_reaches_another_worker_than_the_one_that_was_drawn() {
     for attach in ["tc", "xdp"] {
         let mut cluster = start_with("balanced", &[640, 80], attach);
         cluster.kill_manager().unwrap();
-        cluster.topology.workers[0].cut_off().unwrap();
+        cluster.topology.workers[0].disconnect().unwrap();
         let mut repeated = 0;
         for _ in 0..8 {
             let begun = Instant::now();

@@ -11,7 +11,7 @@ use std::{
 };
 
 use memlb_tests::{
-    Cluster, ClusterOptions, Shape, Topology, cli::expect_failure, cluster::binary,
+    Cluster, ClusterOptions, Shape, Topology, cli::assert_failure, cluster::binary,
     namespace::unique_prefix, root_test,
 };
 
@@ -46,7 +46,7 @@ fn explains_missing_permission_for_the_control_socket() {
         let socket = cluster.paths.control_socket();
         let refused = command.arg("--control-socket").arg(socket).output();
         let says = ["manager.sock", "use sudo, or join the socket's group"];
-        expect_failure(&refused.unwrap(), RUN_TIME, &says);
+        assert_failure(&refused.unwrap(), RUN_TIME, &says);
     }
     assert_eq!(cluster.backend("worker1").unwrap()["state"], "up");
     assert!(
@@ -127,11 +127,11 @@ fn explains_configuration_errors() {
     for (right, wrong, says) in cases {
         assert!(good.contains(right), "{right}");
         let text = good.replacen(right, wrong, 1);
-        expect_failure(&machine.check(&text), USAGE, says);
+        assert_failure(&machine.check(&text), USAGE, says);
         // The manager says the same before it touches anything.
         let file = machine.file("wrong.toml", &text);
-        expect_failure(&machine.manager(&["--config", &file]), USAGE, says);
-        machine.expect_untouched();
+        assert_failure(&machine.manager(&["--config", &file]), USAGE, says);
+        machine.assert_untouched();
     }
 }
 
@@ -142,7 +142,7 @@ fn reports_all_configuration_errors_at_once() {
         .configuration()
         .replace("192.168.56.103:8081", "nowhere")
         .replace("\"worker2\"", "\"worker 2\"");
-    expect_failure(
+    assert_failure(
         &machine.check(&text),
         USAGE,
         &["line 11", "nowhere", "line 12", "name"],
@@ -192,8 +192,8 @@ fn explains_wrong_usage() {
         ),
     ];
     for (arguments, says) in cases {
-        expect_failure(&machine.run(arguments), USAGE, says);
-        machine.expect_untouched();
+        assert_failure(&machine.run(arguments), USAGE, says);
+        machine.assert_untouched();
     }
 }
 
@@ -246,8 +246,8 @@ fn explains_run_time_errors() {
         (&["top"], &["needs a terminal", "memlb status"]),
     ];
     for (arguments, says) in cases {
-        expect_failure(&machine.run(arguments), RUN_TIME, says);
-        machine.expect_untouched();
+        assert_failure(&machine.run(arguments), RUN_TIME, says);
+        machine.assert_untouched();
     }
     assert!(
         !machine.directory.join("no").exists(),
@@ -270,12 +270,12 @@ fn names_a_limit_of_open_files_that_is_too_low() {
         .args(["-c", &limited])
         .output()
         .unwrap();
-    expect_failure(
+    assert_failure(
         &refused,
         RUN_TIME,
         &["256 files", "ulimit -n 256", "LimitNOFILE="],
     );
-    machine.expect_untouched();
+    machine.assert_untouched();
 }
 
 #[root_test]
@@ -286,7 +286,7 @@ fn removes_only_its_own_directory() {
     fs::write(precious.join("file"), "of somebody").unwrap();
     let path = precious.display().to_string();
     let refused = machine.run(&["unload", "--pin-path", &path]);
-    expect_failure(&refused, RUN_TIME, &[&path, "BPF file system"]);
+    assert_failure(&refused, RUN_TIME, &[&path, "BPF file system"]);
     assert!(precious.join("file").exists());
 }
 
@@ -302,8 +302,8 @@ fn names_missing_privileges() {
         for privileges in ["-all", "+net_admin", "+bpf,+perfmon", "+net_admin,+bpf"] {
             let refused = machine.run_as_nobody(privileges, arguments);
             let says = ["CAP_BPF", "CAP_NET_ADMIN", "CAP_PERFMON", "root"];
-            expect_failure(&refused, RUN_TIME, &says);
-            machine.expect_untouched();
+            assert_failure(&refused, RUN_TIME, &says);
+            machine.assert_untouched();
         }
     }
     // What needs none asks for none.
@@ -385,7 +385,7 @@ impl Machine {
         output
     }
 
-    fn expect_untouched(&self) {
+    fn assert_untouched(&self) {
         assert!(!self.pins.exists(), "pins are left");
         let net = self
             .topology

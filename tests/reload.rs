@@ -77,9 +77,11 @@ fn adds_removes_and_changes_without_a_failed_request() {
     }
     assert_eq!(succeed(&cluster), "nothing has changed\n");
     let report = probe.stop().unwrap();
-    report.expect_no_failure();
+    report.assert_no_failure();
     assert!(report.requests.len() > 50);
-    cluster.expect_events("configuration_reloaded", 24).unwrap();
+    cluster
+        .require_events("configuration_reloaded", 24)
+        .unwrap();
 }
 
 #[root_test]
@@ -237,7 +239,7 @@ fn sighup_reloads_and_is_logged() {
     manager.signal(Signal::SIGHUP).unwrap();
     manager.wait_for_log(SOON, "nothing was changed").unwrap();
     assert_eq!(cluster.page().unwrap(), "Worker1");
-    cluster.expect_events("reload_refused", 1).unwrap();
+    cluster.require_events("reload_refused", 1).unwrap();
 }
 
 #[root_test]

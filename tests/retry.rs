@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use memlb_tests::{Cluster, Shape, client, command::output, root_test, topology::sister};
+use memlb_tests::{Cluster, Shape, client, command::output, root_test, topology::ipv6_counterpart};
 
 const SOON: Duration = Duration::from_secs(8);
 const CONNECTIONS: u32 = 200;
@@ -36,7 +36,7 @@ fn a_dead_server_refuses_no_client_of_a_routed_worker(attach: &str) {
     let mut cluster = start(attach, Shape::TwoArm, &[]);
     let gateway = cluster.topology.manager.addresses().last().unwrap();
     for worker in &cluster.topology.workers {
-        let by_the_manager = sister(gateway).to_string();
+        let by_the_manager = ipv6_counterpart(gateway).to_string();
         let mut route = worker.ip();
         output(route.args(["-6", "route", "add", "default", "via", &by_the_manager])).unwrap();
     }

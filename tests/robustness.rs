@@ -13,7 +13,7 @@ use std::{
 
 use memlb_tests::{
     Cluster, ClusterOptions, Connection, Probe,
-    cli::expect_failure,
+    cli::assert_failure,
     client,
     command::output,
     eventually,
@@ -34,10 +34,10 @@ fn attaches_again_to_an_interface_that_comes_back(attach: &str) {
     let mut kept = Connection::open(&cluster.topology.client, cluster.service(), SOON).unwrap();
     kept.get("/").unwrap();
     for _ in 0..2 {
-        let card = cluster.topology.manager.pull_out("eth1").unwrap();
+        let card = cluster.topology.manager.remove_interface("eth1").unwrap();
         let gone = |status: &Value| status["interfaces"][0]["attachment"] == "none";
         cluster.assert_status(SOON, "the interface to be gone", gone);
-        cluster.topology.manager.put_back(&card).unwrap();
+        cluster.topology.manager.insert_interface(&card).unwrap();
         if attach == "xdp" {
             cluster.topology.prepare_for_xdp().unwrap();
         }
@@ -53,7 +53,7 @@ fn attaches_again_to_an_interface_that_comes_back(attach: &str) {
     assert_eq!(log.matches("eth1 is gone").count(), 2, "{log}");
     assert_eq!(log.matches("eth1 is back").count(), 2, "{log}");
     for kind in ["interface_removed", "interface_restored"] {
-        cluster.expect_events(kind, 2).unwrap();
+        cluster.require_events(kind, 2).unwrap();
     }
 }
 
@@ -74,7 +74,7 @@ fn a_restarted_service_waits_for_its_interface() {
         .run("ip", &["link", "set", "eth1", "down", "name", "eth9"])
         .unwrap();
     let failed = start().output().unwrap();
-    expect_failure(&failed, 1, &["interface eth1 does not exist here"]);
+    assert_failure(&failed, 1, &["interface eth1 does not exist here"]);
 
     let log = cluster.paths.directory.join("waiting.log");
     let mut waiting = memlb_tests::Process::start("waiting", &mut start(), &log).unwrap();
@@ -105,7 +105,7 @@ fn detached_programs_are_attached_again() {
         detached += 1;
     }
     assert_eq!(detached, 4, "in, out, XDP, and of lo");
-    expect_programs_back(&cluster, &["eth1", "lo"]);
+    assert_programs_restored(&cluster, &["eth1", "lo"]);
 }
 
 #[root_test]
@@ -121,11 +121,11 @@ fn removed_filters_are_attached_again() {
     let tc = |arguments: &[&str]| cluster.topology.manager.run("tc", arguments).unwrap();
     tc(&["qdisc", "delete", "dev", "eth1", "clsact"]);
     tc(&["filter", "delete", "dev", "lo", "egress"]);
-    expect_programs_back(&cluster, &["eth1", "lo"]);
+    assert_programs_restored(&cluster, &["eth1", "lo"]);
 }
 
 /// The losses are reported, and the service answers again without a restart.
-fn expect_programs_back(cluster: &Cluster, interfaces: &[&str]) {
+fn assert_programs_restored(cluster: &Cluster, interfaces: &[&str]) {
     let restored = |cluster: &Cluster| {
         let events = cluster.events_of("programs_restored").unwrap();
         let names = events
@@ -168,7 +168,7 @@ fn an_interface_is_followed_when_it_is_renamed_and_another_takes_its_name() {
     let is_followed = |status: &Value| names(status) == ["old1"];
     cluster.assert_status(SOON, "the new name", is_followed);
     cluster.wait_for_page("Worker1", SOON).unwrap();
-    cluster.expect_events("interface_renamed", 1).unwrap();
+    cluster.require_events("interface_renamed", 1).unwrap();
 
     // A new card comes by its name, address and link address.
     let old: Value = serde_json::from_str(&ip(&cluster, "-json link show old1")).unwrap();
@@ -190,7 +190,7 @@ fn an_interface_is_followed_when_it_is_renamed_and_another_takes_its_name() {
         cluster.wait_for_state(worker, "up", SOON).unwrap();
     }
     cluster.wait_for_page("Worker1", SOON).unwrap();
-    cluster.expect_events("interface_replaced", 1).unwrap();
+    cluster.require_events("interface_replaced", 1).unwrap();
 
     // The next manager goes by the configuration.
     cluster.restart_manager().unwrap();
@@ -215,7 +215,7 @@ fn an_interface_is_found_by_its_alternative_name() {
         .manager_command()
         .args(["--interface", "eth1", "--interface", name])
         .output();
-    expect_failure(&twice.unwrap(), 1, &["is another name of interface eth1"]);
+    assert_failure(&twice.unwrap(), 1, &["is another name of interface eth1"]);
     let mut command = cluster.manager_command();
     command.args(["--interface", name]);
     cluster.start_manager_by(&mut command).unwrap();
@@ -266,7 +266,7 @@ fn a_full_disk_loses_no_event() {
         1
     );
     // Every line is whole, in order, and there.
-    let orders = cluster.expect_events("admin_command_applied", 20).unwrap();
+    let orders = cluster.require_events("admin_command_applied", 20).unwrap();
     let times: Vec<&str> = orders.iter().filter_map(|it| it["time"].as_str()).collect();
     assert!(times.is_sorted(), "{times:?}");
     cluster.kill_manager().unwrap();
@@ -288,7 +288,7 @@ fn a_failing_map_write_is_logged_once_and_stops_nothing_else() {
     });
     let log = cluster.manager.as_mut().unwrap().log();
     assert_eq!(log.matches("of map selection").count(), 1, "{log}");
-    cluster.expect_events("map_write_failed", 1).unwrap();
+    cluster.require_events("map_write_failed", 1).unwrap();
     assert_eq!(cluster.page().unwrap(), "Worker1");
     // Heartbeats are heard, deaths noticed.
     cluster.kill_agent(1).unwrap();
@@ -354,7 +354,7 @@ fn entries_for_a_full_map_are_written_when_it_has_room() {
     let log = cluster.manager.as_mut().unwrap().log();
     assert_eq!(log.matches("write map services").count(), 1, "{log}");
     for kind in ["map_write_failed", "maps_written"] {
-        cluster.expect_events(kind, 1).unwrap();
+        cluster.require_events(kind, 1).unwrap();
     }
 }
 
@@ -390,10 +390,10 @@ fn missing_pins_stop_nothing() {
         .wait_for_log(SOON, "another program removed the pins")
         .unwrap();
     output(&mut cluster.memlb("status")).unwrap();
-    cluster.expect_events("pins_restored", 1).unwrap();
+    cluster.require_events("pins_restored", 1).unwrap();
     assert_eq!(cluster.pinned_links().unwrap(), links);
     let report = probe.stop().unwrap();
-    report.expect_no_failure();
+    report.assert_no_failure();
     // So the next manager finds everything.
     cluster.restart_manager().unwrap();
     assert_eq!(kept.get("/").unwrap().first_line(), "Worker1");
@@ -410,14 +410,14 @@ fn the_lock_follows_a_directory_of_pins_that_was_removed() {
         .wait_for_log(SOON, "another program removed the pins")
         .unwrap();
     let unload = cluster.memlb("unload").output().unwrap();
-    expect_failure(&unload, 1, &["holds the pins", "stop memlb-manager"]);
+    assert_failure(&unload, 1, &["holds the pins", "stop memlb-manager"]);
     assert_eq!(cluster.pinned_links().unwrap(), links);
     let mut doctor = cluster.memlb("doctor");
     doctor.arg("--pin-path").arg(&cluster.paths.pin_path);
     let doctor = doctor.output().unwrap();
     let findings = String::from_utf8_lossy(&doctor.stdout).into_owned();
     assert!(findings.contains("is held by memlb"), "{findings}");
-    cluster.expect_events("pins_restored", 1).unwrap();
+    cluster.require_events("pins_restored", 1).unwrap();
 }
 
 /// The workers' kernels take the former link address for reachable, and would for half a minute.
@@ -476,7 +476,7 @@ fn a_suspension_of_ten_seconds_marks_no_worker_as_down() {
     });
     assert_eq!(cluster.events_of("worker_down").unwrap(), [Value::Null; 0]);
     let report = probe.stop().unwrap();
-    report.expect_no_failure();
+    report.assert_no_failure();
     assert_eq!(report.runs().len(), 1, "{:?}", report.runs());
 }
 

@@ -9,8 +9,8 @@ use std::{
 };
 
 use memlb_tests::{
-    Cluster, Connection, Shape, client, command::output, eventually, root_test, topology::sister,
-    transfer::carry_both_ways,
+    Cluster, Connection, Shape, client, command::output, eventually, root_test,
+    topology::ipv6_counterpart, transfer::transfer_both_ways,
 };
 
 const SOON: Duration = Duration::from_secs(8);
@@ -25,7 +25,7 @@ fn a_worker_behind_the_manager_sees_its_clients(attach: &str) {
     let cluster = start(attach, Shape::TwoArm);
     let gateway = cluster.topology.manager.addresses().last().unwrap();
     for worker in &cluster.topology.workers {
-        let by_the_manager = sister(gateway).to_string();
+        let by_the_manager = ipv6_counterpart(gateway).to_string();
         let mut route = worker.ip();
         output(route.args(["-6", "route", "add", "default", "via", &by_the_manager])).unwrap();
     }
@@ -49,7 +49,7 @@ fn a_worker_behind_the_manager_sees_its_clients(attach: &str) {
             .unwrap();
         assert!(connections.contains(&address.to_string()), "{connections}");
         let root = cluster.servers[0].root();
-        carry_both_ways(&cluster.topology.client, service, root, 8 * MIB).unwrap();
+        transfer_both_ways(&cluster.topology.client, service, root, 8 * MIB).unwrap();
     }
     // The manager is a client, too.
     assert_eq!(cluster.page_at(manager).unwrap(), "Worker1");
@@ -57,7 +57,7 @@ fn a_worker_behind_the_manager_sees_its_clients(attach: &str) {
     let status = cluster.status().unwrap();
     assert_eq!(status["services"][0]["mode"], "routed");
 
-    cluster.topology.workers[0].cut_off().unwrap();
+    cluster.topology.workers[0].disconnect().unwrap();
     cluster.wait_for_page("Worker2", SOON).unwrap();
 }
 

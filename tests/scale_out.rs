@@ -15,7 +15,7 @@ use std::{
 use memlb_tests::{
     Probe,
     command::{output, run},
-    notice::say,
+    notice::print_message,
     root_test,
     scale_out::{Held, Laboratory, SERVICE4, SERVICE6},
 };
@@ -58,34 +58,34 @@ fn bird_and_frr_accept_the_files() {
 
 #[root_test]
 fn managers_are_added_and_removed_behind_ecmp() {
-    let mut scene = Scene::start();
+    let mut testbed = Testbed::start();
     for service in [SERVICE4, SERVICE6] {
-        let mut client = scene.laboratory.connect(service, PATIENCE).unwrap();
+        let mut client = testbed.laboratory.connect(service, PATIENCE).unwrap();
         assert!(client.get("/").unwrap().first_line().starts_with("Worker"));
     }
-    for manager in &scene.laboratory.managers {
-        assert_eq!(scene.hops(manager.nat4()), [manager.address4()]);
+    for manager in &testbed.laboratory.managers {
+        assert_eq!(testbed.hops(manager.nat4()), [manager.address4()]);
     }
-    let before = scene.laboratory.spread(FLOWS).unwrap();
+    let before = testbed.laboratory.spread(FLOWS).unwrap();
     let used: BTreeSet<_> = before.iter().collect();
     assert_eq!(used.len(), usize::from(MANAGERS));
 
-    scene.one_dies();
-    scene.say_what_moved(&before);
-    scene.it_returns();
-    scene.one_withdraws();
-    scene.a_process_restarts();
-    scene.bird_dies();
+    testbed.one_dies();
+    testbed.print_moved_connections(&before);
+    testbed.it_returns();
+    testbed.one_withdraws();
+    testbed.a_process_restarts();
+    testbed.bird_dies();
 }
 
 /// The laboratory, and its clients: some hold connections, one opens a new one every 10 ms.
-struct Scene {
+struct Testbed {
     laboratory: Laboratory,
     held: Held,
     probe: Probe,
 }
 
-impl Scene {
+impl Testbed {
     fn start() -> Self {
         let laboratory = Laboratory::start(MANAGERS).unwrap();
         let (client, service) = (&laboratory.network.client, laboratory.service().unwrap());
@@ -104,20 +104,20 @@ impl Scene {
     fn one_dies(&mut self) {
         let dead = self.laboratory.managers[0].nat4();
         let cut_at = Instant::now();
-        self.laboratory.managers[0].cut_off().unwrap();
+        self.laboratory.managers[0].disconnect().unwrap();
         let took = self.routes(2);
         // Its NAT address is with the others.
         let others = [1, 2].map(|index: usize| self.laboratory.managers[index].address4());
         assert_eq!(self.hops(dead), others);
-        let outcome = self.held.ask().unwrap();
+        let outcome = self.held.request_pages().unwrap();
         self.wait_for_answers();
         let longest = self.probe.report().since(cut_at).longest_outage();
-        say(format_args!(
+        print_message(format_args!(
             "a manager dies: its routes are gone after {took:?}; a client's longest time without a page is \
              {longest:?}; {outcome:?}"
         ));
         assert!(longest < ROUTED, "{longest:?} without a page");
-        let lost = outcome.lost as f64 / outcome.asked as f64;
+        let lost = outcome.lost as f64 / outcome.requested as f64;
         assert!(lost <= 1.0 - SURVIVE, "{outcome:?}");
     }
 
@@ -174,14 +174,14 @@ impl Scene {
     fn without_loss(&mut self, what: &str, act: impl FnOnce(&mut Laboratory) -> Duration) {
         let began = Instant::now();
         let took = act(&mut self.laboratory);
-        let outcome = self.held.ask().unwrap();
+        let outcome = self.held.request_pages().unwrap();
         self.wait_for_answers();
         let report = self.probe.report().since(began);
-        say(format_args!(
+        print_message(format_args!(
             "{what}: routes as they should be after {took:?}; a client's longest time without a page is {:?}; {outcome:?}",
             report.longest_outage()
         ));
-        report.expect_no_failure();
+        report.assert_no_failure();
         assert_eq!(outcome.lost, 0);
     }
 
@@ -199,7 +199,7 @@ impl Scene {
     }
 
     /// Says how many connections have another manager now than `before`, although theirs is there.
-    fn say_what_moved(&self, before: &[IpAddr]) {
+    fn print_moved_connections(&self, before: &[IpAddr]) {
         let after = self.laboratory.spread(FLOWS).unwrap();
         let living: BTreeSet<_> = after.iter().collect();
         let moved: Vec<_> = before
@@ -211,7 +211,7 @@ impl Scene {
             .iter()
             .filter(|(before, _)| living.contains(before))
             .count();
-        say(format_args!(
+        print_message(format_args!(
             "one of three gone, without resilient hashing: {} of {FLOWS} connections moved, {needless} of them although \
              their manager lives",
             moved.len()

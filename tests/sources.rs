@@ -79,7 +79,7 @@ fn a_list_applies_entirely_or_not_at_all_and_survives_a_restart() {
         assert!(refused.contains(says), "{refused}");
     }
     assert_eq!(names(&cluster), ["worker1"]);
-    cluster.expect_events("worker_list_refused", 1).unwrap();
+    cluster.require_events("worker_list_refused", 1).unwrap();
 
     write(&file, &[second()]);
     assert_eq!(
@@ -93,7 +93,7 @@ fn a_list_applies_entirely_or_not_at_all_and_survives_a_restart() {
     })
     .unwrap();
     assert_eq!(apply(&cluster).unwrap(), "nothing has changed\n");
-    cluster.expect_events("workers_changed", 1).unwrap();
+    cluster.require_events("workers_changed", 1).unwrap();
 
     // Another source cannot have it; a reload and another manager keep it.
     let refused = output(&mut sources(
@@ -156,14 +156,14 @@ fn changes_of_a_watched_file_apply_and_its_last_list_remains() {
     cluster.assert_status(SOON, "the bad file to be known", problem);
     watching.wait_for_log(SOON, "EOF while parsing").unwrap();
     assert_eq!(names(&cluster), ["worker1", "worker2"]);
-    cluster.expect_events("source_failed", 1).unwrap();
+    cluster.require_events("source_failed", 1).unwrap();
 
     write(&file, &[]);
     eventually(SOON, "the worker to leave", || {
         names(&cluster) == ["worker1"]
     });
     cluster.assert_status(SOON, "the file to be good", |status| !problem(status));
-    cluster.expect_events("source_recovered", 1).unwrap();
+    cluster.require_events("source_recovered", 1).unwrap();
     fs::remove_file(&file).unwrap();
     cluster.assert_status(SOON, "the file to be missed", problem);
     write(&file, &[second]);

@@ -158,7 +158,7 @@ impl SecondManager {
         manager.wait_for_log(LATE, "ready").unwrap();
         let log = home.join("swarm.log");
         Self {
-            _following: follow(&node, &cluster.binary, daemon, &control_socket, &log),
+            _following: start_source(&node, &cluster.binary, daemon, &control_socket, &log),
             control_socket,
             _manager: manager,
             _node: node,
@@ -167,7 +167,7 @@ impl SecondManager {
 }
 
 /// Starts `memlb swarm`.
-fn follow(node: &Node, memlb: &Path, daemon: &Daemon, manager: &Path, log: &Path) -> Process {
+fn start_source(node: &Node, memlb: &Path, daemon: &Daemon, manager: &Path, log: &Path) -> Process {
     let mut command = node.command(memlb);
     command
         .args(["swarm", "--docker-socket"])
@@ -192,7 +192,7 @@ struct Swarm {
     second: Option<SecondManager>,
     cluster: Cluster,
     daemons: Vec<Daemon>,
-    following: Option<Process>,
+    source: Option<Process>,
     directory: tempfile::TempDir,
 }
 
@@ -248,17 +248,17 @@ impl Swarm {
             second,
             cluster,
             daemons,
-            following: None,
+            source: None,
             directory,
         };
-        swarm.follow();
+        swarm.start_source();
         swarm
     }
 
     /// Starts `memlb swarm` for the first manager.
-    fn follow(&mut self) {
+    fn start_source(&mut self) {
         let cluster = &self.cluster;
-        self.following = Some(follow(
+        self.source = Some(start_source(
             &cluster.topology.manager,
             &cluster.binary,
             &self.daemons[0],
@@ -578,7 +578,7 @@ fn node_is_cut_off(swarm: &Swarm) {
     let probe = swarm.probe();
     let node = &swarm.cluster.topology.workers[2];
     let cut = Instant::now();
-    node.cut_off().unwrap();
+    node.disconnect().unwrap();
     swarm.wait_for_up(&["worker1", "worker2"], SOON);
     println!(
         "node cut off: without new connections after {:?}",
@@ -599,12 +599,12 @@ fn node_is_cut_off(swarm: &Swarm) {
 
 /// Without its source, another manager has the last list.
 fn manager_starts_again(swarm: &mut Swarm) {
-    drop(swarm.following.take());
+    drop(swarm.source.take());
     let probe = swarm.probe();
     swarm.cluster.restart_manager().unwrap();
     swarm.wait_for_up(&ALL, SOON);
     assert!(stopped("manager started again", probe).is_empty());
-    swarm.follow();
+    swarm.start_source();
     let heard = |status: &Value| status["sources"][0]["heard_ms"].is_u64();
     swarm
         .cluster

@@ -8,7 +8,7 @@ use aya::maps::{Array, Map, MapData};
 use lb_common::maps::{TraceConfig, name};
 use memlb_tests::{
     Cluster, ClusterOptions, Connection, Process,
-    cli::{expect_failure, memlb},
+    cli::{assert_failure, memlb},
     eventually, root_test,
 };
 use nix::sys::signal::Signal;
@@ -129,7 +129,7 @@ fn ends_with_its_reader_or_the_manager() {
     assert_ne!(expires_ns(&cluster), 0);
     // One at a time.
     let second = memlb(&cluster, &["trace", "--for", "1s"]);
-    expect_failure(&second, 1, &["a trace of root is running"]);
+    assert_failure(&second, 1, &["a trace of root is running"]);
     trace.kill().unwrap();
     eventually(SOON, "the trace to end", || expires_ns(&cluster) == 0);
 
@@ -217,7 +217,7 @@ fn an_invalid_filter_is_refused_with_the_valid_values() {
         (&["--for", "soon"], "--for"),
     ];
     for (arguments, says) in cases {
-        expect_failure(
+        assert_failure(
             &memlb(&cluster, &[&["trace"], arguments].concat()),
             2,
             &[says],

@@ -14,7 +14,7 @@ use std::{
 
 use memlb_tests::{
     Cluster, ClusterOptions, Connection, eventually, root_test,
-    transfer::{Download, Upload, carry_both_ways, random_bytes},
+    transfer::{Download, Upload, random_bytes, transfer_both_ways},
 };
 
 const SOON: Duration = Duration::from_secs(5);
@@ -181,7 +181,7 @@ fn transfers_64_mib_in_both_directions(attach: &str) {
 fn bulk(attach: &str, size: usize) {
     let cluster = start(attach);
     let root = cluster.servers[0].root();
-    carry_both_ways(&cluster.topology.client, cluster.service(), root, size).unwrap();
+    transfer_both_ways(&cluster.topology.client, cluster.service(), root, size).unwrap();
     for counter in ["bytes_in", "bytes_out"] {
         assert!(traffic(&cluster, "worker1", counter) > size as u64);
     }
@@ -245,7 +245,7 @@ fn resets_a_connection_at_once_when_its_worker_is_down(attach: &str) {
     let cluster = start(attach);
     let mut connection = connect(&cluster);
     assert_eq!(page(&mut connection), "Worker1");
-    cluster.topology.workers[0].cut_off().unwrap();
+    cluster.topology.workers[0].disconnect().unwrap();
     // Repeated SYNs bring new connections to the other worker before it is known.
     cluster.wait_for_state("worker1", "down", SOON).unwrap();
 

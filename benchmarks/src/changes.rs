@@ -17,7 +17,7 @@ use super::{
     laboratory::Laboratory,
     wrk::{self, Figures, Load, Wrk},
 };
-use xtask::{interrupt::Interrupt, workspace::say};
+use xtask::{interrupt::Interrupt, workspace::print_message};
 
 const CHANGES: usize = 100;
 const CONNECTIONS: usize = 32;
@@ -61,7 +61,7 @@ pub fn of_memlb(
     directory: &Path,
     interrupt: &Interrupt,
 ) -> Result<SelectionChanges> {
-    say(format!(
+    print_message(format!(
         "moving the selection {CHANGES} times under load, memlb"
     ));
     let cluster = laboratory
@@ -83,7 +83,7 @@ pub fn of_2018(
     directory: &Path,
     interrupt: &Interrupt,
 ) -> Result<SelectionChanges> {
-    say("moving the selection at each reload under load, nginx of 2018");
+    print_message("moving the selection at each reload under load, nginx of 2018");
     let decide = |reloads: u32| laboratory.worker(usize::from(reloads.is_multiple_of(2)));
     under_load(laboratory, wrk, directory, || {
         let (waited, reloads) = laboratory.during(decide, || {

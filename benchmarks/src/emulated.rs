@@ -10,7 +10,7 @@ use serde_json::Value;
 use xtask::{
     interrupt::Interrupt,
     kernels::{Guest, Kernel, Load, cache},
-    workspace::say,
+    workspace::print_message,
 };
 
 /// The kernel of emulated machines.
@@ -35,7 +35,7 @@ pub fn run(name: &str, load: &Load<'_>, deadline: Duration) -> Result<(String, V
         guest.show_logs();
         format!("{task} failed on Linux {release}")
     })?;
-    say(format!("the machine ran for {} s", took.as_secs()));
+    print_message(format!("the machine ran for {} s", took.as_secs()));
     Ok(found)
 }
 

@@ -7,7 +7,7 @@ use memlb_tests::herd::{Herd, SIZES_MIB};
 use serde::Serialize;
 
 use super::table::Table;
-use xtask::{interrupt::Interrupt, workspace::say};
+use xtask::{interrupt::Interrupt, workspace::print_message};
 
 const POLICIES: [&str; 3] = ["memory", "balanced", "round_robin"];
 
@@ -35,7 +35,7 @@ pub fn measure(interrupt: &Interrupt) -> Result<Vec<HerdRow>> {
     for (report_interval, duration) in INTERVALS {
         for policy in POLICIES {
             interrupt.check()?;
-            say(format!("reports every {report_interval:?}, {policy}"));
+            print_message(format!("reports every {report_interval:?}, {policy}"));
             let herd = Herd {
                 policy,
                 report_interval,

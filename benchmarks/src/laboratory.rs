@@ -74,7 +74,7 @@ impl Laboratory {
             system,
             workers,
         };
-        laboratory.topology().keep_netfilter_off_the_switches()?;
+        laboratory.topology().disable_bridge_netfilter()?;
         for server in laboratory.servers() {
             let body = server.root().join(BULK_PATH.trim_start_matches('/'));
             fs::write(&body, random_bytes(BULK_BYTES))

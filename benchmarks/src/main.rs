@@ -52,9 +52,9 @@ use xtask::{
     build,
     interrupt::Interrupt,
     packages::{Tool, provide_tools},
-    privilege::{become_root, is_root, restart_as_root},
+    privilege::{is_root, restart_as_root, run_as_root},
     setup, tools,
-    workspace::say,
+    workspace::print_message,
 };
 
 const TOOLS: &[Tool] = tools! {
@@ -84,14 +84,14 @@ struct Options {
     #[command(subcommand)]
     other: Option<Other>,
     #[command(flatten)]
-    comparison: Comparison,
+    comparison: ComparisonOptions,
     /// Write all measurements to this file (JSON)
     #[arg(long, value_name = "FILE", global = true)]
     json: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
-struct Comparison {
+struct ComparisonOptions {
     /// Number of rounds; each round measures every contender once
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..))]
     rounds: u16,
@@ -185,7 +185,7 @@ fn main() -> ExitCode {
     let Err(error) = bench(&Options::parse()) else {
         return ExitCode::SUCCESS;
     };
-    say(format!("{error:#}"));
+    print_message(format!("{error:#}"));
     ExitCode::FAILURE
 }
 
@@ -275,7 +275,7 @@ fn bench(options: &Options) -> Result<()> {
 /// Repeats the experiment of 2018 on the machines that are up.
 fn measure_the_machines(duration: Duration, json: Option<&Path>) -> Result<()> {
     provide_tools(WRK)?;
-    become_root()?;
+    run_as_root()?;
     let interrupt = Interrupt::catch()?;
     let directory = tempfile::tempdir().context("make a directory for wrk")?;
     let measured = thesis::measure_machines(directory.path(), duration, &interrupt)?;
@@ -328,7 +328,7 @@ impl Options {
     }
 }
 
-impl Comparison {
+impl ComparisonOptions {
     fn wants(&self, item: Item) -> bool {
         self.only.is_empty() || self.only.contains(&item)
     }
@@ -379,7 +379,7 @@ fn compare(all: &Options, memlb: &Path, directory: &Path, interrupt: &Interrupt)
     let started = ProcessorTime::now();
     let wrk = Wrk::prepare(directory)?;
     let contenders = options.contenders();
-    say(format!("setting up {} laboratories", contenders.len()));
+    print_message(format!("setting up {} laboratories", contenders.len()));
     let mut laboratories = Vec::new();
     for contender in &contenders {
         interrupt.check()?;

@@ -9,7 +9,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::{laboratory::Laboratory, statistics::Spread};
-use xtask::{interrupt::Interrupt, workspace::say};
+use xtask::{interrupt::Interrupt, workspace::print_message};
 
 /// Interval of the client's requests, answered or not.
 const ASK_INTERVAL: Duration = Duration::from_millis(10);
@@ -36,14 +36,14 @@ pub fn measure(
     repetitions: usize,
     interrupt: &Interrupt,
 ) -> Result<Outage> {
-    say("cutting the selected worker off");
+    print_message("cutting the selected worker off");
     let cluster = laboratory
         .cluster()
         .context("the laboratory has no memlb")?;
     let mut longest_gaps_ms = Vec::new();
     for _ in 0..repetitions {
         interrupt.check()?;
-        longest_gaps_ms.push(cut_off_once(cluster)?.as_secs_f64() * 1e3);
+        longest_gaps_ms.push(disconnect_once(cluster)?.as_secs_f64() * 1e3);
     }
     let spread = Spread::of(longest_gaps_ms.iter().copied()).context("at least one repetition")?;
     Ok(Outage {
@@ -54,7 +54,7 @@ pub fn measure(
     })
 }
 
-fn cut_off_once(cluster: &Cluster) -> Result<Duration> {
+fn disconnect_once(cluster: &Cluster) -> Result<Duration> {
     let workers = &cluster.topology.workers;
     let selected = cluster.status()?["services"][0]["selected"].take();
     let index = (0..workers.len())
@@ -70,7 +70,7 @@ fn cut_off_once(cluster: &Cluster) -> Result<Duration> {
     )?;
     probe.wait_for_page(&page(index), Instant::now(), DEADLINE)?;
     let cut_at = Instant::now();
-    workers[index].cut_off()?;
+    workers[index].disconnect()?;
     probe.wait_for_page(&page(other), cut_at, DEADLINE)?;
     let report = probe.stop()?;
 

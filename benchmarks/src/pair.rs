@@ -16,7 +16,7 @@ use memlb_tests::{
 use serde::Serialize;
 
 use super::{machine::ProcessorTime, processor, table::Table};
-use xtask::{interrupt::Interrupt, packages::Tool, tools, workspace::say};
+use xtask::{interrupt::Interrupt, packages::Tool, tools, workspace::print_message};
 
 pub const TOOLS: &[Tool] = tools! {
     "keepalived" "keepalived" "moves the addresses when a manager dies; its service is not started";
@@ -97,10 +97,10 @@ pub fn measure(duration: Duration, interrupt: &Interrupt) -> Result<PairFigures>
         let pair = start(peers)?;
         for rate in RATES {
             interrupt.check()?;
-            say(format!("{rate} connections a second, {}", with(peers)));
+            print_message(format!("{rate} connections a second, {}", with(peers)));
             costs.push(cost(&pair, rate, duration)?);
         }
-        say(format!("crash, {}", with(peers)));
+        print_message(format!("crash, {}", with(peers)));
         crashes.push(crash(pair)?);
     }
     Ok(PairFigures { costs, crashes })
@@ -224,7 +224,7 @@ impl Crash {
         let turnover = Turnover::start(&network.client, per_second)?;
         thread::sleep(BEFORE_CRASH);
         let lag = lag()?;
-        network.cut_off(0)?;
+        network.disconnect(0)?;
         let event = Instant::now();
         moves()?;
         thread::sleep(AFTER_CRASH);

@@ -16,7 +16,7 @@ use super::{
     table::Table,
     wrk::Wrk,
 };
-use xtask::{interrupt::Interrupt, workspace::say};
+use xtask::{interrupt::Interrupt, workspace::print_message};
 
 pub const COMPARED: [Contender; 6] = [
     Contender::MemlbTc,
@@ -48,7 +48,7 @@ pub fn measure(
     wrk: &Wrk,
     interrupt: &Interrupt,
 ) -> Result<Vec<ProcessorCost>> {
-    say("measuring the balancers' processor time for each gigabyte");
+    print_message("measuring the balancers' processor time for each gigabyte");
     let timing = Timing::start()?;
     let compared: Vec<_> = laboratories
         .iter()
@@ -173,7 +173,7 @@ impl Timing {
 impl Drop for Timing {
     fn drop(&mut self) {
         if let Err(error) = fs::write(Self::SWITCH, &self.before) {
-            say(format!("{} stays on: {error}", Self::SWITCH));
+            print_message(format!("{} stays on: {error}", Self::SWITCH));
         }
     }
 }

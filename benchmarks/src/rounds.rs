@@ -13,7 +13,7 @@ use super::{
     statistics::Spread,
     wrk::{BULK_PATH, Figures, Load, Wrk},
 };
-use xtask::{interrupt::Interrupt, workspace::say};
+use xtask::{interrupt::Interrupt, workspace::print_message};
 
 /// Connections of wrk.
 pub const CONNECTIONS: usize = 64;
@@ -100,7 +100,7 @@ impl Samples {
             return Ok(samples);
         }
         for round in 0..rounds {
-            say(format!("round {} of {rounds}", round + 1));
+            print_message(format!("round {} of {rounds}", round + 1));
             for row in rows {
                 // Alternating order, so that a drift of the machine favours no contender.
                 let mut turn: Vec<&Laboratory> = laboratories.iter().collect();

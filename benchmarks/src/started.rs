@@ -7,7 +7,7 @@ use memlb_tests::{cluster::BINARY, command::run};
 
 use xtask::{
     build_ebpf,
-    privilege::{as_root, become_command},
+    privilege::{as_root, replace_process},
     test_binaries::build_benchmark,
 };
 
@@ -41,7 +41,7 @@ pub fn of_connections(memlb: &Path, arguments: &[String], json: Option<&Path>) -
     if let Some(file) = json {
         benchmark.arg("--json").arg(file);
     }
-    Err(become_command(benchmark))
+    Err(replace_process(benchmark))
 }
 
 fn measure(mut benchmark: Command, json: Option<&Path>) -> Result<()> {

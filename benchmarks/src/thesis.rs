@@ -21,7 +21,7 @@ use super::{
     table::Table,
     wrk::{Load, Wrk},
 };
-use xtask::{interrupt::Interrupt, workspace::say};
+use xtask::{interrupt::Interrupt, workspace::print_message};
 
 const CONTENDERS: [Contender; 2] = [Contender::Nginx2018, Contender::MemlbTc];
 const ASK_INTERVAL: Duration = Duration::from_millis(50);
@@ -94,7 +94,7 @@ pub fn measure(
         for laboratory in &laboratories {
             interrupt.check()?;
             let clients = published.clients;
-            say(format!(
+            print_message(format!(
                 "{clients} clients without pause, {}",
                 laboratory.contender.label()
             ));

@@ -50,7 +50,7 @@ pub fn manager(cluster: &Cluster) -> Diagnosis {
 }
 
 impl Diagnosis {
-    pub fn expect_healthy(&self) {
+    pub fn assert_healthy(&self) {
         assert_eq!(self.status, Some(0), "{}", self.said);
     }
 
@@ -68,7 +68,7 @@ impl Diagnosis {
 }
 
 impl Finding {
-    pub fn expect_remedy(&self, says: &str) {
+    pub fn assert_remedy(&self, says: &str) {
         assert!(self.remedy.contains(says), "not {says:?}: {self:?}");
     }
 

@@ -9,7 +9,7 @@ use std::{
 
 use memlb_tests::{
     Cluster, Shape,
-    cli::expect_failure,
+    cli::assert_failure,
     command::output,
     observe::{self, bpftool},
     root_test,
@@ -28,7 +28,7 @@ fn start(shape: Shape) -> Cluster {
 fn finds_and_mends(cluster: &Cluster, check: &str, says: &str, remedy: &str) {
     let diagnosis = manager(cluster);
     let found = diagnosis.problem(check, says);
-    found.expect_remedy(remedy);
+    found.assert_remedy(remedy);
     found.run_remedies(&cluster.topology.manager);
     let diagnosis = manager(cluster);
     let left = diagnosis.findings.iter();
@@ -54,10 +54,10 @@ fn an_interface_that_is_down_or_cut_off() {
     let diagnosis = manager(&cluster);
     diagnosis.problem("worker", "there is no route to 192.168.56.103");
     finds_and_mends(&cluster, "interface", "eth1 is down", "ip link set eth1 up");
-    node.cut_off().unwrap();
+    node.disconnect().unwrap();
     manager(&cluster)
         .problem("interface", "eth1 is up but has no carrier")
-        .expect_remedy("ethtool eth1");
+        .assert_remedy("ethtool eth1");
     node.reconnect().unwrap();
 }
 
@@ -69,7 +69,7 @@ fn different_mtus() {
         .unwrap();
     let diagnosis = manager(&cluster);
     let found = diagnosis.finding("warning", "mtu", "eth1 1500, eth2 1400");
-    found.expect_remedy("ip link set eth1 mtu 1400");
+    found.assert_remedy("ip link set eth1 mtu 1400");
     found.run_remedies(node);
     assert!(
         manager(&cluster)
@@ -91,7 +91,7 @@ fn ports_in_the_kernels_range() {
         "nat_ports 4096-32767 overlap 1024-60999",
         "sysctl -w net.ipv4.ip_local_port_range=\"32768 60999\"",
     );
-    manager(&cluster).expect_healthy();
+    manager(&cluster).assert_healthy();
 }
 
 #[root_test]
@@ -104,7 +104,7 @@ fn a_service_address_that_is_not_local() {
         "web: 192.168.56.150 is not an address of this host",
         "ip address add 192.168.56.150/24 dev eth1",
     );
-    manager(&cluster).expect_healthy();
+    manager(&cluster).assert_healthy();
 }
 
 #[root_test]
@@ -113,7 +113,7 @@ fn a_fallback_without_a_server() {
     cluster.fallback.process.kill().unwrap();
     manager(&cluster)
         .problem("fallback", "web: no server listens at 192.168.56.101:8080")
-        .expect_remedy("--set service.web.fallback=reject");
+        .assert_remedy("--set service.web.fallback=reject");
 }
 
 #[root_test]
@@ -122,11 +122,11 @@ fn a_worker_without_a_route_or_on_the_wrong_side() {
     reword(&cluster, "192.168.57.103", "10.9.9.9");
     manager(&cluster)
         .problem("worker", "worker1: there is no route to 10.9.9.9")
-        .expect_remedy("ip route add 10.9.9.9 via ROUTER dev eth1");
+        .assert_remedy("ip route add 10.9.9.9 via ROUTER dev eth1");
     reword(&cluster, "10.9.9.9", "192.168.57.99");
     manager(&cluster)
         .problem("worker", "worker1: 192.168.57.99 does not answer on eth2")
-        .expect_remedy("ip neighbour show 192.168.57.99 dev eth2");
+        .assert_remedy("ip neighbour show 192.168.57.99 dev eth2");
     // Where a manager runs, it is attached to both.
     cluster.kill_manager().unwrap();
     let mut command = cluster.configured("doctor");
@@ -136,7 +136,7 @@ fn a_worker_without_a_route_or_on_the_wrong_side() {
             "worker",
             "the route to 192.168.57.99 is through eth2, to which memlb is not attached",
         )
-        .expect_remedy("memlb manager --interface eth1 --interface eth2");
+        .assert_remedy("memlb manager --interface eth1 --interface eth2");
 }
 
 #[root_test]
@@ -154,7 +154,7 @@ fn keys_that_others_can_read() {
     fs::remove_file(&key).unwrap();
     manager(&cluster)
         .problem("keys", "there is no key of worker2")
-        .expect_remedy("memlb keygen --name worker2 --output");
+        .assert_remedy("memlb keygen --name worker2 --output");
 }
 
 #[root_test]
@@ -162,9 +162,9 @@ fn leftover_pins() {
     let mut cluster = start(Shape::OneArm);
     cluster.kill_manager().unwrap();
     let diagnosis = manager(&cluster);
-    diagnosis.expect_healthy();
+    diagnosis.assert_healthy();
     let found = diagnosis.finding("warning", "pins", "left of a manager that no longer runs");
-    found.expect_remedy("memlb unload --pin-path");
+    found.assert_remedy("memlb unload --pin-path");
     diagnosis.finding("warning", "manager", "none runs");
 
     // As another version of memlb would have left them.
@@ -186,7 +186,7 @@ fn leftover_pins() {
         "memlb unload --pin-path {}",
         cluster.paths.pin_path.display()
     );
-    found.expect_remedy(&unload);
+    found.assert_remedy(&unload);
     // Typed with this memlb and no other that may be installed.
     let directory = cluster.binary.parent().unwrap().display();
     let mut command = cluster.topology.manager.command("sh");
@@ -225,7 +225,7 @@ fn a_bpf_file_system_that_is_not_mounted() {
     elsewhere.args(["doctor", "--interface", "eth1", "--pin-path", "/tmp/memlb"]);
     diagnose(elsewhere)
         .problem("bpffs", "/tmp/memlb is not in a BPF file system")
-        .expect_remedy("--pin-path /sys/fs/bpf/memlb");
+        .assert_remedy("--pin-path /sys/fs/bpf/memlb");
 }
 
 #[root_test]
@@ -248,10 +248,10 @@ fn capabilities_that_are_missing() {
     };
     let diagnosis = with("-all");
     let found = diagnosis.problem("capabilities", "lacks CAP_BPF CAP_NET_ADMIN CAP_PERFMON");
-    found.expect_remedy("AmbientCapabilities=CAP_BPF CAP_NET_ADMIN CAP_PERFMON");
+    found.assert_remedy("AmbientCapabilities=CAP_BPF CAP_NET_ADMIN CAP_PERFMON");
     let diagnosis = with("-sys_admin,-perfmon");
     let found = diagnosis.problem("capabilities", "lacks CAP_PERFMON:");
-    found.expect_remedy("AmbientCapabilities=CAP_PERFMON");
+    found.assert_remedy("AmbientCapabilities=CAP_PERFMON");
 }
 
 #[root_test]
@@ -267,9 +267,9 @@ fn another_program_at_the_heartbeats_port() {
     let own = std::process::id();
     let diagnosis = manager(&cluster);
     let found = diagnosis.problem("heartbeats", &format!("(process {own})"));
-    found.expect_remedy(&format!("kill {own}"));
+    found.assert_remedy(&format!("kill {own}"));
     let refused = cluster.manager_command().output().unwrap();
-    expect_failure(&refused, 1, &[&format!("(process {own})")]);
+    assert_failure(&refused, 1, &[&format!("(process {own})")]);
 }
 
 #[root_test]
@@ -285,7 +285,7 @@ fn a_firewall_that_lets_no_heartbeat_in() {
     let diagnosis = manager(&cluster);
     diagnosis.problem("heartbeats", "worker1 sent its last heartbeat");
     let found = diagnosis.finding("warning", "firewall", "no rule accepts udp 9999");
-    found.expect_remedy("nft insert rule inet filter input udp dport 9999 accept");
+    found.assert_remedy("nft insert rule inet filter input udp dport 9999 accept");
     found.run_remedies(node);
     for port in [
         "tcp 8080: clients do not reach the fallback",
@@ -316,10 +316,10 @@ fn an_unwritable_directory() {
     };
     let diagnosis = inside("ro");
     let found = diagnosis.problem("storage", "memlb/events.jsonl cannot be written");
-    found.expect_remedy("mount -o remount,rw");
+    found.assert_remedy("mount -o remount,rw");
     let diagnosis = inside("size=1m");
     let found = diagnosis.finding("warning", "storage", "1.0 MiB are left for the event log");
-    found.expect_remedy(&format!("df -h {shown}"));
+    found.assert_remedy(&format!("df -h {shown}"));
 }
 
 #[root_test]
@@ -347,7 +347,7 @@ fn a_worker_that_is_not_in_the_configuration() {
         "heartbeats",
         "worker1 has sent no valid heartbeat: the manager refuses its datagrams (unknown_worker)",
     );
-    found.expect_remedy("memlb agent --name NAME, with a NAME that `memlb workers` lists");
+    found.assert_remedy("memlb agent --name NAME, with a NAME that `memlb workers` lists");
     // It is told so itself.
     agent
         .wait_for_log(SOON, "has no worker named wroker1")
@@ -357,7 +357,7 @@ fn a_worker_that_is_not_in_the_configuration() {
     command.args(["--manager", "192.168.56.101"]);
     let diagnosis = diagnose(command);
     let found = diagnosis.problem("manager", "answers, but has no worker named wroker1");
-    found.expect_remedy("memlb agent --name NAME");
+    found.assert_remedy("memlb agent --name NAME");
 }
 
 #[root_test]
@@ -372,10 +372,10 @@ fn a_manager_in_another_network_is_found_by_the_variable() {
     let elsewhere = run(&cluster.topology.client);
     elsewhere
         .problem("manager", "runs in another network namespace")
-        .expect_remedy("--net --mount memlb doctor");
+        .assert_remedy("--net --mount memlb doctor");
     // There, the values in force count, which options of the command line gave.
     let here = run(&cluster.topology.manager);
-    here.expect_healthy();
+    here.assert_healthy();
     here.finding("ok", "config", "the values that the running manager uses");
 
     let mut status = cluster.topology.client.command(&cluster.binary);
@@ -398,10 +398,10 @@ fn a_page_port_in_use() {
     let own = std::process::id();
     let diagnosis = manager(&cluster);
     let found = diagnosis.problem("http", &format!("(process {own}): no manager starts"));
-    found.expect_remedy(&format!("kill {own}"));
+    found.assert_remedy(&format!("kill {own}"));
     let refused = cluster.manager_command().output().unwrap();
     let process = format!("(process {own})");
-    expect_failure(&refused, 1, &["serve HTTP at 127.0.0.1:9998", &process]);
+    assert_failure(&refused, 1, &["serve HTTP at 127.0.0.1:9998", &process]);
 }
 
 #[root_test]
@@ -422,7 +422,7 @@ fn a_worker_that_joined_and_serves_itself_only() {
         "worker",
         "worker2: 192.168.56.104 refuses connections to port 8082",
     );
-    found.expect_remedy("on worker2: ss -ltn");
+    found.assert_remedy("on worker2: ss -ltn");
 }
 
 #[root_test]
@@ -436,7 +436,7 @@ fn a_silent_worker_in_maintenance_is_no_problem() {
         observe::backend(status, "worker1").is_some_and(|it| it["health"] == "down")
     });
     let diagnosis = manager(&cluster);
-    diagnosis.expect_healthy();
+    diagnosis.assert_healthy();
     diagnosis.finding("warning", "heartbeats", "worker1 is in maintenance");
     diagnosis.finding("warning", "worker", "worker1: 192.168.56.103 refuses");
 
@@ -479,5 +479,5 @@ fn an_interval_that_is_longer_than_down_after() {
     cluster.wait_for_state("worker1", "down", SOON).unwrap();
     let found = manager(&cluster);
     let found = found.problem("heartbeats", "sends a heartbeat only every 5000 ms");
-    found.expect_remedy("memlb agent --interval 500ms");
+    found.assert_remedy("memlb agent --interval 500ms");
 }

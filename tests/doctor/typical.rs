@@ -3,7 +3,7 @@
 use std::{fs, net::TcpListener, process::Command, time::Duration};
 
 use memlb_tests::{
-    Cluster, ClusterOptions, Process, Shape, cli::expect_failure, command::output, eventually,
+    Cluster, ClusterOptions, Process, Shape, cli::assert_failure, command::output, eventually,
     root_test,
 };
 
@@ -26,7 +26,7 @@ fn without_agents(authentication: Option<&'static str>) -> Cluster {
 /// Runs a manager that cannot start, and says so.
 fn refuses(cluster: &Cluster, arguments: &[&str], says: &[&str]) {
     let mut command = cluster.configured("manager");
-    expect_failure(&command.args(arguments).output().unwrap(), 1, says);
+    assert_failure(&command.args(arguments).output().unwrap(), 1, says);
 }
 
 #[root_test]
@@ -46,7 +46,7 @@ fn a_wrong_interface() {
         "interface",
         "eth9 does not exist here; there are eth1, eth2",
     );
-    found.expect_remedy("memlb manager --interface eth1");
+    found.assert_remedy("memlb manager --interface eth1");
     let says = ["interface eth9 does not exist here"];
     refuses(&cluster, &["--interface", "eth9"], &says);
 
@@ -58,7 +58,7 @@ fn a_wrong_interface() {
         "service",
         "192.168.56.101 is at eth1, but memlb is attached to eth2",
     );
-    found.expect_remedy("memlb manager --interface eth1");
+    found.assert_remedy("memlb manager --interface eth1");
     let mut command = cluster.manager_command();
     command.args(["--interface", "eth2"]);
     let log = cluster.paths.directory.join("wrong-interface.log");
@@ -116,12 +116,12 @@ fn a_wrong_key() {
         "heartbeats",
         "worker1 has sent no valid heartbeat: the manager refuses its datagrams (unknown_key)",
     );
-    found.expect_remedy("install -m 600 worker1.key /etc/memlb/keys/worker1.key && memlb reload");
+    found.assert_remedy("install -m 600 worker1.key /etc/memlb/keys/worker1.key && memlb reload");
     let found = diagnosis.problem(
         "heartbeats",
         "worker2 has sent no valid heartbeat: the manager refuses its datagrams (bad_signature)",
     );
-    found.expect_remedy("memlb keygen --name worker2");
+    found.assert_remedy("memlb keygen --name worker2");
 
     for (index, file) in [&other, &spoilt].into_iter().enumerate() {
         let mut command = cluster.topology.workers[index].command(&cluster.binary);
@@ -137,7 +137,7 @@ fn a_wrong_key() {
         command.arg("--key").arg(file);
         let diagnosis = diagnose(command);
         let found = diagnosis.problem("manager", "does not know key");
-        found.expect_remedy("on 192.168.56.101: memlb doctor");
+        found.assert_remedy("on 192.168.56.101: memlb doctor");
     }
     // The right one for comparison, and that of another worker.
     worker(&cluster, 0).finding("ok", "manager", "and knows the key");
@@ -153,7 +153,7 @@ fn a_wrong_key() {
     command.arg("--key").arg(cluster.key_file(1).unwrap());
     diagnose(command)
         .problem("key", "has a key of worker2, not of worker1")
-        .expect_remedy("memlb keygen --name worker1");
+        .assert_remedy("memlb keygen --name worker1");
 }
 
 #[root_test]
@@ -183,7 +183,7 @@ fn a_manager_that_the_agent_cannot_reach() {
         ),
     ] {
         let diagnosis = worker_with(&cluster, 0, &["--manager", address]);
-        diagnosis.problem("manager", says).expect_remedy(remedy);
+        diagnosis.problem("manager", says).assert_remedy(remedy);
     }
     // A firewall drops what is sent to it.
     let drop = "add table inet test; add chain inet test input { type filter hook input priority 0; }; \
@@ -194,7 +194,7 @@ fn a_manager_that_the_agent_cannot_reach() {
         "manager",
         "datagrams to its UDP port 9999 are lost on the way",
     );
-    found.expect_remedy("on 192.168.56.101: memlb doctor, nft list ruleset");
+    found.assert_remedy("on 192.168.56.101: memlb doctor, nft list ruleset");
     let mut command = cluster.agent_command(0, cluster.heartbeat_address());
     let log = cluster.paths.directory.join("unheard.log");
     let mut agent = Process::start("unheard agent", command.arg("--quiet"), &log).unwrap();
@@ -209,7 +209,7 @@ fn a_manager_that_the_agent_cannot_reach() {
         "heartbeats",
         "worker1 has sent no valid heartbeat, and nothing was refused",
     );
-    found.expect_remedy("on worker1: memlb doctor --agent");
+    found.assert_remedy("on worker1: memlb doctor --agent");
 
     // Let through, it is heard, and says so.
     cluster
@@ -221,7 +221,7 @@ fn a_manager_that_the_agent_cannot_reach() {
         .wait_for_log(SOON, "192.168.56.101:9999 answers")
         .unwrap();
     cluster.wait_for_state("worker1", "up", SOON).unwrap();
-    worker(&cluster, 0).expect_healthy();
+    worker(&cluster, 0).assert_healthy();
 }
 
 #[root_test]
@@ -242,7 +242,7 @@ fn a_server_that_listens_on_127_0_0_1_only() {
         .unwrap();
     let diagnosis = manager(&cluster);
     let found = diagnosis.problem("worker", "listens on 127.0.0.1 only");
-    found.expect_remedy("on worker1: ss -ltn 'sport = :8081'");
+    found.assert_remedy("on worker1: ss -ltn 'sport = :8081'");
     let mut command = cluster.topology.workers[0].command(&cluster.binary);
     command.args([
         "doctor",
@@ -259,7 +259,7 @@ fn a_server_that_listens_on_127_0_0_1_only() {
         "server",
         "it listens on 127.0.0.1 only: connections that the manager sends to 192.168.56.103:8081",
     );
-    found.expect_remedy("let it listen on 0.0.0.0:8081");
+    found.assert_remedy("let it listen on 0.0.0.0:8081");
 
     // Its agent, told to ask there, says it by itself.
     let mut command = cluster.agent_command(0, cluster.heartbeat_address());
@@ -289,7 +289,7 @@ fn two_managers() {
     let diagnosis = diagnose(command);
     let belongs = format!("UDP 0.0.0.0:9999 belongs to memlb (process {first}), a second manager");
     let found = diagnosis.problem("heartbeats", &belongs);
-    found.expect_remedy("choose another: --heartbeat-listen");
+    found.assert_remedy("choose another: --heartbeat-listen");
     diagnosis.problem("manager", "is a manager, but not with the control socket");
 
     // The same service, and the same workers from the same ports.
@@ -304,7 +304,7 @@ fn two_managers() {
     let second_command =
         |file: &str| fill_in(cluster.topology.manager.command(&cluster.binary), file);
     let expect_refusal = |mut command: Command, parts: &[&str]| {
-        expect_failure(&command.output().unwrap(), 1, parts);
+        assert_failure(&command.output().unwrap(), 1, parts);
     };
     let served =
         format!("192.168.56.101:80/tcp at eth1 is served by memlb (process {first}), for ");
@@ -389,7 +389,7 @@ fn two_managers() {
             status["interfaces"][0]["preceded_by"][0].is_string()
         })
         .unwrap();
-    let noticed = cluster.expect_events("other_manager_first", 1).unwrap();
+    let noticed = cluster.require_events("other_manager_first", 1).unwrap();
     assert_eq!(noticed[0]["interface"], "eth1");
     let metric = "memlb_programs_of_other_managers{interface=\"eth1\"} 1";
     eventually(SOON, metric, || {
@@ -406,8 +406,8 @@ fn two_managers() {
     unload.args(["unload", "--pin-path"]);
     unload.arg(format!("{}-second", cluster.paths.pin_path.display()));
     output(&mut unload).unwrap();
-    manager(&cluster).expect_healthy();
-    cluster.expect_events("other_manager_gone", 1).unwrap();
+    manager(&cluster).assert_healthy();
+    cluster.require_events("other_manager_gone", 1).unwrap();
 
     // No interface in common, but the packets come by the other one's.
     let mut command = fill_in(cluster.topology.switch().command(&cluster.binary), &file);
@@ -417,7 +417,7 @@ fn two_managers() {
     outer
         .wait_for_log(Duration::from_secs(60), "ready")
         .unwrap();
-    let noticed = cluster.expect_events("other_manager_first", 2).unwrap();
+    let noticed = cluster.require_events("other_manager_first", 2).unwrap();
     let programs = "ingress in the network namespace at its other end";
     assert_eq!(noticed[1]["programs"][0], programs);
     let diagnosis = manager(&cluster);
@@ -435,5 +435,5 @@ fn two_managers() {
     );
     expect_refusal(command, &["service web: ", &outer_serves]);
     outer.terminate(SOON).unwrap();
-    cluster.expect_events("other_manager_gone", 2).unwrap();
+    cluster.require_events("other_manager_gone", 2).unwrap();
 }

@@ -13,7 +13,7 @@ fn a_key_that_others_can_read() {
     fs::set_permissions(&key, fs::Permissions::from_mode(0o644)).unwrap();
     let diagnosis = worker(&cluster, 0);
     let found = diagnosis.problem("key", "can be used by others than its owner (mode 0644)");
-    found.expect_remedy(&format!("chmod 600 {}", key.display()));
+    found.assert_remedy(&format!("chmod 600 {}", key.display()));
     found.run_remedies(&cluster.topology.workers[0]);
-    worker(&cluster, 0).expect_healthy();
+    worker(&cluster, 0).assert_healthy();
 }

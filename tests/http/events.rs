@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use memlb_tests::{Cluster, ClusterOptions, Process, root_test};
 use serde_json::Value;
 
-use super::{ORIGIN, SOON, ask, get, start};
+use super::{ORIGIN, SOON, get, request, start};
 
 #[root_test]
 fn shows_a_failover_within_a_second() {
@@ -77,7 +77,7 @@ fn a_reconnecting_listener_misses_no_event() {
         assert!(refused.json()["error"].is_string());
     }
     assert_eq!(
-        ask(&cluster, "/api/v1/events/stream?after=x", &[]).status,
+        request(&cluster, "/api/v1/events/stream?after=x", &[]).status,
         400
     );
 }

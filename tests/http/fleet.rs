@@ -43,20 +43,20 @@ fn name(service: usize) -> String {
 
 #[root_test]
 fn two_workers_and_twelve_services() {
-    look_at(2);
+    check_page_of(2);
 }
 
 #[root_test]
 fn forty_workers_and_twelve_services() {
-    look_at(40);
+    check_page_of(40);
 }
 
 #[root_test]
 fn two_hundred_workers_and_twelve_services() {
-    look_at(200);
+    check_page_of(200);
 }
 
-fn look_at(workers: usize) {
+fn check_page_of(workers: usize) {
     let file = format!("memlb-fleet-{}-{workers}.toml", std::process::id());
     let configuration = std::env::temp_dir().join(file);
     fs::write(&configuration, configure(workers)).unwrap();
@@ -66,11 +66,11 @@ fn look_at(workers: usize) {
         ..ClusterOptions::default()
     });
     fs::remove_file(configuration).unwrap();
-    let heart = Heart::start(&cluster, workers);
+    let heartbeats = HeartbeatSender::start(&cluster, workers);
     let mut browser = page::open(&cluster, 1400, 1000);
     let title = "document.getElementById('fleet-title').textContent";
     browser.wait_for(&format!("{title} == '1 of 12 services needs attention'"));
-    heart.lose();
+    heartbeats.lose_worker();
     // Services 0 to 5 have it, and the last one never had a worker.
     browser.wait_for(&format!("{title} == '7 of 12 services need attention'"));
     for (width, size) in [(1400, "wide"), (390, "phone")] {
@@ -225,45 +225,45 @@ fn in_order(browser: &mut Browser, items: &str, key: &str) {
 }
 
 /// Heartbeats of all workers, until it is dropped.
-struct Heart {
-    beating: Arc<AtomicBool>,
+struct HeartbeatSender {
+    is_running: Arc<AtomicBool>,
     lost: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
 
-impl Heart {
+impl HeartbeatSender {
     fn start(cluster: &Cluster, workers: usize) -> Self {
         let sender = Sender::open(&cluster.topology.client, cluster.heartbeat_address()).unwrap();
-        let beating = Arc::new(AtomicBool::new(true));
+        let is_running = Arc::new(AtomicBool::new(true));
         let lost = Arc::new(AtomicBool::new(false));
         let thread = {
-            let (beating, lost) = (beating.clone(), lost.clone());
-            thread::spawn(move || beat(&sender, workers, &beating, &lost))
+            let (is_running, lost) = (is_running.clone(), lost.clone());
+            thread::spawn(move || send_heartbeats(&sender, workers, &is_running, &lost))
         };
         Self {
-            beating,
+            is_running,
             lost,
             thread: Some(thread),
         }
     }
 
-    fn lose(&self) {
+    fn lose_worker(&self) {
         self.lost.store(true, Ordering::Relaxed);
     }
 }
 
-impl Drop for Heart {
+impl Drop for HeartbeatSender {
     fn drop(&mut self) {
-        self.beating.store(false, Ordering::Relaxed);
+        self.is_running.store(false, Ordering::Relaxed);
         if let Some(thread) = self.thread.take() {
             thread.join().unwrap();
         }
     }
 }
 
-fn beat(sender: &Sender, workers: usize, beating: &AtomicBool, lost: &AtomicBool) {
+fn send_heartbeats(sender: &Sender, workers: usize, is_running: &AtomicBool, lost: &AtomicBool) {
     for seq in 1.. {
-        if !beating.load(Ordering::Relaxed) {
+        if !is_running.load(Ordering::Relaxed) {
             return;
         }
         for number in 1..=workers {

@@ -63,11 +63,11 @@ fn curl(cluster: &Cluster, path: &str) -> Command {
 }
 
 fn get(cluster: &Cluster, path: &str) -> Answer {
-    ask(cluster, path, &[])
+    request(cluster, path, &[])
 }
 
 /// Asks with further arguments for `curl`.
-fn ask(cluster: &Cluster, path: &str, arguments: &[&str]) -> Answer {
+fn request(cluster: &Cluster, path: &str, arguments: &[&str]) -> Answer {
     let printed = output(curl(cluster, path).arg("--include").args(arguments)).unwrap();
     let (head, body) = printed.split_once("\r\n\r\n").unwrap();
     let mut lines = head.lines();

@@ -118,7 +118,7 @@ fn a_real_prometheus_scrapes_the_manager_and_raises_an_alert() {
         cluster.kill_agent(worker).unwrap();
     }
     eventually(Duration::from_secs(30), "the alert", || {
-        let alerts = ask(&cluster, "/alerts");
+        let alerts = request(&cluster, "/alerts");
         let alerts = alerts["data"]["alerts"].as_array().unwrap();
         alerts.iter().any(|alert| {
             alert["labels"]["alertname"] == "MemlbNoWorker" && alert["state"] == "firing"
@@ -129,14 +129,14 @@ fn a_real_prometheus_scrapes_the_manager_and_raises_an_alert() {
 /// Returns the first value of an instant query.
 fn value(cluster: &Cluster, query: &str) -> Option<f64> {
     let encoded: String = query.bytes().map(|byte| format!("%{byte:02x}")).collect();
-    let answer = ask(cluster, &format!("/query?query={encoded}"));
+    let answer = request(cluster, &format!("/query?query={encoded}"));
     answer["data"]["result"][0]["value"][1]
         .as_str()?
         .parse()
         .ok()
 }
 
-fn ask(cluster: &Cluster, path: &str) -> Value {
+fn request(cluster: &Cluster, path: &str) -> Value {
     let mut curl = cluster.topology.manager.command("curl");
     curl.args(["--silent", "--show-error", &format!("{PROMETHEUS}{path}")]);
     serde_json::from_str(&output(&mut curl).unwrap()).unwrap()

@@ -8,7 +8,7 @@ use std::{
 
 use memlb_tests::{Cluster, ClusterOptions, Process, command::output, eventually, root_test};
 
-use super::{SOON, ask, curl, get, start};
+use super::{SOON, curl, get, request, start};
 
 #[root_test]
 fn accepts_only_loopback_names_and_changes_nothing() {
@@ -19,7 +19,7 @@ fn accepts_only_loopback_names_and_changes_nothing() {
         "127.0.0.1:9998",
         "[::1]:9998",
     ] {
-        let answer = ask(
+        let answer = request(
             &cluster,
             "/healthz",
             &["--header", &format!("Host: {host}")],
@@ -28,14 +28,14 @@ fn accepts_only_loopback_names_and_changes_nothing() {
     }
     for host in ["evil.example", "192.168.56.101", "localhost.evil.example"] {
         for path in ["/", "/metrics", "/api/v1/status", "/healthz", "/nowhere"] {
-            let answer = ask(&cluster, path, &["--header", &format!("Host: {host}")]);
+            let answer = request(&cluster, path, &["--header", &format!("Host: {host}")]);
             assert_eq!(answer.status, 421, "{host}{path}");
             assert!(!answer.body.contains("worker1"), "{}", answer.body);
         }
     }
     for method in ["POST", "PUT", "DELETE", "PATCH"] {
         for path in ["/metrics", "/api/v1/status", "/healthz"] {
-            let answer = ask(&cluster, path, &["--request", method]);
+            let answer = request(&cluster, path, &["--request", method]);
             assert_eq!(answer.status, 405, "{method} {path}");
             assert_eq!(answer.header("allow"), Some("GET,HEAD"));
         }

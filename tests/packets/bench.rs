@@ -35,7 +35,7 @@ use nix::{
     time::{ClockId, clock_gettime},
 };
 
-pub use crate::datapath::{Circumstances, Edge, Hook};
+pub use crate::datapath::{Edge, FrameContext, Hook};
 use crate::{
     call::Call,
     datapath::{BACKENDS, BUCKETS, Counters, Datapath},
@@ -137,7 +137,7 @@ pub fn run_at(edge: Edge, family: Family, test: impl FnOnce(&mut Bench) + Send) 
         let runner = scope.spawn(|| {
             let mut bench = Bench::new(edge, family).unwrap();
             test(&mut bench);
-            bench.datapath.put_by();
+            bench.datapath.release();
         });
         runner.join()
     });
@@ -152,7 +152,7 @@ impl Bench {
     fn new(edge: Edge, family: Family) -> anyhow::Result<Self> {
         unshare(CloneFlags::CLONE_NEWNET)?;
         lan::make_interfaces()?;
-        let mut datapath = Datapath::take()?;
+        let mut datapath = Datapath::acquire()?;
         let xdp_links = match edge {
             Edge::Tc => Vec::new(),
             // A test run may name only an interface whose driver has XDP switched on.
@@ -513,12 +513,12 @@ impl Bench {
 
     /// Feeds a frame that arrives from the network on the first interface.
     pub fn receives(&self, frame: impl Into<Vec<u8>>) -> Outcome {
-        self.meets(frame, Circumstances::received_on(lan::ETH1))
+        self.meets(frame, FrameContext::received_on(lan::ETH1))
     }
 
     /// The same, whatever becomes of it.
     pub fn runs_on(&self, frame: &[u8]) {
-        let received = Circumstances::received_on(lan::ETH1);
+        let received = FrameContext::received_on(lan::ETH1);
         self.datapath
             .run_on(self.edge, frame, None, received)
             .unwrap();
@@ -529,18 +529,18 @@ impl Bench {
         self.datapath.classifier(hook).fd().unwrap()
     }
 
-    /// Runs the program that meets `frame` in these circumstances.
-    pub fn meets(&self, frame: impl Into<Vec<u8>>, circumstances: Circumstances) -> Outcome {
-        let edge = match circumstances.hook {
+    /// Runs the program that meets `frame` in this context.
+    pub fn meets(&self, frame: impl Into<Vec<u8>>, context: FrameContext) -> Outcome {
+        let edge = match context.hook {
             Hook::Ingress => self.edge,
             Hook::Egress | Hook::Loopback => Edge::Tc,
         };
-        self.datapath.run(edge, frame.into(), circumstances)
+        self.datapath.run(edge, frame.into(), context)
     }
 
     /// Feeds a frame that XDP has left to the TC program behind it.
     pub fn behind_xdp(&self, frame: impl Into<Vec<u8>>) -> Outcome {
-        let received = Circumstances::received_on(lan::ETH1);
+        let received = FrameContext::received_on(lan::ETH1);
         self.datapath.run(Edge::Tc, frame.into(), received)
     }
 
@@ -548,9 +548,9 @@ impl Bench {
     pub fn sends(&self, frame: impl Into<Vec<u8>>) -> Outcome {
         self.meets(
             frame,
-            Circumstances {
+            FrameContext {
                 hook: Hook::Egress,
-                ..Circumstances::received_on(lan::ETH1)
+                ..FrameContext::received_on(lan::ETH1)
             },
         )
     }
@@ -559,9 +559,9 @@ impl Bench {
     pub fn loops(&self, frame: impl Into<Vec<u8>>) -> Outcome {
         self.meets(
             frame,
-            Circumstances {
+            FrameContext {
                 hook: Hook::Loopback,
-                ..Circumstances::received_on(lan::LOOPBACK)
+                ..FrameContext::received_on(lan::LOOPBACK)
             },
         )
     }

@@ -4,7 +4,7 @@ use lb_common::verdict::Verdict;
 use memlb_tests::packet_test;
 
 use crate::{
-    bench::{Bench, Circumstances, Edge},
+    bench::{Bench, Edge, FrameContext},
     frame::{ACK, Family, PSH, at, with, with_ip_field},
     lan::{CLIENT, ETH1, MANAGER, WORKER1},
     segment::Segment,
@@ -37,9 +37,9 @@ fn the_traffic_class_is_kept(bench: &mut Bench) {
 
 #[packet_test(at_edge(Edge::Tc))]
 fn a_merged_packet_is_counted_by_its_segments(bench: &mut Bench) {
-    let large = Circumstances {
+    let large = FrameContext {
         gso: Some((1_000, 3)),
-        ..Circumstances::received_on(ETH1)
+        ..FrameContext::received_on(ETH1)
     };
     for mut call in [bench.call(CLIENT, 40_000), bench.datagrams(CLIENT, 40_000)] {
         call.connects(bench, WORKER1);

@@ -103,7 +103,7 @@ pub enum Hook {
 
 /// What the kernel says of a frame beside its bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Circumstances {
+pub struct FrameContext {
     pub hook: Hook,
     /// The interface it is on.
     pub interface: u32,
@@ -115,13 +115,13 @@ pub struct Circumstances {
 
 impl Datapath {
     /// One that no test uses just now, or a new one.
-    pub fn take() -> anyhow::Result<Self> {
+    pub fn acquire() -> anyhow::Result<Self> {
         let spare = SPARE.lock().unwrap().pop();
         spare.map_or_else(Self::load, Ok)
     }
 
     /// Leaves it to the next test.
-    pub fn put_by(self) {
+    pub fn release(self) {
         SPARE.lock().unwrap().push(self);
     }
 
@@ -184,17 +184,17 @@ impl Datapath {
         Ok(program.take_link(link)?)
     }
 
-    /// Runs the program of this edge that meets `sent` in these circumstances.
-    pub fn run(&self, edge: Edge, sent: Vec<u8>, circumstances: Circumstances) -> Outcome {
+    /// Runs the program of this edge that meets `sent` in this context.
+    pub fn run(&self, edge: Edge, sent: Vec<u8>, context: FrameContext) -> Outcome {
         let before = self.counters();
         let mut left = vec![0; sent.len() + 256];
-        let result = self.run_on(edge, &sent, Some(&mut left), circumstances);
+        let result = self.run_on(edge, &sent, Some(&mut left), context);
         let result = result.unwrap_or_else(|error| panic!("{} bytes: {error:?}", sent.len()));
         left.truncate(result.data_size_out as usize);
         Outcome {
             edge,
             action: Action::named(edge, result.return_value),
-            packets: circumstances.gso.map_or(1, |(_, segments)| segments.into()),
+            packets: context.gso.map_or(1, |(_, segments)| segments.into()),
             counted: Counted::between(&before, &self.counters()),
             sent,
             left,
@@ -207,11 +207,11 @@ impl Datapath {
         edge: Edge,
         frame: &[u8],
         left: Option<&mut [u8]>,
-        circumstances: Circumstances,
+        context: FrameContext,
     ) -> Result<TestRunResult, ProgramError> {
         match edge {
-            Edge::Tc => self.run_tc(frame, left, circumstances),
-            Edge::Xdp => self.run_xdp(frame, left, circumstances),
+            Edge::Tc => self.run_tc(frame, left, context),
+            Edge::Xdp => self.run_xdp(frame, left, context),
         }
     }
 
@@ -229,10 +229,10 @@ impl Datapath {
         &self,
         frame: &[u8],
         out: Option<&mut [u8]>,
-        circumstances: Circumstances,
+        context: FrameContext,
     ) -> Result<TestRunResult, ProgramError> {
-        let program = self.classifier(circumstances.hook);
-        let context = socket_buffer(circumstances);
+        let program = self.classifier(context.hook);
+        let context = socket_buffer(context);
         program.test_run(TestRunOptions {
             data_in: Some(frame),
             data_out: out,
@@ -245,10 +245,10 @@ impl Datapath {
         &self,
         frame: &[u8],
         out: Option<&mut [u8]>,
-        circumstances: Circumstances,
+        context: FrameContext,
     ) -> Result<TestRunResult, ProgramError> {
         let program: &Xdp = self.ebpf.program("memlb_xdp").unwrap().try_into()?;
-        let context = xdp_metadata(frame.len(), circumstances.interface);
+        let context = xdp_metadata(frame.len(), context.interface);
         program.test_run(TestRunOptions {
             data_in: Some(frame),
             data_out: out,
@@ -330,7 +330,7 @@ impl Maps {
     }
 }
 
-impl Circumstances {
+impl FrameContext {
     pub fn received_on(interface: u32) -> Self {
         Self {
             hook: Hook::Ingress,
@@ -350,16 +350,16 @@ fn xdp_mut(ebpf: &mut Ebpf) -> &mut Xdp {
 }
 
 /// `struct __sk_buff`, of which a test run accepts these fields only (net/bpf/test_run.c).
-pub fn socket_buffer(circumstances: Circumstances) -> [u8; 192] {
+pub fn socket_buffer(frame_context: FrameContext) -> [u8; 192] {
     const INGRESS_IFINDEX: usize = 36;
     const IFINDEX: usize = 40;
     const GSO_SEGS: usize = 164;
     const GSO_SIZE: usize = 176;
-    let (size, segments) = circumstances.gso.unwrap_or((0, 0));
+    let (size, segments) = frame_context.gso.unwrap_or((0, 0));
     let mut context = [0; 192];
     for (offset, value) in [
-        (INGRESS_IFINDEX, circumstances.forwarded_from),
-        (IFINDEX, circumstances.interface),
+        (INGRESS_IFINDEX, frame_context.forwarded_from),
+        (IFINDEX, frame_context.interface),
         (GSO_SEGS, segments),
         (GSO_SIZE, size),
     ] {

@@ -17,7 +17,7 @@ use memlb_tests::require_root;
 use nix::sched::{CloneFlags, unshare};
 
 use crate::{
-    datapath::{Circumstances, socket_buffer, total},
+    datapath::{FrameContext, socket_buffer, total},
     entries,
     frame::{ACK, FIN, Family, Mac, RST, SYN, arp_request},
     lan::{self, CLIENT, ETH1, MANAGER, OTHER_CLIENT, ROUTER, WORKER1, service},
@@ -37,7 +37,7 @@ const TC_ACT_SHOT: u32 = 2;
 fn a_request_reaches_the_server_and_the_answer_comes_from_the_service() {
     for protocol in [Protocol::Tcp, Protocol::Udp] {
         on_a_worker(|worker| {
-            let (request, answer) = (worker.request(protocol, SYN), worker.answer(protocol));
+            let (request, answer) = (worker.request(protocol, SYN), worker.reply(protocol));
             worker.passes_in(&request);
             worker.passes_out(&answer);
             let request = worker
@@ -55,7 +55,7 @@ fn a_connection_that_began_before_the_dsr_translator_goes_on() {
     on_a_worker(|worker| {
         let request = worker.request(Protocol::Tcp, ACK).payload("more");
         worker.passes_in(&request);
-        let answer = worker.answer(Protocol::Tcp);
+        let answer = worker.reply(Protocol::Tcp);
         worker.passes_out(&answer);
     });
 }
@@ -65,10 +65,10 @@ fn a_coalesced_packet_is_translated_as_one() {
     on_a_worker(|worker| {
         let request = worker.request(Protocol::Tcp, SYN);
         worker.passes_in(&request);
-        let answer = worker.answer(Protocol::Tcp).payload(vec![7; 2_800]);
-        let mut circumstances = Circumstances::received_on(ETH1);
-        circumstances.gso = Some((1_000, 3));
-        let sent = worker.run("memlb_dsr_out", &answer, circumstances);
+        let answer = worker.reply(Protocol::Tcp).payload(vec![7; 2_800]);
+        let mut context = FrameContext::received_on(ETH1);
+        context.gso = Some((1_000, 3));
+        let sent = worker.run("memlb_dsr_out", &answer, context);
         sent.becomes(&worker.at_client(&answer));
     });
 }
@@ -78,7 +78,7 @@ fn resets_by_the_workers_stack_come_from_the_service() {
     on_a_worker(|worker| {
         let request = worker.request(Protocol::Tcp, SYN);
         worker.passes_in(&request);
-        let reset = worker.answer(Protocol::Tcp).flags(RST | ACK);
+        let reset = worker.reply(Protocol::Tcp).flags(RST | ACK);
         worker.passes_out(&reset);
     });
 }
@@ -91,7 +91,7 @@ fn connections_to_the_servers_own_port_are_not_translated() {
                 let direct = worker.at_server(&worker.request(protocol, flags));
                 worker.receives(&direct).is_untouched(Verdict::NotOurs);
             }
-            let answer = worker.answer(protocol);
+            let answer = worker.reply(protocol);
             worker.sends(&answer).is_untouched(Verdict::NotOurs);
         });
     }
@@ -103,7 +103,7 @@ fn the_newest_destination_of_a_client_port_applies() {
         on_a_worker(|worker| {
             let request = worker.request(protocol, SYN);
             let direct = worker.at_server(&request);
-            let answer = worker.answer(protocol);
+            let answer = worker.reply(protocol);
             for _ in 0..2 {
                 worker.receives(&request).becomes(&direct);
                 // Which makes it a known one.
@@ -125,7 +125,7 @@ fn another_clients_direct_connection_changes_nothing() {
         let mut other = worker.at_server(&request);
         other.source = OTHER_CLIENT.at(worker.family, CLIENT_PORT);
         worker.receives(&other).is_untouched(Verdict::NotOurs);
-        let answer = worker.answer(Protocol::Tcp);
+        let answer = worker.reply(Protocol::Tcp);
         worker.passes_out(&answer);
     });
 }
@@ -136,7 +136,7 @@ fn errors_on_the_way_to_the_client_reach_the_server() {
         on_a_worker(|worker| {
             let request = worker.request(protocol, SYN);
             worker.passes_in(&request);
-            let answer = worker.answer(protocol).payload(vec![1; 600]);
+            let answer = worker.reply(protocol).payload(vec![1; 600]);
             let router = ROUTER.address(worker.family);
             for problem in Problem::ALL {
                 let arrives = Message::new(router, problem, worker.at_client(&answer));
@@ -173,7 +173,7 @@ fn errors_of_the_worker_come_from_the_service() {
 #[test]
 fn errors_about_other_flows_are_not_translated() {
     on_a_worker(|worker| {
-        let answer = worker.answer(Protocol::Tcp);
+        let answer = worker.reply(Protocol::Tcp);
         let router = ROUTER.address(worker.family);
         let about = [worker.at_client(&answer), answer];
         for about in about {
@@ -202,8 +202,8 @@ fn other_packets_are_not_translated() {
             (overheard.frame(), Verdict::NotForUs),
             (arp_request(HERE, CLIENT.v4, MANAGER.v4), Verdict::NotIp),
         ] {
-            let circumstances = Circumstances::received_on(ETH1);
-            let outcome = worker.run("memlb_dsr_in", frame, circumstances);
+            let context = FrameContext::received_on(ETH1);
+            let outcome = worker.run("memlb_dsr_in", frame, context);
             outcome.is_untouched(verdict);
         }
         // A service is of one protocol.
@@ -214,9 +214,9 @@ fn other_packets_are_not_translated() {
         worker
             .receives(&other_protocol)
             .is_untouched(Verdict::NotOurs);
-        let data = worker.answer(Protocol::Tcp).flags(ACK);
+        let data = worker.reply(Protocol::Tcp).flags(ACK);
         worker.sends(&data).is_untouched(Verdict::NotOurs);
-        let datagram = worker.answer(Protocol::Udp);
+        let datagram = worker.reply(Protocol::Udp);
         worker.sends(&datagram).is_untouched(Verdict::NotOurs);
     });
 }
@@ -224,7 +224,7 @@ fn other_packets_are_not_translated() {
 #[test]
 fn the_answer_to_a_syn_whose_entry_was_evicted_does_not_leave() {
     on_a_worker(|worker| {
-        let answer = worker.answer(Protocol::Tcp);
+        let answer = worker.reply(Protocol::Tcp);
         worker.sends(&answer).is_dropped(Verdict::NoFlow);
         let direct = worker.at_server(&worker.request(Protocol::Tcp, SYN));
         worker.receives(&direct).is_untouched(Verdict::NotOurs);
@@ -244,14 +244,14 @@ fn a_flood_of_new_clients_evicts_no_known_one() {
             let port = 1_024 + u16::try_from(number % 32_768).unwrap();
             let clients = [OTHER_CLIENT, ROUTER];
             syn.source = clients[number as usize / 32_768].at(worker.family, port);
-            let (_, left) = worker.feed(
+            let (_, left) = worker.run_program(
                 "memlb_dsr_in",
                 &syn.frame(),
-                Circumstances::received_on(ETH1),
+                FrameContext::received_on(ETH1),
             );
             assert_ne!(left, syn.frame());
         }
-        let answer = worker.answer(Protocol::Tcp);
+        let answer = worker.reply(Protocol::Tcp);
         worker.passes_out(&answer);
     });
 }
@@ -264,7 +264,7 @@ fn a_datagram_without_a_checksum_gets_none() {
         }
         let request = worker.request(Protocol::Udp, 0).checksum(0);
         worker.passes_in(&request);
-        let answer = worker.answer(Protocol::Udp).checksum(0);
+        let answer = worker.reply(Protocol::Udp).checksum(0);
         worker.passes_out(&answer);
     });
 }
@@ -354,7 +354,7 @@ impl Worker {
     }
 
     /// The server's packet to that client.
-    fn answer(&self, protocol: Protocol) -> Segment {
+    fn reply(&self, protocol: Protocol) -> Segment {
         let client = CLIENT.at(self.family, CLIENT_PORT);
         let server = WORKER1.address(self.family);
         Segment::new(protocol, server, client, SYN | ACK)
@@ -383,8 +383,8 @@ impl Worker {
         }
     }
 
-    fn receives(&self, frame: impl Into<Vec<u8>>) -> Outcome {
-        self.run("memlb_dsr_in", frame, Circumstances::received_on(ETH1))
+    fn receives(&self, frame: impl Into<Vec<u8>>) -> TranslatorOutcome {
+        self.run("memlb_dsr_in", frame, FrameContext::received_on(ETH1))
     }
 
     /// Translates the request of the service to one of the server.
@@ -397,22 +397,22 @@ impl Worker {
         self.sends(answer).becomes(&self.at_client(answer));
     }
 
-    fn sends(&self, frame: impl Into<Vec<u8>>) -> Outcome {
-        self.run("memlb_dsr_out", frame, Circumstances::received_on(ETH1))
+    fn sends(&self, frame: impl Into<Vec<u8>>) -> TranslatorOutcome {
+        self.run("memlb_dsr_out", frame, FrameContext::received_on(ETH1))
     }
 
     fn run(
         &self,
         program: &str,
         frame: impl Into<Vec<u8>>,
-        circumstances: Circumstances,
-    ) -> Outcome {
+        context: FrameContext,
+    ) -> TranslatorOutcome {
         let sent: Vec<u8> = frame.into();
         let before = self.counters();
-        let (action, left) = self.feed(program, &sent, circumstances);
+        let (action, left) = self.run_program(program, &sent, context);
         let after = self.counters();
         let moved = Verdict::ALL.iter().zip(before.iter().zip(&after));
-        let packets = circumstances.gso.map_or(1, |(_, segments)| segments.into());
+        let packets = context.gso.map_or(1, |(_, segments)| segments.into());
         let counted = moved
             .filter(|(_, (before, after))| before != after)
             .map(|(verdict, (before, after))| {
@@ -421,7 +421,7 @@ impl Worker {
                 *verdict
             })
             .collect();
-        Outcome {
+        TranslatorOutcome {
             action,
             sent,
             left,
@@ -430,14 +430,14 @@ impl Worker {
     }
 
     /// Runs the program, and returns its action and the frame as it left it.
-    fn feed(&self, program: &str, frame: &[u8], circumstances: Circumstances) -> (u32, Vec<u8>) {
+    fn run_program(&self, program: &str, frame: &[u8], context: FrameContext) -> (u32, Vec<u8>) {
         let program: &SchedClassifier = self.ebpf.program(program).unwrap().try_into().unwrap();
         let mut left = vec![0; frame.len() + 256];
         let result = program
             .test_run(TestRunOptions {
                 data_in: Some(frame),
                 data_out: Some(&mut left),
-                ctx_in: Some(&socket_buffer(circumstances)),
+                ctx_in: Some(&socket_buffer(context)),
                 ..TestRunOptions::new()
             })
             .unwrap();
@@ -452,14 +452,14 @@ impl Worker {
 
 /// What became of one frame.
 #[must_use = "an outcome that no test looks at proves nothing"]
-struct Outcome {
+struct TranslatorOutcome {
     action: u32,
     sent: Vec<u8>,
     left: Vec<u8>,
     counted: Vec<Verdict>,
 }
 
-impl Outcome {
+impl TranslatorOutcome {
     /// It was translated to `expected`, and counted as such.
     #[track_caller]
     fn becomes(&self, expected: impl Into<Vec<u8>>) {

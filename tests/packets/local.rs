@@ -9,7 +9,7 @@ use lb_common::{
 use memlb_tests::packet_test;
 
 use crate::{
-    bench::{Bench, Circumstances, DATAGRAM_IDLE, Edge, Hook},
+    bench::{Bench, DATAGRAM_IDLE, Edge, FrameContext, Hook},
     call::Call,
     frame::{ACK, FIN, PSH, SYN},
     lan::{self, CLIENT, FALLBACK, MANAGER, SERVICE_PORT, Station, WORKER1},
@@ -116,10 +116,10 @@ fn no_flow_begins_at_the_egress_hook(bench: &mut Bench) {
 #[packet_test(at_both_edges)]
 fn forwarded_packets_are_not_processed_again(bench: &mut Bench) {
     let call = bench.call(CLIENT, 40_000).connected(bench, WORKER1);
-    let leaving = Circumstances {
+    let leaving = FrameContext {
         hook: Hook::Egress,
         forwarded_from: lan::ETH1,
-        ..Circumstances::received_on(lan::ETH1)
+        ..FrameContext::received_on(lan::ETH1)
     };
     bench.meets(&call.ack(), leaving).is_skipped();
     bench
@@ -133,11 +133,11 @@ fn the_managers_own_server_may_be_behind_nat(bench: &mut Bench) {
     let call = bench.call(CLIENT, 40_000);
     takes(bench.receives(&call.syn()), &call.syn(), 1);
     // The kernel has translated a container's address back, and forwards the reply.
-    let answer = answer(&call, SYN | ACK);
-    let leaving = Circumstances {
+    let answer = reply(&call, SYN | ACK);
+    let leaving = FrameContext {
         hook: Hook::Egress,
         forwarded_from: lan::ETH2,
-        ..Circumstances::received_on(lan::ETH1)
+        ..FrameContext::received_on(lan::ETH1)
     };
     is_restored(bench.meets(&answer, leaving), answer);
     takes(bench.receives(&call.ack()), &call.ack(), 0);
@@ -242,7 +242,7 @@ pub fn answers(bench: &Bench, call: &Call, flags: u8) {
 
 #[track_caller]
 fn answers_on(hook: Hook, bench: &Bench, call: &Call, flags: u8) {
-    let answer = answer(call, flags);
+    let answer = reply(call, flags);
     let outcome = match hook {
         Hook::Loopback => bench.loops(&answer),
         Hook::Egress | Hook::Ingress => bench.sends(&answer),
@@ -251,7 +251,7 @@ fn answers_on(hook: Hook, bench: &Bench, call: &Call, flags: u8) {
 }
 
 /// A segment of the manager's own server.
-fn answer(call: &Call, flags: u8) -> Segment {
+fn reply(call: &Call, flags: u8) -> Segment {
     let numbers = call.syn_ack(WORKER1);
     call.segment(call.at(FALLBACK), call.client_address(), flags)
         .macs(MANAGER.mac, call.client.mac)

@@ -10,7 +10,7 @@ use lb_common::{
 use memlb_tests::packet_test;
 
 use crate::{
-    bench::{Bench, Circumstances, ESTABLISHED_IDLE, Edge},
+    bench::{Bench, ESTABLISHED_IDLE, Edge, FrameContext},
     call::Call,
     frame::{ACK, Family, PSH, RST, SYN},
     lan::{CLIENT, ETH2, MANAGER, MANAGER_ETH2, OTHER_CLIENT, WORKER1, WORKER2},
@@ -33,7 +33,7 @@ fn replies_follow_a_client_whose_link_address_changes(bench: &mut Bench) {
 fn replies_follow_a_client_to_another_interface(bench: &mut Bench) {
     let call = bench.call(CLIENT, 40_000).connected(bench, WORKER1);
     let from_there = call.ack().macs(CLIENT.mac, MANAGER_ETH2);
-    let outcome = bench.meets(&from_there, Circumstances::received_on(ETH2));
+    let outcome = bench.meets(&from_there, FrameContext::received_on(ETH2));
     outcome.is(Action::Redirect);
     outcome.was_sent_to(WORKER1, 0);
 
@@ -114,7 +114,7 @@ fn a_worker_without_a_known_next_hop_is_reached_by_a_route_lookup(bench: &mut Be
 
 #[packet_test(in_both_modes)]
 fn a_worker_behind_another_interface_is_reached_and_answers(bench: &mut Bench) {
-    let far = Circumstances::received_on(ETH2);
+    let far = FrameContext::received_on(ETH2);
     bench.backend(WORKER1.id, |backend| {
         backend.interface = ETH2;
         backend.reply_interface = ETH2;

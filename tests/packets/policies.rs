@@ -26,7 +26,7 @@ const TWO: u32 = WORKER2.id;
 
 #[packet_test(at_both_edges)]
 fn round_robin_uses_the_slots_in_order(bench: &mut Bench) {
-    stay_on_one_processor();
+    pin_to_one_processor();
     bench.spreads(policy::ROUND_ROBIN, &[ONE, TWO, TWO]);
     let takers = takers(bench, 9);
     // Wherever the first turn is.
@@ -263,7 +263,7 @@ fn count(takers: &[u32], id: u32) -> usize {
 }
 
 /// Turns are counted on each processor apart.
-fn stay_on_one_processor() {
+fn pin_to_one_processor() {
     let mut first = CpuSet::new();
     first.set(0).unwrap();
     sched_setaffinity(Pid::from_raw(0), &first).unwrap();

@@ -4,7 +4,7 @@ use lb_common::verdict::Verdict;
 use memlb_tests::packet_test;
 
 use crate::{
-    bench::{Bench, Circumstances},
+    bench::{Bench, FrameContext},
     call::{CLIENT_START, Call, WORKER_START},
     frame::{ACK, CWR, ECE, FIN, Family, PSH, RST, SYN},
     lan::{self, CLIENT, ETH2, MANAGER, MANAGER_ETH2, ROUTER, SERVICE_PORT, Station, WORKER1},
@@ -15,10 +15,10 @@ const TO_WORKER: bool = true;
 const TO_CLIENT: bool = false;
 
 /// A packet of a story, where it goes, and what it is.
-type Row = (&'static str, bool, Segment);
+type Case = (&'static str, bool, Segment);
 
 #[track_caller]
-fn all_pass(bench: &Bench, call: &Call, rows: Vec<Row>) {
+fn all_pass(bench: &Bench, call: &Call, rows: Vec<Case>) {
     for (what, to_worker, segment) in rows {
         println!("{what}");
         if to_worker {
@@ -260,7 +260,7 @@ fn a_workers_packet_is_one_on_its_own_interface_only(bench: &mut Bench) {
     let mut call = bench.call(CLIENT, 40_000);
     let elsewhere = |segment: &Segment| {
         let segment = segment.clone().macs(WORKER1.station.mac, MANAGER_ETH2);
-        let outcome = bench.meets(&segment, Circumstances::received_on(ETH2));
+        let outcome = bench.meets(&segment, FrameContext::received_on(ETH2));
         outcome.passes(Verdict::WrongInterface);
     };
     call.begins(bench, WORKER1);

@@ -9,7 +9,7 @@ use nix::{errno::Errno, libc};
 
 use crate::{
     bench::{Bench, Edge, Hook},
-    datapath::{Circumstances, socket_buffer},
+    datapath::{FrameContext, socket_buffer},
     frame::{ACK, PSH, SYN},
     lan::{CLIENT, ETH1, FALLBACK, WORKER1, WORKER2},
     local::ITSELF,
@@ -57,7 +57,7 @@ fn the_checksum_over_the_whole_packet_stays_correct(bench: &mut Bench) {
 /// Has a frame with such a sum arrive.
 fn summed(bench: &Bench, frame: Vec<u8>) -> Result<(), Errno> {
     let program = bench.program(Hook::Ingress);
-    let context = socket_buffer(Circumstances::received_on(ETH1));
+    let context = socket_buffer(FrameContext::received_on(ETH1));
     test_run(program, &frame, &context, CHECKSUM_COMPLETE)
 }
 

@@ -31,7 +31,7 @@ fn too_large(bench: &mut Bench) -> (Call, Segment) {
 }
 
 /// The frame that answers `about`, without what only the test's frames have.
-fn answer(about: &Segment) -> Vec<u8> {
+fn reply(about: &Segment) -> Vec<u8> {
     let family = about.family();
     let service = lan::service(family).ip();
     let message = Message::new(service, Problem::TooBig(MTU), about.clone());
@@ -53,7 +53,7 @@ fn answer(about: &Segment) -> Vec<u8> {
 fn is_answered(outcome: Outcome, about: &Segment) {
     outcome.is(Action::Redirect);
     outcome.is_counted_as(Verdict::TooLarge);
-    outcome.leaves_as(answer(about));
+    outcome.leaves_as(reply(about));
 }
 
 #[packet_test(at_both_edges)]
@@ -75,7 +75,7 @@ fn a_first_datagram_too_large_is_answered_and_its_connection_counted_once(bench:
     let connections = bench.connections(WORKER1.id);
     let outcome = bench.receives(&large);
     outcome.is(Action::Redirect);
-    outcome.leaves_as(answer(&large));
+    outcome.leaves_as(reply(&large));
     bench
         .receives(&datagram.payload(*b"x"))
         .was_sent_to(WORKER1, 0);

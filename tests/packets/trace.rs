@@ -10,7 +10,7 @@ use lb_common::{
 use memlb_tests::packet_test;
 
 use crate::{
-    bench::{Bench, Circumstances, Edge, Hook, SERVICE_ID},
+    bench::{Bench, Edge, FrameContext, Hook, SERVICE_ID},
     call::Call,
     frame::{ACK, PSH, RST, SYN},
     lan::{self, CLIENT, ETH1, FALLBACK, OTHER_CLIENT, WORKER1},
@@ -170,10 +170,10 @@ fn packets_of_the_manager_are_traced_at_their_hook(bench: &mut Bench) {
         ]
     );
     // What is forwarded was counted, and told, on its way in.
-    let forwarded = Circumstances {
+    let forwarded = FrameContext {
         hook: Hook::Egress,
         forwarded_from: ETH1,
-        ..Circumstances::received_on(LOOPBACK)
+        ..FrameContext::received_on(LOOPBACK)
     };
     bench.meets(&stray, forwarded).is_skipped();
     assert_eq!(bench.trace_events(), []);

@@ -3,7 +3,7 @@
 //! It gives up at a million instructions, on older kernels much sooner than on newer ones, and nothing
 //! else tells how near a program has come.
 
-use memlb_tests::{kernel::Series, notice::say, root_test};
+use memlb_tests::{kernel::Series, notice::print_message, root_test};
 
 use crate::{
     datapath::{Datapath, verified_instructions},
@@ -23,7 +23,7 @@ fn no_program_needs_many_more_instructions_than_recorded() {
     let series = Series::running().unwrap();
     let jumps: Vec<_> = figures()
         .into_iter()
-        .filter_map(|(program, now)| jump(ON_RECORD, series, &program, now))
+        .filter_map(|(program, now)| describe_increase(ON_RECORD, series, &program, now))
         .collect();
     assert!(jumps.is_empty(), "{}; {ACCEPT}", jumps.join("; "));
 }
@@ -33,21 +33,21 @@ fn no_program_needs_many_more_instructions_than_recorded() {
 fn prints_the_figures() {
     let series = Series::running().unwrap();
     for (program, instructions) in figures() {
-        say(format_args!("verified {series} {program} {instructions}"));
+        print_message(format_args!("verified {series} {program} {instructions}"));
     }
 }
 
 fn figures() -> Vec<(String, u64)> {
-    let datapath = Datapath::take().unwrap();
+    let datapath = Datapath::acquire().unwrap();
     let mut figures = datapath.verified_instructions();
-    datapath.put_by();
+    datapath.release();
     figures.extend(verified_instructions(&dsr_translator::load().unwrap()));
     assert_eq!(figures.len(), 7, "{figures:?}");
     figures
 }
 
 /// Says how much harder a program has become to verify, if it has.
-fn jump(record: &str, series: Series, program: &str, now: u64) -> Option<String> {
+fn describe_increase(record: &str, series: Series, program: &str, now: u64) -> Option<String> {
     let Some((of, before)) = on_record(record, series, program) else {
         return Some(format!("{program} has no figure on record"));
     };
@@ -92,7 +92,8 @@ fn compares_with_the_nearest_older_kernel_on_record() {
 
 #[test]
 fn an_increase_by_a_fifth_is_accepted() {
-    let of = |program, now| jump("6.12 one 500", "6.12".parse().unwrap(), program, now);
+    let of =
+        |program, now| describe_increase("6.12 one 500", "6.12".parse().unwrap(), program, now);
     assert_eq!(of("one", 600), None);
     assert!(of("one", 601).is_some());
     assert!(of("other", 1).is_some());

@@ -14,7 +14,7 @@ use memlb_tests::{
     root_test,
 };
 
-use super::scene::{CALM, ROOM, SOON, Scene, TAKE_OVER};
+use super::testbed::{CALM, ROOM, SOON, TAKE_OVER, Testbed};
 
 const STREAMS: StreamCounts = StreamCounts {
     downloads: 5,
@@ -30,21 +30,21 @@ fn only_a_crash_breaks_connections_and_only_new_ones() {
     let seconds = number("MEMLB_CHAOS_SECONDS", 15);
     let seed = number("MEMLB_CHAOS_SEED", 1);
     let mut chaos = Chaos {
-        scene: Scene::start("tc", 100, STREAMS),
+        testbed: Testbed::start("tc", 100, STREAMS),
         random: Random(seed),
         deaths: Vec::new(),
         story: Vec::new(),
         started: Instant::now(),
     };
-    let turnover = Turnover::start(&chaos.scene.pair.network.client, CALM).unwrap();
+    let turnover = Turnover::start(&chaos.testbed.pair.network.client, CALM).unwrap();
     while chaos.started.elapsed() < Duration::from_secs(seconds) {
         chaos.acts();
-        chaos.scene.keeps_idle_connections();
+        chaos.testbed.keeps_idle_connections();
     }
     let report = turnover.finish().unwrap();
     println!("seed {seed}: {}", chaos.story.join("\n"));
     chaos.explains(&report);
-    chaos.scene.finishes();
+    chaos.testbed.finishes();
 }
 
 /// The machine that had the addresses died.
@@ -54,7 +54,7 @@ struct Death {
 }
 
 struct Chaos {
-    scene: Scene,
+    testbed: Testbed,
     random: Random,
     deaths: Vec<Death>,
     story: Vec<String>,
@@ -64,13 +64,13 @@ struct Chaos {
 impl Chaos {
     fn acts(&mut self) {
         let action = self.random.below(6);
-        let active = self.scene.active();
+        let active = self.testbed.active();
         let chosen = usize::from(self.random.below(2) == 1);
-        let pair = &mut self.scene.pair;
+        let pair = &mut self.testbed.pair;
         match action {
             0 => {
                 self.tells("hand-over");
-                self.scene.hands_over_once();
+                self.testbed.hands_over_once();
             }
             1 | 2 => {
                 self.tells(&format!("machine {chosen} dies, active is {active}"));
@@ -78,38 +78,43 @@ impl Chaos {
             }
             3 => {
                 self.tells("both are active");
-                self.scene.block_adverts(true);
+                self.testbed.block_adverts(true);
                 self.waits(2_000);
-                self.scene.block_adverts(false);
+                self.testbed.block_adverts(false);
             }
             4 => {
                 pair.managers[chosen].kill_controller().unwrap();
                 self.tells(&format!("controller {chosen} is killed"));
                 self.waits(1_000);
-                self.scene.manager(chosen).start_controller().unwrap();
+                self.testbed.manager(chosen).start_controller().unwrap();
             }
             _ => {
                 pair.managers[active].kill_keepalived().unwrap();
                 self.tells("keepalived of the active one is killed");
                 self.waits(1_000);
-                self.scene.manager(active).start_keepalived().unwrap();
+                self.testbed.manager(active).start_keepalived().unwrap();
             }
         }
-        self.scene.active();
-        self.scene.is_ready();
+        self.testbed.active();
+        self.testbed.is_ready();
         self.waits(500);
     }
 
     fn dies(&mut self, index: usize, is_active: bool) {
-        let lag = Duration::from_micros(self.scene.peer_figure(index, "lag_p99_us"));
+        let lag = Duration::from_micros(self.testbed.peer_figure(index, "lag_p99_us"));
         let at = Instant::now();
-        self.scene.pair.network.cut_off(index).unwrap();
+        self.testbed.pair.network.disconnect(index).unwrap();
         if is_active {
             self.deaths.push(Death { at, lag });
-            self.scene.pair.wait_until_active(1 - index, SOON).unwrap();
+            self.testbed
+                .pair
+                .wait_until_active(1 - index, SOON)
+                .unwrap();
         }
         self.waits(1_500);
-        self.scene.pair.network.managers[index].reconnect().unwrap();
+        self.testbed.pair.network.managers[index]
+            .reconnect()
+            .unwrap();
     }
 
     fn waits(&mut self, most: u64) {

@@ -18,7 +18,7 @@ use memlb_tests::{
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use super::scene::{BUSY, SOON, Scene};
+use super::testbed::{BUSY, SOON, Testbed};
 
 const SILENCE: Duration = Duration::from_secs(10);
 const ROUTER: Duration = Duration::from_secs(5);
@@ -28,11 +28,11 @@ const AWAY: Duration = Duration::from_secs(1);
 const MEMORY_KB: u64 = 16 * 1024;
 const FLOOD_PER_SECOND: u32 = 100_000;
 
-impl Scene {
+impl Testbed {
     pub fn keeps_a_worker_drained(&mut self) {
         let active = self.active();
-        let order = |scene: &mut Self, verb| {
-            output(scene.manager(active).memlb(verb).arg("worker1")).unwrap();
+        let order = |testbed: &mut Self, verb| {
+            output(testbed.manager(active).memlb(verb).arg("worker1")).unwrap();
         };
         order(self, "drain");
         let is_draining = |status: &Value| {
@@ -67,15 +67,15 @@ impl Scene {
         let mut listeners: Vec<_> = (0..5)
             .map(|_| Listener::open(&network.client).unwrap())
             .collect();
-        network.routers[0].cut_off().unwrap();
+        network.routers[0].disconnect().unwrap();
         let died = Instant::now();
         network.route_by(1).unwrap();
         for listener in &mut listeners {
-            listener.forget_what_has_arrived().unwrap();
+            listener.discard_received().unwrap();
         }
         for listener in &mut listeners {
             let left = (died + ROUTER).saturating_duration_since(Instant::now());
-            listener.hear(left).unwrap();
+            listener.receive(left).unwrap();
         }
         println!("those that listen go on after {:?}", died.elapsed());
     }
@@ -210,8 +210,8 @@ impl Scene {
 
     pub fn waits_for_a_peer_that_reads_nothing(&mut self) {
         let (active, waiting) = (self.active(), self.waiting());
-        let signal = |scene: &mut Self, signal| {
-            let controller = scene.manager(waiting).controller.as_mut().unwrap();
+        let signal = |testbed: &mut Self, signal| {
+            let controller = testbed.manager(waiting).controller.as_mut().unwrap();
             controller.signal(signal).unwrap();
         };
         let before = self.pair.managers[active].resident_kb().unwrap();
@@ -235,14 +235,14 @@ impl Scene {
             report.failures().len(),
             report.0.len()
         );
-        report.expect_no_failure();
+        report.assert_no_failure();
         self.keeps_idle_connections();
         assert!(most <= before + MEMORY_KB, "{before} kB, then {most} kB");
     }
 
     pub fn reports_no_half_open_connection(&mut self, syns: u32) {
         let active = self.active();
-        let sent = |scene: &Self| scene.peer_figure(active, "records_sent");
+        let sent = |testbed: &Self| testbed.peer_figure(active, "records_sent");
         let before = sent(self);
         let begun = Instant::now();
         let server = SocketAddrV4::new(SERVICE_ADDRESS, WEB_PORT);

@@ -6,12 +6,12 @@
 
 mod chaos;
 mod faults;
-mod scene;
 mod scripts;
+mod testbed;
 
 use memlb_tests::{pair::StreamCounts, root_test};
 
-use self::scene::{BUSY, CALM, Scene};
+use self::testbed::{BUSY, CALM, Testbed};
 
 const STREAMS: StreamCounts = StreamCounts {
     downloads: 50,
@@ -28,39 +28,39 @@ const SYNS: u32 = 500_000;
 
 #[root_test]
 fn connections_continue_on_the_other_machine() {
-    let mut scene = Scene::start("tc", 2_000, STREAMS);
-    scene.hands_over(HANDOVERS);
-    scene.finishes();
-    scene.outlives_a_machine(BUSY);
-    scene.takes_it_back();
+    let mut testbed = Testbed::start("tc", 2_000, STREAMS);
+    testbed.hands_over(HANDOVERS);
+    testbed.finishes();
+    testbed.outlives_a_machine(BUSY);
+    testbed.takes_it_back();
 }
 
 #[root_test]
 fn connections_continue_on_the_other_machine_with_xdp() {
-    let mut scene = Scene::start("xdp", 200, FEW);
-    scene.hands_over(2);
-    scene.finishes();
-    scene.outlives_a_machine(CALM);
-    scene.takes_it_back();
+    let mut testbed = Testbed::start("xdp", 200, FEW);
+    testbed.hands_over(2);
+    testbed.finishes();
+    testbed.outlives_a_machine(CALM);
+    testbed.takes_it_back();
 }
 
 #[root_test]
 fn connections_continue_when_parts_of_the_pair_stop() {
-    let mut scene = Scene::start("tc", 300, FEW);
-    scene.serves_during(
+    let mut testbed = Testbed::start("tc", 300, FEW);
+    testbed.serves_during(
         CALM,
         &[
-            ("a drained worker", Scene::keeps_a_worker_drained),
-            ("the router dies", Scene::outlives_a_router),
-            ("a controller is killed", Scene::outlives_its_controllers),
-            ("keepalived is killed", Scene::outlives_keepalived),
-            ("both are killed", Scene::outlives_both_programs),
-            ("two are active", Scene::heals_two_active_machines),
-            ("other peers", Scene::changes_its_peers),
-            ("another layout", Scene::is_upgraded_to_another_layout),
+            ("a drained worker", Testbed::keeps_a_worker_drained),
+            ("the router dies", Testbed::outlives_a_router),
+            ("a controller is killed", Testbed::outlives_its_controllers),
+            ("keepalived is killed", Testbed::outlives_keepalived),
+            ("both are killed", Testbed::outlives_both_programs),
+            ("two are active", Testbed::heals_two_active_machines),
+            ("other peers", Testbed::changes_its_peers),
+            ("another layout", Testbed::is_upgraded_to_another_layout),
         ],
     );
-    scene.waits_for_a_peer_that_reads_nothing();
-    scene.reports_no_half_open_connection(SYNS);
-    scene.finishes();
+    testbed.waits_for_a_peer_that_reads_nothing();
+    testbed.reports_no_half_open_connection(SYNS);
+    testbed.finishes();
 }

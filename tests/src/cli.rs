@@ -41,7 +41,7 @@ pub fn stdout(output: &Output) -> String {
 
 /// # Panics
 /// Unless the exit status is this one and the error messages contain each of these texts.
-pub fn expect_failure(output: &Output, status: i32, says: &[&str]) {
+pub fn assert_failure(output: &Output, status: i32, says: &[&str]) {
     let said = text(&output.stderr);
     let missing: Vec<_> = says
         .iter()

@@ -22,7 +22,7 @@ use crate::{
     nginx::Nginx,
     paths::{Cleanup, ClusterPaths},
     process::Process,
-    topology::{Topology, give_addresses},
+    topology::{Topology, add_addresses},
     wait::wait_until,
 };
 
@@ -118,7 +118,7 @@ impl Cluster {
         let last = topology.manager.interfaces().last();
         for address in &options.manager_addresses {
             let interface = last.context("the manager has an interface")?;
-            give_addresses(&topology.manager, interface, *address)?;
+            add_addresses(&topology.manager, interface, *address)?;
         }
         let fallback = Nginx::start(
             &topology.manager,

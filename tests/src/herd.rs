@@ -50,14 +50,14 @@ pub struct Herd<'a> {
 
 /// The result of a run.
 #[derive(Debug, Clone)]
-pub struct Outcome {
+pub struct HerdOutcome {
     /// The peak memory of each worker's connections, in percent of its size.
     pub peaks_percent: Vec<f64>,
     pub connections: usize,
     pub failures: Vec<String>,
 }
 
-impl Outcome {
+impl HerdOutcome {
     pub fn fullest_percent(&self) -> f64 {
         self.peaks_percent.iter().copied().fold(0.0, f64::max)
     }
@@ -68,7 +68,7 @@ impl Herd<'_> {
     ///
     /// # Errors
     /// When a part of the system does not start or work.
-    pub fn run(&self) -> Result<Outcome> {
+    pub fn run(&self) -> Result<HerdOutcome> {
         let mut cluster = self.cluster()?;
         let meters: Vec<Meter> = (0..SIZES_MIB.len())
             .map(|index| Meter::of(&cluster, index))
@@ -86,11 +86,11 @@ impl Herd<'_> {
             let metering = scope.spawn(|| keep_metering(&meters, &over));
             let client = &cluster.topology.client;
             let server = cluster.service();
-            let came = client.enter(|| self.let_clients_come(server));
+            let came = client.enter(|| self.open_connections(server));
             over.store(true, Ordering::Relaxed);
             let peaks = metering.join().map_err(|_| anyhow!("the meter panicked"))?;
             let (connections, failures) = came?;
-            Ok(Outcome {
+            Ok(HerdOutcome {
                 peaks_percent: peaks?,
                 connections,
                 failures,
@@ -117,7 +117,7 @@ impl Herd<'_> {
     }
 
     /// Opens connections at random times and keeps each open for its duration. Returns their number and the failures.
-    fn let_clients_come(&self, server: SocketAddr) -> (usize, Vec<String>) {
+    fn open_connections(&self, server: SocketAddr) -> (usize, Vec<String>) {
         let mut random = Random(self.seed);
         let (mut kept, mut failures) = (BTreeMap::new(), Vec::new());
         let mut connections = 0;

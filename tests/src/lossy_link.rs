@@ -13,7 +13,7 @@ use std::{
 
 use anyhow::Result;
 
-use crate::{namespace::Namespace, notice::say, transfer::random_bytes};
+use crate::{namespace::Namespace, notice::print_message, transfer::random_bytes};
 
 /// The timeout of a read at one of the two ends.
 const TURN: Duration = Duration::from_millis(1);
@@ -53,7 +53,7 @@ impl LossyLink {
         Ok(Self {
             address: near.local_addr()?,
             shared,
-            thread: Some(thread::spawn(move || carrying.carry(&near, &far, seed))),
+            thread: Some(thread::spawn(move || carrying.forward(&near, &far, seed))),
         })
     }
 
@@ -75,14 +75,15 @@ impl Shared {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn carry(&self, near: &UdpSocket, far: &UdpSocket, seed: u64) {
-        let mut dice = random_bytes(seed, 1 << 16).into_iter().cycle();
+    fn forward(&self, near: &UdpSocket, far: &UdpSocket, seed: u64) {
+        let mut random = random_bytes(seed, 1 << 16).into_iter().cycle();
         let mut buffer = [0; 2048];
         let mut agent = None;
         while !self.stop.load(Ordering::Relaxed) {
             let loss = self.loss_percent.load(Ordering::Relaxed);
             let mut lost = || {
-                dice.next()
+                random
+                    .next()
                     .is_some_and(|byte| u32::from(byte) * 100 / 256 < loss)
             };
             // A datagram that cannot be sent counts as lost.
@@ -108,7 +109,7 @@ impl Drop for LossyLink {
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
         {
-            say("a lossy link panicked");
+            print_message("a lossy link panicked");
         }
     }
 }

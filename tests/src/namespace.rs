@@ -20,7 +20,7 @@ use nix::{
     unistd::Pid,
 };
 
-use crate::{command::output, notice::say, wait::wait_for};
+use crate::{command::output, notice::print_message, wait::wait_for};
 
 const DIRECTORY: &str = "/run/netns";
 
@@ -183,7 +183,7 @@ impl Drop for Namespace {
             .end_processes()
             .and_then(|()| output(Command::new("ip").args(["netns", "delete", &self.name])));
         if let Err(error) = deleted {
-            say(format_args!("namespace {}: {error:#}", self.name));
+            print_message(format_args!("namespace {}: {error:#}", self.name));
         }
     }
 }

@@ -7,7 +7,7 @@ use anyhow::Result;
 use crate::{
     command::output,
     namespace::Namespace,
-    topology::{Topology, give_addresses, sister},
+    topology::{Topology, add_addresses, ipv6_counterpart},
 };
 
 /// The smallest MTU of IPv6.
@@ -77,7 +77,7 @@ fn link(one: (&Namespace, &str, Ipv4Addr), other: (&Namespace, &str, Ipv4Addr)) 
     )?;
     for (node, name, address) in [one, other] {
         node.run("ethtool", &["--offload", name, "tx", "off"])?;
-        give_addresses(node, name, address)?;
+        add_addresses(node, name, address)?;
         output(node.ip().args(["link", "set", name, "up"]))?;
     }
     Ok(())
@@ -87,14 +87,14 @@ fn link(one: (&Namespace, &str, Ipv4Addr), other: (&Namespace, &str, Ipv4Addr)) 
 fn route(node: &Namespace, router: Ipv4Addr) -> Result<()> {
     let network = Ipv4Addr::new(192, 168, 58, 0);
     add_route(node, &format!("{network}/24"), &router.to_string())?;
-    let network = format!("{}/120", sister(network));
-    add_route(node, &network, &sister(router).to_string())
+    let network = format!("{}/120", ipv6_counterpart(network));
+    add_route(node, &network, &ipv6_counterpart(router).to_string())
 }
 
 /// Adds a default route by `router`.
 fn route_all(node: &Namespace, router: Ipv4Addr) -> Result<()> {
     add_route(node, "0.0.0.0/0", &router.to_string())?;
-    add_route(node, "::/0", &sister(router).to_string())
+    add_route(node, "::/0", &ipv6_counterpart(router).to_string())
 }
 
 fn add_route(node: &Namespace, network: &str, router: &str) -> Result<()> {

@@ -7,6 +7,6 @@ use std::{
 
 /// Prints `what` on stderr without the capture of test output. If stderr is closed, as after its terminal, cleanup must
 /// continue, but `eprintln` would panic.
-pub fn say(what: impl Display) {
+pub fn print_message(what: impl Display) {
     writeln!(io::stderr().lock(), "{what}").ok();
 }

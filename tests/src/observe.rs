@@ -157,7 +157,7 @@ impl Cluster {
     ///
     /// # Errors
     /// When there are fewer after five seconds, or more.
-    pub fn expect_events(&self, kind: &str, count: usize) -> Result<Vec<Value>> {
+    pub fn require_events(&self, kind: &str, count: usize) -> Result<Vec<Value>> {
         let events = self.wait_for_events(kind, count)?;
         ensure!(
             events.len() == count,

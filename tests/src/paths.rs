@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context, Result};
 
-use crate::{namespace, notice::say, topology::Topology};
+use crate::{namespace, notice::print_message, topology::Topology};
 
 const PINS: &str = "/sys/fs/bpf";
 
@@ -42,7 +42,7 @@ impl ClusterPaths {
                 if namespace::is_abandoned(&format!("{name}-"))
                     && let Err(error) = remove(&entry.path())
                 {
-                    say(format_args!("{error:#}"));
+                    print_message(format_args!("{error:#}"));
                 }
             }
         }
@@ -112,7 +112,7 @@ impl Drop for Cleanup {
                 print_logs(directory);
             }
             if let Err(error) = remove(directory) {
-                say(format_args!("{error:#}"));
+                print_message(format_args!("{error:#}"));
             }
         }
     }
@@ -135,7 +135,7 @@ fn print_logs(directory: &Path) {
         {
             let lines: Vec<&str> = text.lines().collect();
             let last = lines[lines.len().saturating_sub(60)..].join("\n");
-            say(format_args!(
+            print_message(format_args!(
                 "--- the end of {} ---\n{last}",
                 entry.file_name().display()
             ));

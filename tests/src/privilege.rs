@@ -2,7 +2,7 @@
 
 use std::{env, thread};
 
-use crate::notice::say;
+use crate::notice::print_message;
 
 /// Set to `1` where a test that cannot run must count as a failure, as in CI.
 pub const REQUIRED: &str = "MEMLB_REQUIRE_ROOT";
@@ -20,7 +20,7 @@ pub fn require_root() -> bool {
         env::var_os(REQUIRED).is_none_or(|value| value != "1"),
         "{test} needs root for network namespaces and BPF"
     );
-    say(format_args!(
+    print_message(format_args!(
         "SKIPPED {test}: needs root; `cargo xtask test` runs it"
     ));
     false

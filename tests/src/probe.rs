@@ -18,7 +18,7 @@ use anyhow::{Result, anyhow};
 use crate::{
     client::Connection,
     namespace::Namespace,
-    notice::say,
+    notice::print_message,
     wait::{wait_for, wait_until},
 };
 
@@ -40,7 +40,7 @@ impl Request {
 /// A running client. A request without an answer does not delay the next one.
 #[derive(Debug)]
 pub struct Probe {
-    book: Arc<Book>,
+    log: Arc<RequestLog>,
     pacemaker: Option<JoinHandle<()>>,
     started_at: Instant,
 }
@@ -57,13 +57,13 @@ impl Probe {
         every: Duration,
         patience: Duration,
     ) -> Result<Self> {
-        let book = Arc::new(Book::default());
-        let shared = Arc::clone(&book);
+        let log = Arc::new(RequestLog::default());
+        let shared = Arc::clone(&log);
         // Threads inherit the namespace of the thread that starts them.
         let pacemaker = namespace
-            .enter(|| thread::spawn(move || keep_requesting(server, every, patience, &shared)))?;
+            .enter(|| thread::spawn(move || send_requests(server, every, patience, &shared)))?;
         Ok(Self {
-            book,
+            log,
             pacemaker: Some(pacemaker),
             started_at: Instant::now(),
         })
@@ -71,13 +71,13 @@ impl Probe {
 
     /// Returns the report so far.
     pub fn report(&self) -> Report {
-        let requests = self.book.entries().ended.clone();
+        let requests = self.log.entries().ended.clone();
         Report::new(self.started_at, Instant::now(), requests)
     }
 
     /// Takes the requests that have ended out of the report, to limit its size.
     pub fn take(&self) -> Vec<Request> {
-        mem::take(&mut self.book.entries().ended)
+        mem::take(&mut self.log.entries().ended)
     }
 
     /// Waits until `page` is what newly made connections get, and returns the
@@ -87,7 +87,7 @@ impl Probe {
     /// When that does not happen within `deadline`.
     pub fn wait_for_page(&self, page: &str, since: Instant, deadline: Duration) -> Result<Request> {
         wait_for(deadline, &format!("the page {page}"), || {
-            let entries = self.book.entries();
+            let entries = self.log.entries();
             let mut requests = entries.ended.iter();
             requests
                 .find(|request| request.sent_at >= since && request.page() == Some(page))
@@ -102,7 +102,7 @@ impl Probe {
     /// When that does not happen within `deadline`.
     pub fn wait_for_answers(&self, moment: Instant, deadline: Duration) -> Result<()> {
         wait_until(deadline, "every request to end", || {
-            let entries = self.book.entries();
+            let entries = self.log.entries();
             entries.open.values().all(|sent_at| *sent_at >= moment)
         })
         .map(drop)
@@ -113,7 +113,7 @@ impl Probe {
     /// # Errors
     /// When the client itself has failed.
     pub fn stop(mut self) -> Result<Report> {
-        self.book.closed.store(true, Ordering::Relaxed);
+        self.log.closed.store(true, Ordering::Relaxed);
         if let Some(pacemaker) = self.pacemaker.take() {
             pacemaker
                 .join()
@@ -125,11 +125,11 @@ impl Probe {
 
 impl Drop for Probe {
     fn drop(&mut self) {
-        self.book.closed.store(true, Ordering::Relaxed);
+        self.log.closed.store(true, Ordering::Relaxed);
         if let Some(pacemaker) = self.pacemaker.take()
             && pacemaker.join().is_err()
         {
-            say("the asking client panicked");
+            print_message("the asking client panicked");
         }
     }
 }
@@ -175,7 +175,7 @@ impl Report {
 
     /// # Panics
     /// When a request failed.
-    pub fn expect_no_failure(&self) {
+    pub fn assert_no_failure(&self) {
         let failures: Vec<_> = self.failures().collect();
         assert!(failures.is_empty(), "{failures:?}");
     }
@@ -215,7 +215,7 @@ impl Report {
 
 /// The shared state of the client's threads.
 #[derive(Debug, Default)]
-struct Book {
+struct RequestLog {
     entries: Mutex<Entries>,
     closed: AtomicBool,
 }
@@ -227,24 +227,24 @@ struct Entries {
     open: BTreeMap<u64, Instant>,
 }
 
-impl Book {
+impl RequestLog {
     fn entries(&self) -> MutexGuard<'_, Entries> {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-fn keep_requesting(server: SocketAddr, every: Duration, patience: Duration, book: &Book) {
+fn send_requests(server: SocketAddr, every: Duration, patience: Duration, log: &RequestLog) {
     thread::scope(|scope| {
         let mut next = Instant::now();
         for number in 0.. {
-            if book.closed.load(Ordering::Relaxed) {
+            if log.closed.load(Ordering::Relaxed) {
                 return;
             }
             let sent_at = Instant::now();
-            book.entries().open.insert(number, sent_at);
+            log.entries().open.insert(number, sent_at);
             scope.spawn(move || {
                 let answer = request_page(server, patience);
-                let mut entries = book.entries();
+                let mut entries = log.entries();
                 entries.open.remove(&number);
                 entries.ended.push(Request {
                     sent_at,

@@ -14,7 +14,7 @@ use nix::{
     unistd::Pid,
 };
 
-use crate::{command, notice::say, wait::wait_for};
+use crate::{command, notice::print_message, wait::wait_for};
 
 /// A running program and its children.
 #[derive(Debug)]
@@ -157,7 +157,7 @@ impl Drop for Process {
             return;
         }
         if let Err(error) = self.kill() {
-            say(format_args!("{error:#}"));
+            print_message(format_args!("{error:#}"));
         }
     }
 }

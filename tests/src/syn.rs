@@ -44,7 +44,7 @@ impl Pace {
     }
 
     /// Waits if the packet with that number ends a burst. A late burst makes the next ones no faster.
-    fn keep(&mut self, number: u32) {
+    fn delay(&mut self, number: u32) {
         if number.is_multiple_of(self.burst) {
             let next = self.due + Duration::from_secs(self.burst.into()) / self.rate;
             self.due = Instant::now().max(next);
@@ -96,7 +96,7 @@ pub fn flood_from(
         socket
             .send_to(&syn.packet(), &destination)
             .with_context(|| format!("send SYN {number}"))?;
-        pace.keep(number);
+        pace.delay(number);
     }
     Ok(())
 }
@@ -130,7 +130,7 @@ pub fn forge_connections(
                 .send_to(&segment.packet(), &destination)
                 .with_context(|| format!("send packets of connection {number}"))?;
         }
-        pace.keep(number);
+        pace.delay(number);
     }
     Ok(())
 }
@@ -158,7 +158,7 @@ pub fn forge_exchanges(
                     .with_context(|| format!("send a datagram of source {number}"))?;
             }
         }
-        pace.keep(number);
+        pace.delay(number);
     }
     Ok(())
 }

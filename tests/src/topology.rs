@@ -198,7 +198,7 @@ impl Topology {
     ///
     /// # Errors
     /// When the setting is refused.
-    pub fn keep_netfilter_off_the_switches(&self) -> Result<()> {
+    pub fn disable_bridge_netfilter(&self) -> Result<()> {
         if !Path::new("/proc/sys/net/bridge").exists() {
             return Ok(());
         }
@@ -236,7 +236,7 @@ impl Topology {
 
 /// A removed interface card.
 #[derive(Debug)]
-pub struct Card {
+pub struct RemovedInterface {
     interface: Interface,
     mac: String,
 }
@@ -258,7 +258,7 @@ impl Node {
 
     /// Returns the IPv6 address of `eth1`.
     pub fn address6(&self) -> Ipv6Addr {
-        sister(self.address())
+        ipv6_counterpart(self.address())
     }
 
     /// Returns the addresses of all interfaces, `eth1` first.
@@ -277,7 +277,7 @@ impl Node {
     ///
     /// # Errors
     /// When the links cannot be changed.
-    pub fn cut_off(&self) -> Result<()> {
+    pub fn disconnect(&self) -> Result<()> {
         self.set_ports("down")
     }
 
@@ -327,9 +327,9 @@ impl Node {
     ///
     /// # Errors
     /// When there is no such interface, or the address is refused.
-    pub fn take_address(&mut self, address: Ipv4Addr) -> Result<()> {
+    pub fn replace_address(&mut self, address: Ipv4Addr) -> Result<()> {
         self.drop_address()?;
-        give_addresses(&self.namespace, "eth1", address)?;
+        add_addresses(&self.namespace, "eth1", address)?;
         let first = self.interfaces.first_mut();
         first.context("the node has no interface")?.address = address;
         Ok(())
@@ -341,7 +341,10 @@ impl Node {
     /// When it is gone.
     pub fn drop_address(&self) -> Result<()> {
         let address = self.address();
-        for address in [format!("{address}/24"), format!("{}/120", sister(address))] {
+        for address in [
+            format!("{address}/24"),
+            format!("{}/120", ipv6_counterpart(address)),
+        ] {
             output(
                 self.ip()
                     .args(["address", "delete", &address, "dev", "eth1"]),
@@ -386,7 +389,7 @@ impl Node {
         };
         match &interface.port {
             Some(port) => self.plug_in(&interface.name, port, None)?,
-            None => self.take_card(&interface.name)?,
+            None => self.move_network_card(&interface.name)?,
         }
         self.bring_up(&interface)?;
         self.interfaces.push(interface);
@@ -397,7 +400,7 @@ impl Node {
     ///
     /// # Errors
     /// When there is no such interface.
-    pub fn pull_out(&self, interface: &str) -> Result<Card> {
+    pub fn remove_interface(&self, interface: &str) -> Result<RemovedInterface> {
         let mut interfaces = self.interfaces.iter();
         let found = interfaces.find(|it| it.name == interface);
         let interface = found.context("no such interface")?.clone();
@@ -406,14 +409,14 @@ impl Node {
         let mac = link[0]["address"].as_str().context("no link address")?;
         let mac = mac.to_owned();
         output(self.ip().args(["link", "delete", &interface.name]))?;
-        Ok(Card { interface, mac })
+        Ok(RemovedInterface { interface, mac })
     }
 
     /// Inserts a card again. For the kernel, it is a new interface.
     ///
     /// # Errors
     /// When it cannot be made.
-    pub fn put_back(&self, card: &Card) -> Result<()> {
+    pub fn insert_interface(&self, card: &RemovedInterface) -> Result<()> {
         let interface = &card.interface;
         self.plug_in(&interface.name, interface.port()?, Some(&card.mac))?;
         self.bring_up(interface)
@@ -435,7 +438,7 @@ impl Node {
     }
 
     /// Moves an unused card of this machine to the node. It returns some time after the namespace is removed.
-    fn take_card(&self, interface: &str) -> Result<()> {
+    fn move_network_card(&self, interface: &str) -> Result<()> {
         let card = wait_for(Duration::from_secs(10), "a free network card", free_card)?;
         let into = ["netns", self.name(), "name", interface];
         output(Command::new("ip").args(["link", "set", &card]).args(into))?;
@@ -443,7 +446,7 @@ impl Node {
     }
 
     fn bring_up(&self, Interface { name, address, .. }: &Interface) -> Result<()> {
-        give_addresses(self, name, *address)?;
+        add_addresses(self, name, *address)?;
         output(self.ip().args(["link", "set", name, "up"]))?;
         Ok(())
     }
@@ -520,19 +523,19 @@ impl Deref for Node {
 }
 
 /// Returns the IPv6 address, in fd00::/96, of the machine whose IPv4 address is `address`.
-pub fn sister(address: Ipv4Addr) -> Ipv6Addr {
+pub fn ipv6_counterpart(address: Ipv4Addr) -> Ipv6Addr {
     Ipv6Addr::from(0xfd00 << 112 | u128::from(u32::from(address)))
 }
 
 /// Adds an IPv4 address with prefix length 24 and its IPv6 counterpart to an interface of `node`, usable at once.
-pub(crate) fn give_addresses(node: &Namespace, interface: &str, address: Ipv4Addr) -> Result<()> {
+pub(crate) fn add_addresses(node: &Namespace, interface: &str, address: Ipv4Addr) -> Result<()> {
     let add = |address: String| {
         let mut ip = node.ip();
         ip.args(["address", "add", &address, "dev", interface]);
         ip
     };
     output(&mut add(format!("{address}/24")))?;
-    output(add(format!("{}/120", sister(address))).arg("nodad"))?;
+    output(add(format!("{}/120", ipv6_counterpart(address))).arg("nodad"))?;
     Ok(())
 }
 

@@ -12,14 +12,14 @@ use anyhow::{Result, ensure};
 
 use crate::Namespace;
 
-/// How long a single step of [`carry_both_ways`] may take on a busy machine.
+/// How long a single step of [`transfer_both_ways`] may take on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(15);
 
 /// Downloads and uploads `size` bytes as a client whose server has this `root`, and looks at each of them.
 ///
 /// # Errors
 /// When one is refused, or does not arrive whole.
-pub fn carry_both_ways(
+pub fn transfer_both_ways(
     client: &Namespace,
     service: SocketAddr,
     root: &Path,

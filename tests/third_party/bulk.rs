@@ -6,13 +6,13 @@ use memlb_tests::{Cluster, Process, command::output, eventually, root_test};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use crate::scene::{MIB, PATIENCE, SOON, disturb, play, program, service, worker1};
+use crate::scenario::{MIB, PATIENCE, SOON, disturb, program, run_scenario, service, worker1};
 
 const IPERF: u16 = 5201;
 
 #[root_test(tc, xdp)]
 fn carries_iperf3_both_ways(attach: &str) {
-    play(attach, &[IPERF], iperf);
+    run_scenario(attach, &[IPERF], iperf);
 }
 
 fn iperf(cluster: &mut Cluster) {
@@ -47,7 +47,7 @@ fn iperf(cluster: &mut Cluster) {
 
 #[root_test(tc, xdp)]
 fn carries_a_gibibyte_while_the_selection_moves_and_the_manager_dies(attach: &str) {
-    play(attach, &[], gibibyte);
+    run_scenario(attach, &[], gibibyte);
 }
 
 /// The checksum is taken where the bytes are made, and again where they arrive.

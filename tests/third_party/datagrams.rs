@@ -8,8 +8,8 @@ use memlb_tests::{
 };
 use nix::sys::signal::Signal;
 
-use crate::scene::{
-    MIB, PATIENCE, SOON, disturb, make_certificate, play_with, program, service, service6,
+use crate::scenario::{
+    MIB, PATIENCE, SOON, disturb, make_certificate, program, run_scenario_with, service, service6,
     wait_for_server,
 };
 
@@ -18,7 +18,7 @@ const QUIC: u16 = 443;
 
 #[root_test(tc, xdp)]
 fn serves_dns(attach: &str) {
-    play_with(attach, options(), dns);
+    run_scenario_with(attach, options(), dns);
 }
 
 fn options() -> ClusterOptions {
@@ -38,10 +38,10 @@ fn dns(cluster: &mut Cluster) {
         .collect();
     let sites = [service(cluster, DNS), service6(cluster, DNS)];
     // Two that keep their port, and many that do not.
-    let ask_from =
+    let request_from =
         |cluster: &Cluster, port| sites.map(|site| dig(cluster, site, &["-b", &own(site, port)]));
-    let ask = |cluster: &Cluster| ask_from(cluster, 5300);
-    assert_eq!(ask(cluster), ["10.0.0.1", "10.0.0.1"]);
+    let request = |cluster: &Cluster| request_from(cluster, 5300);
+    assert_eq!(request(cluster), ["10.0.0.1", "10.0.0.1"]);
     for site in sites {
         let many = cluster.paths.directory.join("many");
         fs::write(&many, "who.memlb\n".repeat(200)).unwrap();
@@ -50,16 +50,16 @@ fn dns(cluster: &mut Cluster) {
         assert_eq!(dig(cluster, site, &["+tcp"]), "10.0.0.1");
     }
     disturb(cluster);
-    assert_eq!(ask(cluster), ["10.0.0.1", "10.0.0.1"]);
+    assert_eq!(request(cluster), ["10.0.0.1", "10.0.0.1"]);
     // From a port that no exchange of before can have had: that would go on where it was.
-    assert_eq!(ask_from(cluster, 5301), ["10.0.0.2", "10.0.0.2"]);
+    assert_eq!(request_from(cluster, 5301), ["10.0.0.2", "10.0.0.2"]);
     for site in sites {
         assert_eq!(dig(cluster, site, &["+tcp"]), "10.0.0.2");
     }
     // What has no connection needs no end of one to go elsewhere.
     cluster.kill_agent(0).unwrap();
     cluster.wait_for_state("worker1", "down", SOON).unwrap();
-    assert_eq!(ask(cluster), ["10.0.0.2", "10.0.0.2"]);
+    assert_eq!(request(cluster), ["10.0.0.2", "10.0.0.2"]);
 }
 
 /// Starts a name server by whose answers one knows which it is.
@@ -97,7 +97,7 @@ fn own(site: SocketAddr, port: u16) -> String {
 
 #[root_test(tc, xdp)]
 fn keeps_quic_while_the_selection_changes_and_the_manager_dies(attach: &str) {
-    play_with(attach, options(), quic);
+    run_scenario_with(attach, options(), quic);
 }
 
 fn quic(cluster: &mut Cluster) {

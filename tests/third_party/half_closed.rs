@@ -8,13 +8,15 @@ use std::{
 
 use memlb_tests::{Cluster, root_test, transfer::random_bytes};
 
-use crate::scene::{MIB, accept, connect, disturb, listen, play, service, wait_for_flows, worker1};
+use crate::scenario::{
+    MIB, accept, connect, disturb, listen, run_scenario, service, wait_for_flows, worker1,
+};
 
 const PORT: u16 = 7;
 
 #[root_test(tc, xdp)]
 fn keeps_half_closed_connections_while_the_selection_moves_and_the_manager_dies(attach: &str) {
-    play(attach, &[PORT], half_closed);
+    run_scenario(attach, &[PORT], half_closed);
 }
 
 /// On one connection the client has said all, on the other one the worker has.
@@ -28,7 +30,7 @@ fn half_closed(cluster: &mut Cluster) {
     let mut conversations = [(talks, listens), (talks_too, listens_too)];
     for (talks, listens) in &mut conversations {
         end_side(listens, b"go on");
-        assert_eq!(rest(talks), b"go on");
+        assert_eq!(read_to_end(talks), b"go on");
     }
     wait_for_flows(cluster, PORT, 2);
 
@@ -40,12 +42,12 @@ fn half_closed(cluster: &mut Cluster) {
     disturb(cluster);
     assert_eq!(worker1(cluster, PORT, "flows"), 2);
     for (mut talks, mut listens) in conversations {
-        let heard = thread::scope(|scope| {
-            let hears = scope.spawn(|| rest(&mut listens));
+        let received = thread::scope(|scope| {
+            let hears = scope.spawn(|| read_to_end(&mut listens));
             end_side(&mut talks, second);
             hears.join().unwrap()
         });
-        assert!(heard == speech, "{} bytes were heard", heard.len());
+        assert!(received == speech, "{} bytes were received", received.len());
     }
     wait_for_flows(cluster, PORT, 0);
 }
@@ -56,9 +58,9 @@ fn end_side(stream: &mut TcpStream, last: &[u8]) {
     stream.shutdown(Shutdown::Write).unwrap();
 }
 
-/// Returns all that is still said.
-fn rest(stream: &mut TcpStream) -> Vec<u8> {
-    let mut heard = Vec::new();
-    stream.read_to_end(&mut heard).unwrap();
-    heard
+/// Returns everything up to the end of the stream.
+fn read_to_end(stream: &mut TcpStream) -> Vec<u8> {
+    let mut received = Vec::new();
+    stream.read_to_end(&mut received).unwrap();
+    received
 }

@@ -3,13 +3,13 @@
 use memlb_tests::{Cluster, Connection, root_test};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-use crate::scene::{PATIENCE, disturb, play, service, wait_for_flows};
+use crate::scenario::{PATIENCE, disturb, run_scenario, service, wait_for_flows};
 
 const CONNECTIONS: usize = 10_000;
 
 #[root_test(tc, xdp)]
 fn keeps_10_000_idle_connections_while_the_selection_moves_and_the_manager_dies(attach: &str) {
-    play(attach, &[], idle);
+    run_scenario(attach, &[], idle);
 }
 
 fn idle(cluster: &mut Cluster) {
@@ -23,18 +23,18 @@ fn idle(cluster: &mut Cluster) {
             .collect()
     };
     let mut connections = cluster.topology.client.enter(open).unwrap();
-    ask(&mut connections);
+    request(&mut connections);
     wait_for_flows(cluster, 80, CONNECTIONS as u64);
     disturb(cluster);
     wait_for_flows(cluster, 80, CONNECTIONS as u64);
     assert_eq!(cluster.page().unwrap(), "Worker2");
-    ask(&mut connections);
+    request(&mut connections);
     drop(connections);
     wait_for_flows(cluster, 80, 0);
 }
 
 /// Each gets an answer, from the worker that it began with.
-fn ask(connections: &mut [Connection]) {
+fn request(connections: &mut [Connection]) {
     for connection in connections {
         assert_eq!(connection.get("/").unwrap().first_line(), "Worker1");
     }

@@ -9,17 +9,19 @@ use memlb_tests::{
     transfer::{Download, Upload, random_bytes},
 };
 
-use crate::scene::{MIB, PATIENCE, SOON, disturb, play_with, program, service, service6};
+use crate::scenario::{
+    MIB, PATIENCE, SOON, disturb, program, run_scenario_with, service, service6,
+};
 
 #[root_test(tc, xdp)]
 fn serves_ipv6_while_the_selection_moves_and_the_manager_dies(attach: &str) {
-    play_with(attach, both_families(), both);
+    run_scenario_with(attach, both_families(), both);
 }
 
 #[root_test]
 fn answers_pings_at_the_services_addresses() {
     for attach in ["tc", "xdp"] {
-        play_with(attach, both_families(), |cluster| {
+        run_scenario_with(attach, both_families(), |cluster| {
             for site in [service(cluster, 80), service6(cluster, 80)] {
                 let line = format!("ping -c 3 -i 0.1 -W 5 {}", site.ip());
                 let said = output(&mut program(&cluster.topology.client, &line)).unwrap();

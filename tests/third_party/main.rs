@@ -8,7 +8,7 @@ mod half_closed;
 mod idle;
 mod ipv6;
 mod path_mtu;
-mod scene;
+mod scenario;
 mod shell;
 mod slow;
 mod web;

@@ -9,23 +9,23 @@ use memlb_tests::{
     Cluster, ClusterOptions, Namespace, Nginx, Process,
     narrow_path::NarrowPath,
     root_test,
-    topology::sister,
+    topology::ipv6_counterpart,
     transfer::{Download, Upload, random_bytes},
 };
 
 use crate::ipv6::both_families;
-use crate::scene::{MIB, PATIENCE, play_with, service, service6, wait_for_selection};
+use crate::scenario::{MIB, PATIENCE, run_scenario_with, service, service6, wait_for_selection};
 
 #[root_test(tc, xdp)]
 fn the_path_mtu_of_one_client_affects_no_other(attach: &str) {
-    play_with(attach, both_families(), narrow_client);
+    run_scenario_with(attach, both_families(), narrow_client);
 }
 
 fn narrow_client(cluster: &mut Cluster) {
     let narrow = NarrowPath::create(&cluster.topology, &cluster.paths.prefix).unwrap();
     let worker = &cluster.topology.workers[0];
     for site in [service(cluster, 80), service6(cluster, 80)] {
-        carry(&narrow.far, site, &cluster.servers[0]);
+        transfer(&narrow.far, site, &cluster.servers[0]);
         // The worker knows all clients by the manager's address.
         assert!(!has_narrow_route(worker, site.ip()));
     }
@@ -43,7 +43,7 @@ fn a_client_learns_the_path_mtu_to_a_worker(attach: &str) {
         agents: false,
         settings: vec![
             far("web", NarrowPath::FAR.into()),
-            far("web-6", sister(NarrowPath::FAR).into()),
+            far("web-6", ipv6_counterpart(NarrowPath::FAR).into()),
         ],
         ..both_families()
     })
@@ -60,14 +60,14 @@ fn a_client_learns_the_path_mtu_to_a_worker(attach: &str) {
     wait_for_selection(&cluster, "far");
     let client = &cluster.topology.client;
     for site in [service(&cluster, 80), service6(&cluster, 80)] {
-        carry(client, site, &server);
+        transfer(client, site, &server);
         assert!(has_narrow_route(client, site.ip()));
     }
 }
 
 /// Carries much both ways, and looks at each byte. Both connections begin before anybody is told
 /// anything, since who knows how narrow a way is asks for small packets from the start.
-fn carry(client: &Namespace, site: SocketAddr, server: &Nginx) {
+fn transfer(client: &Namespace, site: SocketAddr, server: &Nginx) {
     let blob = random_bytes(5, 4 * MIB);
     fs::write(server.root().join("blob"), &blob).unwrap();
     let transfer = || {

@@ -9,7 +9,7 @@ use std::{
 
 use memlb_tests::{Cluster, Namespace, Process, command::output, root_test};
 
-use crate::scene::{disturb, play, program, service, wait_for_flows, wait_for_server};
+use crate::scenario::{disturb, program, run_scenario, service, wait_for_flows, wait_for_server};
 
 const SSH: u16 = 22;
 
@@ -18,7 +18,7 @@ const PRIVILEGE_SEPARATION: &str = "/run/sshd";
 
 #[root_test(tc, xdp)]
 fn keeps_a_shell_while_the_selection_moves_and_the_manager_dies(attach: &str) {
-    play(attach, &[SSH], shell);
+    run_scenario(attach, &[SSH], shell);
 }
 
 fn shell(cluster: &mut Cluster) {
@@ -32,12 +32,12 @@ fn shell(cluster: &mut Cluster) {
     let _server = serve(&cluster.topology.workers[0], &directory);
     let mut session = Session::begin(cluster, &directory);
     for number in 0..50 {
-        session.ask(number);
+        session.request(number);
     }
     wait_for_flows(cluster, SSH, 1);
     disturb(cluster);
     for number in 50..100 {
-        session.ask(number);
+        session.request(number);
     }
     session.end();
     wait_for_flows(cluster, SSH, 0);
@@ -91,7 +91,7 @@ impl Session {
         Self { ssh, says, hears }
     }
 
-    fn ask(&mut self, number: u32) {
+    fn request(&mut self, number: u32) {
         writeln!(self.says, "echo $(({number} * {number}))").unwrap();
         let mut answer = String::new();
         self.hears.read_line(&mut answer).unwrap();

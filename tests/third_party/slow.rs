@@ -11,13 +11,13 @@ use std::{
 use memlb_tests::{Cluster, root_test, transfer::random_bytes};
 use socket2::SockRef;
 
-use crate::scene::{MIB, connect, disturb, play, service, wait_for_flows, worker1};
+use crate::scenario::{MIB, connect, disturb, run_scenario, service, wait_for_flows, worker1};
 
 const CLIENTS: usize = 100;
 
 #[root_test(tc, xdp)]
 fn serves_slow_clients_while_the_selection_moves_and_the_manager_dies(attach: &str) {
-    play(attach, &[], slow);
+    run_scenario(attach, &[], slow);
 }
 
 fn slow(cluster: &mut Cluster) {

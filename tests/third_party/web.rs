@@ -7,8 +7,8 @@ use memlb_tests::{
 };
 use nix::sys::signal::Signal;
 
-use crate::scene::{
-    MIB, PATIENCE, SOON, disturb, make_certificate, play, program, service, wait_for_flows,
+use crate::scenario::{
+    MIB, PATIENCE, SOON, disturb, make_certificate, program, run_scenario, service, wait_for_flows,
     wait_for_server, worker1,
 };
 
@@ -16,7 +16,7 @@ const HTTPS: u16 = 443;
 
 #[root_test(tc, xdp)]
 fn serves_curl_all_at_once(attach: &str) {
-    play(attach, &[], curl);
+    run_scenario(attach, &[], curl);
 }
 
 /// curl asks before it sends much (`Expect: 100-continue`), and nginx permits it.
@@ -61,7 +61,7 @@ fn curl(cluster: &mut Cluster) {
 
 #[root_test(tc, xdp)]
 fn serves_wrk_while_the_selection_moves_and_the_manager_dies(attach: &str) {
-    play(attach, &[], wrk);
+    run_scenario(attach, &[], wrk);
 }
 
 /// One wrk keeps its connections, the other one makes a new one for each request.
@@ -78,12 +78,12 @@ fn wrk(cluster: &mut Cluster) {
         worker1(cluster, 80, "connections") > 500
     });
     disturb(cluster);
-    expect_no_errors(&mut keeps);
-    expect_no_errors(&mut renews);
+    assert_no_errors(&mut keeps);
+    assert_no_errors(&mut renews);
 }
 
 /// Stops wrk, which tells how it was.
-fn expect_no_errors(wrk: &mut Process) {
+fn assert_no_errors(wrk: &mut Process) {
     wrk.signal(Signal::SIGINT).unwrap();
     assert!(wrk.wait(SOON).unwrap().success());
     let report = wrk.log();
@@ -105,7 +105,7 @@ fn start(cluster: &Cluster, line: &str, arguments: &[&str]) -> Process {
 
 #[root_test(tc, xdp)]
 fn serves_http2_while_the_selection_moves_and_the_manager_dies(attach: &str) {
-    play(attach, &[HTTPS], http2);
+    run_scenario(attach, &[HTTPS], http2);
 }
 
 fn http2(cluster: &mut Cluster) {

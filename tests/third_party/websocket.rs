@@ -5,7 +5,7 @@ use std::{net::TcpStream, thread};
 use memlb_tests::{Cluster, root_test, transfer::random_bytes};
 use tungstenite::{Message, WebSocket, accept, client};
 
-use crate::scene::{self, MIB, connect, disturb, listen, play, service, wait_for_flows};
+use crate::scenario::{self, MIB, connect, disturb, listen, run_scenario, service, wait_for_flows};
 
 const PORT: u16 = 8443;
 /// Of messages: one byte, and around each of the lengths at which the frame's header grows.
@@ -13,13 +13,13 @@ const LENGTHS: [usize; 7] = [1, 125, 126, 65_535, 65_536, 100_000, MIB];
 
 #[root_test(tc, xdp)]
 fn keeps_a_websocket_while_the_selection_moves_and_the_manager_dies(attach: &str) {
-    play(attach, &[PORT], websocket);
+    run_scenario(attach, &[PORT], websocket);
 }
 
 fn websocket(cluster: &mut Cluster) {
     let listener = listen(&cluster.topology.workers[0], PORT);
     thread::scope(|scope| {
-        let server = scope.spawn(|| echo(accept(scene::accept(&listener)).unwrap()));
+        let server = scope.spawn(|| echo(accept(scenario::accept(&listener)).unwrap()));
         let stream = connect(&cluster.topology.client, service(cluster, PORT));
         let (mut socket, _) = client(format!("ws://memlb:{PORT}/"), stream).unwrap();
         converse(&mut socket);

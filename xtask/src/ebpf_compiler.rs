@@ -14,7 +14,7 @@ use memlb_tests::command::{output, run};
 
 use crate::{
     packages,
-    workspace::{self, cargo_bin, find_program, say},
+    workspace::{self, cargo_bin, find_program, print_message},
 };
 
 /// Variable that selects the compiler: `nightly` or `distro`.
@@ -126,7 +126,9 @@ impl Compiler {
                  `rustup toolchain install {PINNED_NIGHTLY} --profile minimal --component rust-src`"
             );
         }
-        say("rustup has no suitable nightly; installing Debian's compiler for the kernel programs");
+        print_message(
+            "rustup has no suitable nightly; installing Debian's compiler for the kernel programs",
+        );
         packages::provide_packages(DISTRIBUTION_PACKAGES)?;
         Self::present(&[Self::Distribution]).with_context(|| {
             format!(
@@ -220,7 +222,7 @@ pub fn provide_linker() -> Result<()> {
     if linker().is_some() {
         return Ok(());
     }
-    say(format!(
+    print_message(format!(
         "bpf-linker {LINKER_VERSION} is missing: it links the kernel programs; building it takes a minute or two"
     ));
     if packages::is_debian() {
@@ -277,7 +279,7 @@ fn fetch(what: &str, arguments: &[&str]) -> bool {
     if !server_answers() {
         return false;
     }
-    say(format!(
+    print_message(format!(
         "rustup downloads {what}, to compile the kernel programs"
     ));
     let mut rustup = Command::new("timeout");

@@ -12,7 +12,7 @@ use memlb_tests::command::{output, run};
 
 use crate::{
     build_ebpf,
-    workspace::{cargo, find_program, say, target},
+    workspace::{cargo, find_program, print_message, target},
 };
 
 /// Target with a statically linked C library, for this machine's processor.
@@ -42,7 +42,7 @@ pub fn make() -> Result<PathBuf> {
     let size = fs::metadata(&archive)
         .with_context(|| format!("read the size of {}", archive.display()))?
         .len();
-    say(format!(
+    print_message(format!(
         "made {} ({} MiB); on each node: docker import --change 'ENTRYPOINT [\"/memlb\"]' memlb-agent.tar memlb-agent",
         archive.display(),
         size / (1 << 20)
@@ -80,7 +80,7 @@ fn provide_target() -> Result<()> {
             "Rust's standard library for {TARGET} is missing: install it, for example by `rustup target add {TARGET}`"
         );
     }
-    say(format!(
+    print_message(format!(
         "Rust's standard library for {TARGET} is missing: the image's memlb needs it"
     ));
     run(Command::new("rustup").args(["target", "add", TARGET]))

@@ -26,7 +26,7 @@ enum Task {
         arguments: Vec<OsString>,
     },
     /// Shows the three-node lab in network namespaces, live, until Ctrl-C
-    Lab(lab::Lab),
+    Lab(lab::LabCommand),
     /// Runs the lab of scripts/vagrant on three Debian machines under QEMU, with systemd and Docker Swarm
     #[command(subcommand)]
     Machines(machines::Machines),
@@ -63,7 +63,7 @@ enum Task {
 fn main() -> ExitCode {
     let task = Task::parse();
     start(task).unwrap_or_else(|error| {
-        workspace::say(format!("{error:#}"));
+        workspace::print_message(format!("{error:#}"));
         ExitCode::FAILURE
     })
 }
@@ -97,5 +97,5 @@ fn bench(arguments: &[OsString]) -> anyhow::Error {
     cargo
         .args(["run", "--quiet", "--package=memlb-benchmarks", "--"])
         .args(arguments);
-    privilege::become_command(cargo)
+    privilege::replace_process(cargo)
 }

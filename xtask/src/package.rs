@@ -11,7 +11,7 @@ use memlb_tests::command::output;
 
 use crate::{
     build, packaged_documents, setup,
-    workspace::{cargo, root, say, target},
+    workspace::{cargo, print_message, root, target},
 };
 
 /// `.invalid` is a reserved domain (RFC 2606).
@@ -20,7 +20,7 @@ const PLACEHOLDER: &str = "Local build of memlb <nobody@memlb.invalid>";
 /// Builds memlb and its package, and returns the package's path.
 pub fn make() -> Result<PathBuf> {
     let package = package_of(&build::memlb()?)?;
-    say(format!("made {}", package.display()));
+    print_message(format!("made {}", package.display()));
     Ok(package)
 }
 

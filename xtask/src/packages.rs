@@ -12,7 +12,7 @@ use memlb_tests::command::{output, run};
 
 use crate::{
     privilege::as_root,
-    workspace::{find_program, say},
+    workspace::{find_program, print_message},
 };
 
 /// A program, its Debian package and its purpose.
@@ -52,7 +52,7 @@ pub fn provide_tools(tools: &[Tool]) -> Result<()> {
         .filter(|tool| find_program(tool.program).is_none())
         .collect();
     for tool in &missing {
-        say(format!("{} is missing: it {}", tool.program, tool.purpose));
+        print_message(format!("{} is missing: it {}", tool.program, tool.purpose));
     }
     let packages: Vec<&str> = missing.iter().map(|tool| tool.package).collect();
     install(&packages)
@@ -74,7 +74,7 @@ pub fn refresh_lists() -> Result<()> {
         bail!("this distribution has no apt-get, which downloads Debian's packages");
     }
     if run(apt_get().args(["update", "--quiet"]).stdout(Stdio::null())).is_err() {
-        say("the package lists could not be updated; using the present ones");
+        print_message("the package lists could not be updated; using the present ones");
     }
     Ok(())
 }
@@ -98,7 +98,7 @@ fn install(packages: &[&str]) -> Result<()> {
             "this distribution has no apt-get. Install the equivalents of the Debian packages {names}; then repeat the command"
         );
     }
-    say(format!("installing Debian packages: {names}"));
+    print_message(format!("installing Debian packages: {names}"));
     let _no_services = NoServices::during_installation()?;
     refresh_lists()?;
     run(apt_get()
@@ -157,7 +157,7 @@ impl NoServices {
 impl Drop for NoServices {
     fn drop(&mut self) {
         if let Err(error) = run(as_root("rm").args(["--force", Self::POLICY])) {
-            say(format!("{error:#}: remove {} by hand", Self::POLICY));
+            print_message(format!("{error:#}: remove {} by hand", Self::POLICY));
         }
     }
 }

@@ -29,7 +29,7 @@ pub fn as_root(program: impl AsRef<OsStr>) -> Command {
 }
 
 /// Replaces this process by `command`. Returns only on failure.
-pub fn become_command(mut command: Command) -> anyhow::Error {
+pub fn replace_process(mut command: Command) -> anyhow::Error {
     let error = command.exec();
     anyhow!(error).context(format!("start `{}`", line(&command)))
 }
@@ -49,20 +49,20 @@ pub fn restart_as_root(variable: &str, file: &Path) -> anyhow::Error {
     match this_program_as_root(variable, file) {
         Ok(mut command) => {
             command.args(env::args_os().skip(1));
-            become_command(command)
+            replace_process(command)
         }
         Err(error) => error,
     }
 }
 
 /// Restarts this task as root unless it is root.
-pub fn become_root() -> Result<()> {
+pub fn run_as_root() -> Result<()> {
     if is_root() {
         return Ok(());
     }
     let mut command = as_root(this_program()?);
     command.args(env::args_os().skip(1));
-    Err(become_command(command))
+    Err(replace_process(command))
 }
 
 /// Returns the file of this program.

@@ -6,16 +6,16 @@ use anyhow::Result;
 
 use crate::{
     build,
-    privilege::{as_root, become_command},
-    workspace::say,
+    privilege::{as_root, replace_process},
+    workspace::print_message,
 };
 
 /// Becomes `memlb manager` with `arguments`.
 pub fn manager(arguments: &[OsString]) -> Result<()> {
     let mut command = as_root(build::memlb()?);
     command.arg("manager").args(arguments);
-    say(
+    print_message(
         "starting memlb manager; Ctrl-C ends the process; the packet programs continue until `cargo xtask run -- --detach` removes them",
     );
-    Err(become_command(command))
+    Err(replace_process(command))
 }

@@ -10,7 +10,7 @@ use crate::{
     packages::{Tool, provide_packages, provide_tools},
     privilege::refuse_to_run_under_sudo,
     tools,
-    workspace::{cargo, cargo_bin, find_program, say},
+    workspace::{cargo, cargo_bin, find_program, print_message},
 };
 
 const CARGO_DEB_VERSION: &str = "3.8.0";
@@ -152,7 +152,7 @@ fn provide_cargo_deb() -> Result<()> {
     if find_program("cargo-deb").is_some_and(is_installed) {
         return Ok(());
     }
-    say(format!(
+    print_message(format!(
         "cargo-deb {CARGO_DEB_VERSION} is missing: it makes the package; building it takes a minute or two"
     ));
     run(cargo().args([

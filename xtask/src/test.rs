@@ -33,7 +33,7 @@ use crate::{
     package::package_of,
     privilege::this_program_as_root,
     setup,
-    workspace::{cargo, say},
+    workspace::{cargo, print_message},
 };
 
 const OTHER_KERNELS: &str = "other kernels";
@@ -83,7 +83,7 @@ pub fn all(parts: Vec<String>, at_night: bool) -> Result<ExitCode> {
                 .args(["--", "--deny=warnings"]))
         });
     } else {
-        say("clippy skips the kernel programs, because their compiler has none");
+        print_message("clippy skips the kernel programs, because their compiler has none");
     }
     // After clippy: cargo has then fetched all crates.
     suite.check("dependencies", sources::dependencies);
@@ -150,11 +150,11 @@ impl Suite {
         if !self.has(what) {
             return;
         }
-        say(format!("testing: {what}"));
+        print_message(format!("testing: {what}"));
         let started_at = Instant::now();
         let failure = self.interrupt.check().and_then(|()| check()).err();
         if let Some(failure) = &failure {
-            say(format!("{what}: {failure:#}"));
+            print_message(format!("{what}: {failure:#}"));
         }
         self.outcomes.push(PartOutcome {
             what,

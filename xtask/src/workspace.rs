@@ -9,8 +9,8 @@ use std::{
 use memlb_tests::notice;
 
 /// Prints a message to stderr, because stdout has the task's output.
-pub fn say(what: impl std::fmt::Display) {
-    notice::say(format_args!("xtask: {what}"));
+pub fn print_message(what: impl std::fmt::Display) {
+    notice::print_message(format_args!("xtask: {what}"));
 }
 
 pub fn root() -> &'static Path {

@@ -123,7 +123,7 @@ impl Laboratory {
             | Balancer::MemlbTwoSources => memlb(balancer, workers, settings)?,
         };
         let topology = system.topology();
-        topology.keep_netfilter_off_the_switches()?;
+        topology.disable_bridge_netfilter()?;
         let attacker = match scenario.kind {
             Kind::Flood { .. } => Some(load::prepare_flood(topology)?),
             Kind::Rate { .. } | Kind::AtOnce { .. } => {

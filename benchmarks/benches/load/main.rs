@@ -18,7 +18,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use clap::{Parser, builder::PossibleValuesParser};
-use memlb_tests::{load::raise_open_files, notice::say};
+use memlb_tests::{load::raise_open_files, notice::print_message};
 use signal_hook::{
     consts::{SIGHUP, SIGINT, SIGTERM},
     flag,
@@ -94,7 +94,7 @@ impl Options {
     ) -> Result<()> {
         let balancers = self.balancers();
         for scenario in self.scenarios() {
-            say(format_args!("measuring {}", scenario.name));
+            print_message(format_args!("measuring {}", scenario.name));
             let mut rows: Vec<_> = balancers
                 .iter()
                 .map(|balancer| Measured::of(scenario, *balancer))

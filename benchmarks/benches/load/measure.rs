@@ -5,7 +5,7 @@ use std::{sync::atomic::AtomicBool, thread, time::Duration};
 use anyhow::{Context, Result, anyhow};
 use memlb_tests::{
     load::{Ending, Flood, Load, Sources, Tally, hold_twice, open_at_rate, repeated_syns},
-    notice::say,
+    notice::print_message,
 };
 
 use crate::{
@@ -75,7 +75,7 @@ impl Measured {
                             .join()
                             .map_err(|_| anyhow!("the attacker panicked"))??;
                         let rate = attack.attempts as f64 / opening.as_secs_f64();
-                        say(format_args!("the attacker opened {rate:.0} connections/s"));
+                        print_message(format_args!("the attacker opened {rate:.0} connections/s"));
                     }
                     tally
                 })?;

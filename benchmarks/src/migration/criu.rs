@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 use super::{
     scenario::Silence,
-    scene::{MoveStats, Network},
+    testbed::{MoveStats, Network},
 };
 
 /// Each machine's own address. The worker's address moves between them.

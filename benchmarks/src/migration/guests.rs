@@ -22,7 +22,7 @@ use super::{
     qmp::Qmp,
     quantities::Usage,
     scenario::{Between, Method, PORT, Silence},
-    scene::{MoveStats, Network, Scene},
+    testbed::{MoveStats, Network, Testbed},
 };
 use crate::{
     emulated::SERIES,
@@ -117,7 +117,7 @@ impl Guests {
     }
 }
 
-impl Scene for Guests {
+impl Testbed for Guests {
     fn client(&self) -> &Namespace {
         &self.network.topology().client
     }

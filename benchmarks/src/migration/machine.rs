@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::{
     qmp::Qmp,
     scenario::Silence,
-    scene::{MoveStats, Network},
+    testbed::{MoveStats, Network},
 };
 
 const MIGRATING: Duration = Duration::from_secs(60);

@@ -9,7 +9,7 @@ mod picture;
 mod qmp;
 mod quantities;
 mod scenario;
-mod scene;
+mod testbed;
 mod text;
 
 use std::{
@@ -29,10 +29,10 @@ use self::{
     guests::Guests,
     quantities::{ClientImpact, Phase, Times},
     scenario::{Between, Method, Scenario, Silence},
-    scene::{MoveStats, ProcessScene, Scene, wait_until_served},
+    testbed::{MoveStats, ProcessTestbed, Testbed, wait_until_served},
 };
 use crate::{machine::Machine, processor::Timing};
-use xtask::{interrupt::Interrupt, packages::Tool, tools, workspace::say};
+use xtask::{interrupt::Interrupt, packages::Tool, tools, workspace::print_message};
 
 pub use self::{picture::draw, text::text};
 
@@ -128,7 +128,7 @@ pub fn measure(
     for (number, scenario) in (1..).zip(&scenarios) {
         interrupt.check()?;
         let label = scenario.label();
-        say(format!("{number} of {}: {label}", scenarios.len()));
+        print_message(format!("{number} of {}: {label}", scenarios.len()));
         let migration = migrate(*scenario, Duration::from_secs(options.seconds), &timing);
         migrations.push(migration.with_context(|| label)?);
     }
@@ -139,29 +139,29 @@ pub fn measure(
 }
 
 fn migrate(scenario: Scenario, around: Duration, timing: &Timing) -> Result<Migration> {
-    let mut scene: Box<dyn Scene> = match scenario.what {
-        Method::Process => Box::new(ProcessScene::build(scenario.between)?),
+    let mut testbed: Box<dyn Testbed> = match scenario.what {
+        Method::Process => Box::new(ProcessTestbed::build(scenario.between)?),
         Method::Machine | Method::Criu => Box::new(Guests::build(scenario.what, scenario.between)?),
     };
-    wait_until_served(&*scene, BOOTING)?;
-    let clients = Clients::start(scene.client(), scene.targets())?;
+    wait_until_served(&*testbed, BOOTING)?;
+    let clients = Clients::start(testbed.client(), testbed.targets())?;
     thread::sleep(WARM_UP);
     clients.wait_for_answers(Instant::now(), PATIENCE)?;
 
-    let mut used = vec![scene.usage(timing)?];
+    let mut used = vec![testbed.usage(timing)?];
     let measured_from = Instant::now();
     thread::sleep(around);
-    used.push(scene.usage(timing)?);
+    used.push(testbed.usage(timing)?);
     let began = Instant::now();
-    let moved = scene.migrate(scenario.silence)?;
+    let moved = testbed.migrate(scenario.silence)?;
     if let Err(error) = clients.wait_for_answers(Instant::now(), ANSWERED_WITHIN) {
-        say(format!("{error:#}"));
+        print_message(format!("{error:#}"));
     }
     thread::sleep(DURING.saturating_sub(began.elapsed()));
     let ended = Instant::now();
-    used.push(scene.usage(timing)?);
+    used.push(testbed.usage(timing)?);
     thread::sleep(around);
-    used.push(scene.usage(timing)?);
+    used.push(testbed.usage(timing)?);
     let times = Times {
         measured_from,
         began,

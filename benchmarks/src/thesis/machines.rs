@@ -15,7 +15,7 @@ use serde_json::Value;
 use xtask::{
     interrupt::Interrupt,
     machines::{self, Lab},
-    workspace::say,
+    workspace::print_message,
 };
 
 use super::{ASK_INTERVAL, Measured, PATIENCE, PUBLISHED, runs};
@@ -43,7 +43,7 @@ pub fn measure(
         let mut measured = Vec::new();
         for published in PUBLISHED {
             interrupt.check()?;
-            say(format!(
+            print_message(format!(
                 "{} clients without pause, on the machines",
                 published.clients
             ));

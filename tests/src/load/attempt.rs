@@ -20,11 +20,11 @@ pub struct Attempt {
     pub socket: Socket,
     pub number: u32,
     pub started: Instant,
-    pub phase: Phase,
+    pub phase: AttemptPhase,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Phase {
+pub enum AttemptPhase {
     Connecting,
     Asked,
     /// The server's end is still to come.
@@ -50,7 +50,7 @@ impl Attempt {
         now: Instant,
         tally: &mut Tally,
     ) -> io::Result<Progress> {
-        if self.phase == Phase::Connecting {
+        if self.phase == AttemptPhase::Connecting {
             if let Some(error) = self.socket.take_error()? {
                 return Err(error);
             }
@@ -60,7 +60,7 @@ impl Attempt {
                 return Ok(Progress::Ended);
             }
             self.socket.write_all(&ending.request())?;
-            self.phase = Phase::Asked;
+            self.phase = AttemptPhase::Asked;
             return Ok(Progress::None);
         }
         let mut answer = [0; ANSWER_BYTES];
@@ -69,19 +69,21 @@ impl Attempt {
                 (Err(error), _) if error.kind() == ErrorKind::WouldBlock => {
                     return Ok(Progress::None);
                 }
-                (Ok(0) | Err(_), Phase::Held) => return Ok(Progress::Lost),
+                (Ok(0) | Err(_), AttemptPhase::Held) => return Ok(Progress::Lost),
                 // By FIN or, through a proxy perhaps, by RST.
-                (Ok(0) | Err(_), Phase::Answered) => return Ok(Progress::Ended),
+                (Ok(0) | Err(_), AttemptPhase::Answered) => return Ok(Progress::Ended),
                 (Ok(0), _) => return Err(ErrorKind::UnexpectedEof.into()),
                 (Err(error), _) => return Err(error),
-                (Ok(_), Phase::Asked) => {
+                (Ok(_), AttemptPhase::Asked) => {
                     tally.answered(now.duration_since(self.started));
                     if holds {
-                        self.phase = Phase::Held;
+                        self.phase = AttemptPhase::Held;
                         return Ok(Progress::Held);
                     }
                     match ending {
-                        Ending::ServerFin | Ending::ServerReset => self.phase = Phase::Answered,
+                        Ending::ServerFin | Ending::ServerReset => {
+                            self.phase = AttemptPhase::Answered;
+                        }
                         Ending::ClientFin => return Ok(Progress::Ended),
                         Ending::ClientReset | Ending::ClientResetAtOnce => {
                             reset(&self.socket);

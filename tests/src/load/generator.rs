@@ -14,7 +14,7 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 
 use super::{
     Ending, Sources, Tally,
-    attempt::{Attempt, Phase, Progress, connect, reset},
+    attempt::{Attempt, AttemptPhase, Progress, connect, reset},
 };
 
 /// How long a connection may take from its first SYN to its end.
@@ -182,7 +182,7 @@ impl<'a> Generator<'a> {
                     socket,
                     number,
                     started,
-                    phase: Phase::Connecting,
+                    phase: AttemptPhase::Connecting,
                 };
                 if slot == self.attempts.len() {
                     self.attempts.push(None);
@@ -210,14 +210,14 @@ impl<'a> Generator<'a> {
             let slot = event.data() as usize;
             if let Some(attempt) = &mut self.attempts[slot] {
                 let progress = attempt.advance(self.load.ending, self.holds, now, &mut self.tally);
-                self.settle(slot, progress);
+                self.handle_progress(slot, progress);
             }
         }
         self.expire(now);
         Ok(())
     }
 
-    fn settle(&mut self, slot: usize, progress: io::Result<Progress>) {
+    fn handle_progress(&mut self, slot: usize, progress: io::Result<Progress>) {
         match progress {
             Ok(Progress::None) => return,
             Ok(Progress::Held) => {
@@ -243,14 +243,14 @@ impl<'a> Generator<'a> {
     fn expire(&mut self, now: Instant) {
         while let Some((slot, number)) = self.pending.front().copied() {
             let attempt = self.attempts[slot].as_ref();
-            let open = attempt.filter(|it| it.number == number && it.phase != Phase::Held);
+            let open = attempt.filter(|it| it.number == number && it.phase != AttemptPhase::Held);
             if open.is_some_and(|it| now.duration_since(it.started) < PATIENCE) {
                 return;
             }
             self.pending.pop_front();
             if let Some(attempt) = open {
                 reset(&attempt.socket);
-                self.settle(slot, Err(ErrorKind::TimedOut.into()));
+                self.handle_progress(slot, Err(ErrorKind::TimedOut.into()));
             }
         }
     }

@@ -21,7 +21,7 @@ use nix::{
 use socket2::{Domain, Socket, Type};
 
 use super::{ANSWER_BYTES, BACKLOG, SHARDS, attempt::reset};
-use crate::{namespace::Namespace, notice::say};
+use crate::{namespace::Namespace, notice::print_message};
 
 /// The listening socket's mark among the events; the others' are file descriptors.
 const LISTENER: u64 = u64::MAX;
@@ -75,7 +75,7 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         if let Err(error) = self.end() {
-            say(format_args!("a server has failed: {error:#}"));
+            print_message(format_args!("a server has failed: {error:#}"));
         }
     }
 }
@@ -117,7 +117,7 @@ impl Serving {
             for event in &events[..count] {
                 match event.data() {
                     LISTENER => self.accept()?,
-                    connection => self.answer(connection),
+                    connection => self.handle_request(connection),
                 }
             }
         }
@@ -147,7 +147,7 @@ impl Serving {
     }
 
     /// Answers a request, or closes a connection that its client has ended.
-    fn answer(&mut self, key: u64) {
+    fn handle_request(&mut self, key: u64) {
         let Some(connection) = self.connections.get(&key) else {
             return;
         };

@@ -19,7 +19,7 @@ use nix::poll::{PollFd, PollFlags, poll};
 use socket2::{Domain, Socket, Type};
 
 use super::checkpoint::Checkpoint;
-use crate::{namespace::Namespace, notice::say, transfer::random_bytes};
+use crate::{namespace::Namespace, notice::print_message, transfer::random_bytes};
 
 /// A client that begins with this byte gets the pattern again and again.
 pub const DOWNLOAD: u8 = b'd';
@@ -98,7 +98,7 @@ impl Application {
         let stopped = Arc::clone(&stop);
         let (serves, serving) = mpsc::channel();
         let work = move || {
-            let mut server = Server::open(port)?;
+            let mut server = ApplicationServer::open(port)?;
             for (checkpoint, task) in connections {
                 let stream = checkpoint.restore()?;
                 stream.set_nonblocking(true)?;
@@ -158,7 +158,7 @@ impl Application {
 impl Drop for Application {
     fn drop(&mut self) {
         if let Err(error) = self.end() {
-            say(format_args!("the server has failed: {error:#}"));
+            print_message(format_args!("the server has failed: {error:#}"));
         }
     }
 }
@@ -183,14 +183,14 @@ impl Frozen {
     }
 }
 
-struct Server {
+struct ApplicationServer {
     listener: TcpListener,
     datagrams: UdpSocket,
     connections: Vec<Served>,
     pattern: Vec<u8>,
 }
 
-impl Server {
+impl ApplicationServer {
     fn open(port: u16) -> Result<Self> {
         let address = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port);
         let listener = Socket::new(Domain::IPV4, Type::STREAM.nonblocking(), None)?;

@@ -56,7 +56,7 @@ pub fn depart(topology: &mut Topology, application: Application) -> Result<Depar
     old.drop_address()?;
     let application = application.freeze().context("freeze the application")?;
     new.block()?;
-    new.take_address(address)?;
+    new.replace_address(address)?;
     let last = topology.workers.len() - 1;
     topology.workers.swap(0, last);
     Ok(Departed { application, at })

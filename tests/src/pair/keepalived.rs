@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context, Result};
 
 use super::network::{SERVICE_ADDRESS, Side, nat_source};
-use crate::{process::Process, topology::sister};
+use crate::{process::Process, topology::ipv6_counterpart};
 
 /// What keepalived's own files are called in a manager's directory.
 const HEAD: &str = "keepalived.conf";
@@ -48,14 +48,14 @@ impl Keepalived {
             format!("{SERVICE_ADDRESS}/32 dev {clients}"),
             format!(
                 "{}/128 dev {clients} preferred_lft forever",
-                sister(SERVICE_ADDRESS)
+                ipv6_counterpart(SERVICE_ADDRESS)
             ),
         );
         for source in sources {
             addresses += &format!(" \\\n    {source}/32 dev {workers}");
             addresses_6 += &format!(
                 " \\\n    {}/128 dev {workers} preferred_lft forever",
-                sister(source)
+                ipv6_counterpart(source)
             );
         }
         let head = format!(

@@ -19,7 +19,7 @@ use crate::{
     observe::backend,
     paths::ClusterPaths,
     process::Process,
-    topology::sister,
+    topology::ipv6_counterpart,
 };
 
 /// As many as can be peers of each other.
@@ -322,7 +322,7 @@ fn configure(pair: &Pair, paths: &ClusterPaths, index: usize) -> String {
 fn service(options: &PairOptions, index: usize, name: &str, port: u16, is_ipv6: bool) -> String {
     let written = |address: std::net::Ipv4Addr, port: u16| match is_ipv6 {
         false => format!("{address}:{port}"),
-        true => format!("[{}]:{port}", sister(address)),
+        true => format!("[{}]:{port}", ipv6_counterpart(address)),
     };
     let mut workers: Vec<String> = (0..options.workers)
         .map(|worker| {

@@ -8,7 +8,7 @@ use anyhow::Result;
 use crate::{
     command::output,
     namespace::Namespace,
-    topology::{self, Node, give_addresses, prepare_for_xdp, sister, switch},
+    topology::{self, Node, add_addresses, ipv6_counterpart, prepare_for_xdp, switch},
 };
 
 pub const WEB_PORT: u16 = 80;
@@ -160,8 +160,8 @@ impl PairNetwork {
     ///
     /// # Errors
     /// When the links cannot be changed.
-    pub fn cut_off(&self, index: usize) -> Result<()> {
-        self.managers[index].cut_off()
+    pub fn disconnect(&self, index: usize) -> Result<()> {
+        self.managers[index].disconnect()
     }
 
     /// Does what [`crate::Topology::prepare_for_xdp`] does.
@@ -226,9 +226,9 @@ pub fn worker_address(index: usize) -> Ipv4Addr {
     Side::Workers.address(111 + index as u8)
 }
 
-/// Returns the address, and its sister of IPv6.
+/// Returns the address, and its ipv6_counterpart of IPv6.
 pub fn both_families(address: Ipv4Addr) -> [IpAddr; 2] {
-    [address.into(), sister(address).into()]
+    [address.into(), ipv6_counterpart(address).into()]
 }
 
 fn manager(
@@ -239,7 +239,7 @@ fn manager(
     let name = format!("manager{}", index + 1);
     let mut manager = Node::new(named(&name)?);
     for _ in 0..7 * index {
-        use_up_a_number(&manager)?;
+        skip_interface_index(&manager)?;
     }
     // Their interfaces come in another order, too.
     let mut sides: Vec<_> = Side::ALL.into_iter().zip(switches).collect();
@@ -258,21 +258,21 @@ fn manager(
     )?;
     route6(
         &manager,
-        &format!("{}/120", topology::sister(CLIENT_GATEWAY)),
+        &format!("{}/120", topology::ipv6_counterpart(CLIENT_GATEWAY)),
         FRONT_GATEWAY,
     )?;
     Ok(manager)
 }
 
 /// Interfaces get ascending numbers, and no number twice.
-fn use_up_a_number(node: &Node) -> Result<()> {
+fn skip_interface_index(node: &Node) -> Result<()> {
     output(node.ip().args(["link", "add", "filler", "type", "bridge"]))?;
     output(node.ip().args(["link", "delete", "filler"])).map(drop)
 }
 
 /// Gives an interface an address, and tells its network.
 fn announce(node: &Node, interface: &str, address: Ipv4Addr) -> Result<()> {
-    give_addresses(node, interface, address)?;
+    add_addresses(node, interface, address)?;
     let address = address.to_string();
     node.run(
         "busybox",
@@ -282,7 +282,7 @@ fn announce(node: &Node, interface: &str, address: Ipv4Addr) -> Result<()> {
 }
 
 fn route6(node: &Node, to: &str, by: Ipv4Addr) -> Result<()> {
-    let by = sister(by).to_string();
+    let by = ipv6_counterpart(by).to_string();
     output(node.ip().args(["-6", "route", "replace", to, "via", &by])).map(drop)
 }
 

@@ -26,9 +26,9 @@ use crate::{
 };
 
 /// What [`crate::load::Server`] takes for "answer, and wait for more".
-const ASK: &[u8] = b"w";
+const REQUEST: &[u8] = b"w";
 /// The same for "answer, and end the connection".
-const ASK_LAST: &[u8] = b"f";
+const LAST_REQUEST: &[u8] = b"f";
 /// How long a connection may go without the answer it waits for.
 const PATIENCE: Duration = Duration::from_secs(15);
 
@@ -64,10 +64,10 @@ impl Idle {
     /// Uses every connection once, drops the broken ones, and returns how many these are.
     pub fn check(&mut self) -> usize {
         let before = self.0.len();
-        let mut asked = mem::take(&mut self.0);
-        asked.retain_mut(|stream| stream.write_all(ASK).is_ok());
-        asked.retain_mut(|stream| stream.read_exact(&mut [0; ANSWER_BYTES]).is_ok());
-        self.0 = asked;
+        let mut requested = mem::take(&mut self.0);
+        requested.retain_mut(|stream| stream.write_all(REQUEST).is_ok());
+        requested.retain_mut(|stream| stream.read_exact(&mut [0; ANSWER_BYTES]).is_ok());
+        self.0 = requested;
         before - self.0.len()
     }
 
@@ -91,7 +91,7 @@ impl Listener {
         let mut stream = client.enter(connect)?.context("connect a listener")?;
         stream.write_all(&[NEWS])?;
         let mut listener = Self(stream);
-        listener.hear(PATIENCE)?;
+        listener.receive(PATIENCE)?;
         Ok(listener)
     }
 
@@ -99,7 +99,7 @@ impl Listener {
     ///
     /// # Errors
     /// When the connection is broken.
-    pub fn forget_what_has_arrived(&mut self) -> Result<()> {
+    pub fn discard_received(&mut self) -> Result<()> {
         self.0.set_nonblocking(true)?;
         let read = io::copy(&mut self.0, &mut io::sink());
         self.0.set_nonblocking(false)?;
@@ -114,7 +114,7 @@ impl Listener {
     ///
     /// # Errors
     /// When none come within `most`, or the connection is broken.
-    pub fn hear(&mut self, most: Duration) -> Result<()> {
+    pub fn receive(&mut self, most: Duration) -> Result<()> {
         self.0.set_read_timeout(Some(most.max(TURN)))?;
         match self.0.read(&mut [0; PORTION]).context("listen")? {
             0 => bail!("the worker has ended the connection"),
@@ -248,7 +248,7 @@ impl TurnoverReport {
 
     /// # Panics
     /// When a connection failed, or there was none.
-    pub fn expect_no_failure(&self) {
+    pub fn assert_no_failure(&self) {
         let failures = self.failures();
         assert!(!self.0.is_empty(), "there was no connection");
         assert!(
@@ -267,7 +267,7 @@ struct Rotation {
     connections: Vec<Option<Open>>,
     vacant: Vec<usize>,
     /// When which connection asks again, and which is given up: ascending, since all wait equally long.
-    to_ask: VecDeque<(Instant, usize, u64)>,
+    due_requests: VecDeque<(Instant, usize, u64)>,
     to_expire: VecDeque<(Instant, usize, u64)>,
     records: Vec<Record>,
     next: u64,
@@ -284,7 +284,7 @@ struct Open {
     socket: Socket,
     number: u64,
     record: Record,
-    asked: u32,
+    requests: u32,
     /// How much of the current answer is missing.
     missing: usize,
 }
@@ -295,7 +295,7 @@ impl Rotation {
             epoll: Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?,
             connections: Vec::new(),
             vacant: Vec::new(),
-            to_ask: VecDeque::new(),
+            due_requests: VecDeque::new(),
             to_expire: VecDeque::new(),
             records: Vec::new(),
             next: 0,
@@ -315,7 +315,7 @@ impl Rotation {
                 return Ok(self.records);
             }
             self.poll()?;
-            self.ask_again();
+            self.send_due_requests();
             self.expire();
         }
     }
@@ -352,7 +352,7 @@ impl Rotation {
                     socket,
                     number,
                     record,
-                    asked: 0,
+                    requests: 0,
                     missing: 0,
                 });
                 self.to_expire.push_back((started + PATIENCE, slot, number));
@@ -380,7 +380,8 @@ impl Rotation {
             match open.advance(now) {
                 Ok(Progress::None) => {}
                 Ok(Progress::Answered) => {
-                    self.to_ask.push_back((now + INTERVAL, slot, open.number));
+                    self.due_requests
+                        .push_back((now + INTERVAL, slot, open.number));
                 }
                 Ok(Progress::Ended) => self.end(slot, None),
                 Err(error) => self.end(slot, Some(error.kind())),
@@ -389,9 +390,9 @@ impl Rotation {
         Ok(())
     }
 
-    fn ask_again(&mut self) {
+    fn send_due_requests(&mut self) {
         let now = Instant::now();
-        while let Some((_, slot, number)) = self.to_ask.pop_front_if(|it| it.0 <= now) {
+        while let Some((_, slot, number)) = self.due_requests.pop_front_if(|it| it.0 <= now) {
             let Some(open) = self.connections[slot]
                 .as_mut()
                 .filter(|it| it.number == number)
@@ -399,7 +400,7 @@ impl Rotation {
                 continue;
             };
             self.to_expire.push_back((now + PATIENCE, slot, number));
-            if let Err(error) = open.ask() {
+            if let Err(error) = open.send_request() {
                 self.end(slot, Some(error.kind()));
             }
         }
@@ -438,7 +439,7 @@ impl Open {
                 return Err(error);
             }
             self.record.established = Some(now);
-            self.ask()?;
+            self.send_request()?;
             return Ok(Progress::None);
         }
         let mut answer = [0; ANSWER_BYTES];
@@ -460,17 +461,20 @@ impl Open {
         }
     }
 
-    fn ask(&mut self) -> io::Result<()> {
-        self.asked += 1;
-        self.socket
-            .write_all(if self.is_last() { ASK_LAST } else { ASK })?;
+    fn send_request(&mut self) -> io::Result<()> {
+        self.requests += 1;
+        self.socket.write_all(if self.is_last() {
+            LAST_REQUEST
+        } else {
+            REQUEST
+        })?;
         self.record.ended = Instant::now();
         self.missing = ANSWER_BYTES;
         Ok(())
     }
 
     fn is_last(&self) -> bool {
-        self.asked > LIFE
+        self.requests > LIFE
     }
 
     fn is_waiting(&self) -> bool {
@@ -478,7 +482,7 @@ impl Open {
     }
 
     fn waits_since(&self) -> Instant {
-        match self.asked {
+        match self.requests {
             0 => self.record.started,
             _ => self.record.ended,
         }
@@ -518,7 +522,7 @@ pub struct StreamsReport {
 impl StreamsReport {
     /// # Panics
     /// When a stream broke, or nothing was transferred.
-    pub fn expect_no_failure(&self) {
+    pub fn assert_no_failure(&self) {
         assert!(self.broken.is_empty(), "{:#?}", self.broken);
         assert!(self.bytes > 0, "nothing was transferred");
     }

@@ -21,8 +21,8 @@ pub struct Held {
 
 /// What became of the connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Outcome {
-    pub asked: usize,
+pub struct HeldOutcome {
+    pub requested: usize,
     pub lost: usize,
 }
 
@@ -54,11 +54,11 @@ impl Held {
     ///
     /// # Errors
     /// When a client's thread panics.
-    pub fn ask(&mut self) -> Result<Outcome> {
-        let asked = self.connections.len();
+    pub fn request_pages(&mut self) -> Result<HeldOutcome> {
+        let requested = self.connections.len();
         let mut rest = std::mem::take(&mut self.connections);
         let mut parts = Vec::new();
-        let size = asked.div_ceil(THREADS).max(1);
+        let size = requested.div_ceil(THREADS).max(1);
         while !rest.is_empty() {
             parts.push(rest.split_off(rest.len().saturating_sub(size)));
         }
@@ -78,9 +78,9 @@ impl Held {
         });
         let kept = kept.map_err(|_| anyhow!("a client panicked"))?;
         self.connections = kept.into_iter().flatten().collect();
-        Ok(Outcome {
-            asked,
-            lost: asked - self.connections.len(),
+        Ok(HeldOutcome {
+            requested,
+            lost: requested - self.connections.len(),
         })
     }
 }

@@ -14,7 +14,7 @@ use serde_json::Value;
 
 use super::{
     SERVICE4, SERVICE6,
-    network::{self, Node, ip, manager4, nat4, nat6},
+    network::{self, ManagerNode, ip, manager4, nat4, nat6},
     router::{bird, shipped},
 };
 use crate::{
@@ -34,7 +34,7 @@ const PEER_PORT: u16 = 9997;
 
 /// A manager's machine.
 #[derive(Debug)]
-pub struct Manager {
+pub struct EcmpManager {
     announce: Option<Process>,
     bird: Option<Process>,
     memlb: Option<Process>,
@@ -49,10 +49,10 @@ pub struct Manager {
     pins: PathBuf,
 }
 
-impl Manager {
+impl EcmpManager {
     /// Writes the files of the manager of `node`, one of so many.
     pub(super) fn new(
-        node: &Node,
+        node: &ManagerNode,
         managers: u8,
         workers: usize,
         binary: &Path,
@@ -208,7 +208,7 @@ impl Manager {
     ///
     /// # Errors
     /// When the link cannot be changed.
-    pub fn cut_off(&self) -> Result<()> {
+    pub fn disconnect(&self) -> Result<()> {
         self.set_port("down")
     }
 

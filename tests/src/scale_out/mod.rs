@@ -15,7 +15,7 @@ use std::{fs, net::IpAddr, path::PathBuf, time::Duration};
 
 use anyhow::{Context, Result};
 
-pub use self::{held::Held, manager::Manager, network::Network};
+pub use self::{held::Held, manager::EcmpManager, network::Network};
 use crate::{
     client::Connection,
     cluster::{self, start_server},
@@ -40,7 +40,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 #[derive(Debug)]
 pub struct Laboratory {
     // In the order in which they end.
-    pub managers: Vec<Manager>,
+    pub managers: Vec<EcmpManager>,
     _agents: Vec<Process>,
     _router: Process,
     pub servers: Vec<Nginx>,
@@ -70,7 +70,7 @@ impl Laboratory {
         let (servers, memory) = started.collect::<Result<(Vec<_>, Vec<_>)>>()?;
         let key = manager::make_peer_key(&binary, &paths.directory)?;
         let started = network.managers.iter().map(|node| {
-            let mut manager = Manager::new(node, managers, WORKERS, &binary, &key, &paths)?;
+            let mut manager = EcmpManager::new(node, managers, WORKERS, &binary, &key, &paths)?;
             manager.start()?;
             Ok(manager)
         });

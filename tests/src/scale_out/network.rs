@@ -24,14 +24,14 @@ const ROUTER_SETTINGS: &[&str] = &[
 #[derive(Debug)]
 pub struct Network {
     pub client: Namespace,
-    pub managers: Vec<Node>,
+    pub managers: Vec<ManagerNode>,
     pub workers: Vec<Namespace>,
     pub router: Namespace,
 }
 
 /// A manager's namespace.
 #[derive(Debug)]
-pub struct Node {
+pub struct ManagerNode {
     pub namespace: std::sync::Arc<Namespace>,
     pub number: u8,
     /// The other end of its link, and the namespace of it.
@@ -139,7 +139,7 @@ fn manager(
     named: impl Fn(&str) -> Result<Namespace>,
     router: &Namespace,
     number: u8,
-) -> Result<Node> {
+) -> Result<ManagerNode> {
     let port = format!("manager{number}");
     let namespace = named(&port)?;
     // So that no two managers have the same number of an interface.
@@ -150,7 +150,7 @@ fn manager(
     let (v4, v6) = (manager4(number), manager6(number));
     address(&namespace, "eth1", &format!("{v4}/24"), &format!("{v6}/64"))?;
     routes(&namespace, "192.0.2.1", "2001:db8:1::1")?;
-    Ok(Node {
+    Ok(ManagerNode {
         namespace: namespace.into(),
         number,
         port,

@@ -12,7 +12,7 @@ use memlb_tests::{command::line, kernel::Series, privilege::REQUIRED};
 
 use crate::{
     privilege::as_root,
-    workspace::{root, say},
+    workspace::{print_message, root},
 };
 
 /// The test that prints the counts.
@@ -54,7 +54,7 @@ impl Figures {
     pub fn write(&self) -> Result<()> {
         let file = file();
         fs::write(&file, self.text()).with_context(|| format!("write {}", file.display()))?;
-        say(format!("wrote {}", file.display()));
+        print_message(format!("wrote {}", file.display()));
         Ok(())
     }
 

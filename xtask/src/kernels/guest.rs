@@ -11,7 +11,7 @@ use anyhow::{Context, Result};
 use super::{initramfs::Initramfs, machine::EmulatedMachine, package::Kernel};
 use crate::{
     interrupt::Interrupt,
-    workspace::{find_program, say},
+    workspace::{find_program, print_message},
 };
 
 /// Modules that the guest's kernel needs for a laboratory.
@@ -85,7 +85,7 @@ impl Guest {
 
     /// Runs the machine until it powers off. Returns its report and the duration.
     pub fn run(&self, deadline: Duration, interrupt: &Interrupt) -> Result<(String, Duration)> {
-        say(format!("booting Linux {}", self.kernel.release));
+        print_message(format!("booting Linux {}", self.kernel.release));
         let took = self.machine.run(deadline, interrupt);
         // The archive is large, and every run packs a new one.
         fs::remove_file(&self.machine.initramfs).context("remove the guest's files")?;
@@ -102,11 +102,11 @@ impl Guest {
             let text = text.unwrap_or_default();
             let lines: Vec<&str> = text.lines().collect();
             let last = lines[lines.len().saturating_sub(SHOWN_LINES)..].join("\n");
-            say(format!(
+            print_message(format!(
                 "--- last output of the {of} on Linux {release} ---\n{last}"
             ));
         }
-        say(format!(
+        print_message(format!(
             "the whole output is in {}",
             self.machine.directory.display()
         ));

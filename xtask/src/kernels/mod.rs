@@ -26,7 +26,7 @@ use crate::{
     build,
     interrupt::Interrupt,
     setup, test_binaries,
-    workspace::{say, target},
+    workspace::{print_message, target},
 };
 
 /// Series of Debian's kernels for the tests, in addition to this machine's kernel: one without tcx, and one with it.
@@ -190,7 +190,7 @@ fn test_in(guest: &Guest, suites: &[GuestSuite], interrupt: &Interrupt) -> Resul
     let release = &guest.kernel.release;
     let (report, took) = guest.run(DEADLINE, interrupt)?;
     let passed = report::passed(&report, release, suites)?;
-    say(format!(
+    print_message(format!(
         "Linux {release}: {passed} tests passed in {} s (by the guest's clock: {})",
         took.as_secs(),
         report::durations(&report)

@@ -14,7 +14,7 @@ use memlb_tests::{
 
 use crate::{
     packages::refresh_lists,
-    workspace::{find_program, say},
+    workspace::{find_program, print_message},
 };
 
 /// An unpacked kernel with its modules.
@@ -103,7 +103,7 @@ fn download(series: Series, cache: &Path) -> Result<String> {
              updates, or bookworm-backports"
         )
     })?;
-    say(format!("downloading {package}"));
+    print_message(format!("downloading {package}"));
     let download = tempfile::tempdir_in(cache).context("make a folder")?;
     run(Command::new("apt-get")
         // Users may run this task, too, so it needs no sandbox for root.

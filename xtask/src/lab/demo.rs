@@ -61,13 +61,13 @@ const STEPS: &[LabStep] = steps! {
         |cluster| set_memory(cluster, 1, 500).and_then(|()| wait_until_reported(cluster, 1, 500)), "Worker1", Stays;
     "worker1 falls to 200 MiB", |cluster| set_memory(cluster, 0, 200), "Worker2", Moves;
     "worker1 rises to 650 MiB", |cluster| set_memory(cluster, 0, 650), "Worker1", Moves;
-    "the link of worker1 is cut", |cluster| cluster.topology.workers[0].cut_off(), "Worker2", FailsOver;
+    "the link of worker1 is cut", |cluster| cluster.topology.workers[0].disconnect(), "Worker2", FailsOver;
     "worker1 is back", |cluster| cluster.topology.workers[0].reconnect(), "Worker1", Moves;
     "worker1's agent is killed", |cluster| cluster.kill_agent(0), "Worker2", MovesWithReset;
     "worker1's agent is started again", |cluster| cluster.start_agent(0), "Worker1", Moves;
     "worker1 falls to 200 MiB", |cluster| set_memory(cluster, 0, 200), "Worker2", Moves;
-    "the link of worker2 is cut", |cluster| cluster.topology.workers[1].cut_off(), "Worker1", FailsOver;
-    "the link of worker1 is cut, too: fallback on the manager", |cluster| cluster.topology.workers[0].cut_off(), "Manager", FailsOver;
+    "the link of worker2 is cut", |cluster| cluster.topology.workers[1].disconnect(), "Worker1", FailsOver;
+    "the link of worker1 is cut, too: fallback on the manager", |cluster| cluster.topology.workers[0].disconnect(), "Manager", FailsOver;
     "worker1 is back", |cluster| cluster.topology.workers[0].reconnect(), "Worker1", Moves;
     "worker2 is back, with more memory", |cluster| cluster.topology.workers[1].reconnect(), "Worker2", Moves;
 };

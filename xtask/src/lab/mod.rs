@@ -24,9 +24,9 @@ use memlb_tests::{Cluster, ClusterOptions, ClusterPaths, Namespace, cluster::BIN
 use crate::{
     build,
     interrupt::Interrupt,
-    privilege::{as_root, become_command, become_root, is_root, restart_as_root},
+    privilege::{as_root, is_root, replace_process, restart_as_root, run_as_root},
     setup,
-    workspace::{self, say},
+    workspace::{self, print_message},
 };
 
 /// Prefix of the names of the lab's namespaces.
@@ -34,7 +34,7 @@ const PREFIX: &str = "memlb-";
 
 #[derive(Debug, Args)]
 #[command(args_conflicts_with_subcommands = true)]
-pub struct Lab {
+pub struct LabCommand {
     #[command(subcommand)]
     verb: Option<LabVerb>,
     #[command(flatten)]
@@ -82,7 +82,7 @@ struct LabOptions {
 /// Values of `manager.attach`.
 const ATTACH: [&str; 3] = ["auto", "tc", "xdp"];
 
-impl Lab {
+impl LabCommand {
     pub fn run(self) -> Result<ExitCode> {
         match self.verb {
             None => live(&self.options)?,
@@ -103,7 +103,7 @@ fn live(options: &LabOptions) -> Result<()> {
     let cluster = start(&options.attach, options.config.as_deref())?;
     let page = window::open(&cluster)?;
     let shown = view::show(&cluster, page.as_deref(), &interrupt);
-    say("removing the lab");
+    print_message("removing the lab");
     drop(cluster);
     shown
 }
@@ -123,7 +123,7 @@ fn record() -> Result<()> {
     interrupt.check()?;
     let picture = workspace::root().join(record::PICTURE);
     record::record(&cluster, &picture)?;
-    say(format!("drew {}", picture.display()));
+    print_message(format!("drew {}", picture.display()));
     Ok(())
 }
 
@@ -151,7 +151,7 @@ fn shell(mut command: Vec<OsString>) -> Result<()> {
     ensure_up()?;
     let paths = paths();
     if command.is_empty() {
-        say(
+        print_message(
             "on the lab's manager: `memlb status` and all other verbs reach it; `exit` ends the shell",
         );
         command.push(env::var_os("SHELL").unwrap_or_else(|| "/bin/sh".into()));
@@ -166,14 +166,14 @@ fn shell(mut command: Vec<OsString>) -> Result<()> {
             paths.control_socket().display()
         ))
         .args(command);
-    Err(become_command(inside))
+    Err(replace_process(inside))
 }
 
 fn exec(command: &[OsString]) -> Result<()> {
     ensure_up()?;
     let mut inside = inside("client");
     inside.args(command);
-    Err(become_command(inside))
+    Err(replace_process(inside))
 }
 
 /// Returns a command as root in a node's network namespace, to be completed with a program.
@@ -186,12 +186,12 @@ fn inside(node: &str) -> Command {
 fn down() -> Result<()> {
     let paths = paths();
     if !paths.is_taken() {
-        say("no lab is up");
+        print_message("no lab is up");
         return Ok(());
     }
-    become_root()?;
+    run_as_root()?;
     paths.clear()?;
-    say("the lab is down");
+    print_message("the lab is down");
     Ok(())
 }
 
@@ -224,7 +224,9 @@ fn start(attach: &str, config: Option<&Path>) -> Result<Cluster> {
             .with_context(|| format!("find the configuration {}", file.display()))?,
         None => workspace::root().join("lb-user/memlb.toml"),
     };
-    say("starting the lab: a client, a manager and two workers, each in its own network namespace");
+    print_message(
+        "starting the lab: a client, a manager and two workers, each in its own network namespace",
+    );
     Cluster::start_at(
         paths(),
         &ClusterOptions {

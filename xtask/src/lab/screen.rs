@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use anyhow::Result;
 use terminal_size::{Height, terminal_size};
 
-use crate::workspace::say;
+use crate::workspace::print_message;
 
 /// The terminal's alternate screen, without cursor and line wrapping. Dropping it restores the main screen.
 #[derive(Debug)]
@@ -41,7 +41,7 @@ impl Screen {
 impl Drop for Screen {
     fn drop(&mut self) {
         if let Err(error) = write("\x1b[?7h\x1b[?25h\x1b[?1049l") {
-            say(format!("{error:#}"));
+            print_message(format!("{error:#}"));
         }
     }
 }

@@ -49,7 +49,7 @@ pub fn show(cluster: &Cluster, page: Option<&str>, interrupt: &Interrupt) -> Res
                 .back()
                 .is_none_or(|it| it.answer != request.answer);
             if is_new && screen.is_none() {
-                println!("client:  {}", answer(&request));
+                println!("client:  {}", response_text(&request));
             }
             recent.add_request(request);
         }
@@ -108,7 +108,7 @@ impl Recent {
 
     /// Appends the answers to the client of `service`, and as many decisions as fit the screen.
     pub fn append_to(&self, lines: &mut Vec<String>, service: SocketAddr, screen: &Screen) {
-        let last = self.requests.back().map(answer).unwrap_or_default();
+        let last = self.requests.back().map(response_text).unwrap_or_default();
         lines.extend([
             String::new(),
             format!("client: http://{}/ {last}", service.ip()),
@@ -132,7 +132,7 @@ pub(super) fn decision(line: &str) -> Option<String> {
     (!message.starts_with("heartbeat of ")).then(|| format!("{milliseconds} {message}"))
 }
 
-fn answer(request: &Request) -> String {
+fn response_text(request: &Request) -> String {
     match &request.answer {
         Ok(page) => {
             let took = request.ended_at - request.sent_at;

@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use memlb_tests::Process;
 
 use super::image::Image;
-use crate::workspace::say;
+use crate::workspace::print_message;
 
 const KVM: &[&str] = &["-accel", "kvm", "-cpu", "host"];
 const EMULATION: &[&str] = &["-accel", "tcg", "-cpu", "max"];
@@ -20,7 +20,7 @@ pub fn choose(image: &Image, directory: &Path) -> Result<&'static [&'static str]
     if Path::new("/dev/kvm").exists() && starts(image, directory)? {
         return Ok(KVM);
     }
-    say(
+    print_message(
         "KVM does not work here, so the machines are emulated: each step takes minutes instead of seconds",
     );
     Ok(EMULATION)

@@ -14,7 +14,7 @@ use super::{
 use crate::{
     interrupt::Interrupt,
     privilege::this_program,
-    workspace::{root, say},
+    workspace::{print_message, root},
 };
 
 /// The services of swarm-manager.sh, with their ports and pages.
@@ -37,14 +37,14 @@ pub fn run(image: &Image, interrupt: &Interrupt) -> Result<()> {
 
 /// Runs the lab's smoke test.
 fn smoke() -> Result<()> {
-    say("scripts/vagrant/smoke.sh");
+    print_message("scripts/vagrant/smoke.sh");
     let started = Instant::now();
     command::run(
         Command::new(directory().join("smoke.sh"))
             .env("MEMLB_NODES", root().join("xtask/src/machines/nodes.sh"))
             .env("MEMLB_XTASK", this_program()?),
     )?;
-    say(format!(
+    print_message(format!(
         "smoke.sh passed in {} s",
         started.elapsed().as_secs()
     ));
@@ -54,7 +54,7 @@ fn smoke() -> Result<()> {
 /// Publishes the services by the routing mesh, as in the system of 2018: each port is then open on every node. memlb's
 /// configuration stays the same.
 fn mesh(image: &Image, manager: &Node, interrupt: &Interrupt) -> Result<()> {
-    say("the services are published by Swarm's routing mesh");
+    print_message("the services are published by Swarm's routing mesh");
     let started = Instant::now();
     for (service, port, _) in SERVICES {
         manager.run(
@@ -77,7 +77,7 @@ fn mesh(image: &Image, manager: &Node, interrupt: &Interrupt) -> Result<()> {
             println!("{url:<32} {page}");
         }
     }
-    say(format!(
+    print_message(format!(
         "every node answers at every port after {} s",
         started.elapsed().as_secs()
     ));

@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use memlb_tests::command::{output, run};
 
-use crate::{debian, workspace::say};
+use crate::{debian, workspace::print_message};
 
 /// Packages of the Vagrant box and of its provisioning, besides systemd.
 const PACKAGES: &[&str] = &[
@@ -65,7 +65,9 @@ impl Image {
         if image.disk.exists() {
             return Ok(image);
         }
-        say("making a Debian 12 with a kernel, Docker and Apache; this takes a few minutes, once");
+        print_message(
+            "making a Debian 12 with a kernel, Docker and Apache; this takes a few minutes, once",
+        );
         let started = Instant::now();
         let draft = directory.join("draft");
         remove(&draft)?;
@@ -76,7 +78,7 @@ impl Image {
         made?;
         let complete = directory.join("image");
         fs::rename(&draft, &complete).with_context(|| format!("make {}", complete.display()))?;
-        say(format!(
+        print_message(format!(
             "made {} in {} s",
             complete.display(),
             started.elapsed().as_secs()

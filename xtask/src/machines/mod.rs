@@ -31,9 +31,9 @@ use self::{
 use crate::{
     interrupt::Interrupt,
     package,
-    privilege::{become_command, become_root, is_root, restart_as_root, this_program_as_root},
+    privilege::{is_root, replace_process, restart_as_root, run_as_root, this_program_as_root},
     setup,
-    workspace::{say, target},
+    workspace::{print_message, target},
 };
 
 /// Variable that names the package for the machines, instead of a new one. scripts/vagrant uses it, too.
@@ -174,7 +174,7 @@ fn up(pair: bool) -> Result<()> {
         process.keep();
     }
     namespace.keep();
-    say(format!(
+    print_message(format!(
         "the machines are up, after {} s",
         started.elapsed().as_secs()
     ));
@@ -201,7 +201,7 @@ fn wait_until_booted(
 }
 
 fn demo() -> Result<()> {
-    become_root()?;
+    run_as_root()?;
     let interrupt = Interrupt::catch()?;
     with_lab(|lab| match lab.has_pair() {
         true => pair::run(&lab.image, &lab.client, &interrupt),
@@ -211,28 +211,28 @@ fn demo() -> Result<()> {
 
 fn ssh(name: &str, command: &[String]) -> Result<()> {
     let node = node::find(name)?;
-    become_root()?;
+    run_as_root()?;
     ensure_up()?;
     let mut ssh = node.ssh(&Image::of(&directory()));
     ssh.args(command);
-    Err(become_command(ssh))
+    Err(replace_process(ssh))
 }
 
 fn down(purge: bool) -> Result<()> {
-    become_root()?;
+    run_as_root()?;
     match Namespace::adopt(NAMESPACE) {
         // Dropping it ends all processes in it.
         Some(namespace) => {
             drop(namespace);
-            say("the machines are down");
+            print_message("the machines are down");
         }
-        None => say("no machines are up"),
+        None => print_message("no machines are up"),
     }
     let directory = directory();
     if purge && directory.exists() {
         fs::remove_dir_all(&directory)
             .with_context(|| format!("remove {}", directory.display()))?;
-        say(format!("{} is removed", directory.display()));
+        print_message(format!("{} is removed", directory.display()));
     }
     Ok(())
 }

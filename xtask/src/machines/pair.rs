@@ -33,7 +33,7 @@ struct ManagerStep {
     what: &'static str,
     on: Target,
     command: &'static str,
-    effect: Effect,
+    effect: StepEffect,
 }
 
 /// The manager that executes a command.
@@ -44,14 +44,14 @@ enum Target {
 
 /// Whether the addresses move to the other manager.
 #[derive(PartialEq, Eq)]
-enum Effect {
+enum StepEffect {
     Moves,
     Stays,
 }
 
 macro_rules! steps {
     ($($what:literal, $on:ident, $command:literal, $effect:ident;)+) => {
-        &[$(ManagerStep { what: $what, on: Target::$on, command: $command, effect: Effect::$effect }),+]
+        &[$(ManagerStep { what: $what, on: Target::$on, command: $command, effect: StepEffect::$effect }),+]
     };
 }
 
@@ -89,7 +89,7 @@ pub fn run(image: &Image, network: &Namespace, interrupt: &Interrupt) -> Result<
         let started = Instant::now();
         // A booting machine refuses SSH at first.
         wait_for_success(step.what, interrupt, || node.run(image, step.command))?;
-        if step.effect == Effect::Moves {
+        if step.effect == StepEffect::Moves {
             active = 1 - active;
             wait_for_success("the addresses to move", interrupt, || {
                 let has = has_address(image, MANAGERS[active])?;

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     interrupt::Interrupt,
-    workspace::{root, say},
+    workspace::{print_message, root},
 };
 
 /// Imports the image that Docker would pull from a registry.
@@ -127,5 +127,5 @@ pub fn on_all(
 }
 
 fn print_duration(what: &str, took: Duration) {
-    say(format!("{what:<42}{:>7.1} s", took.as_secs_f64()));
+    print_message(format!("{what:<42}{:>7.1} s", took.as_secs_f64()));
 }

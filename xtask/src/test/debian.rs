@@ -12,7 +12,7 @@ use nix::unistd::{getgid, getuid};
 use crate::{
     debian::{SUITE, bootstrap},
     privilege::as_root,
-    workspace::{say, target},
+    workspace::{print_message, target},
 };
 
 /// Returns the archive.
@@ -21,7 +21,7 @@ pub fn provide() -> Result<PathBuf> {
     if archive.exists() {
         return Ok(archive);
     }
-    say("making a clean Debian 12 below the target folder; this takes a minute");
+    print_message("making a clean Debian 12 below the target folder; this takes a minute");
     // Not below the target folder, because its files belong to root.
     let folder = tempfile::tempdir().context("make a folder")?;
     let root = folder.path().join(SUITE);

@@ -19,7 +19,7 @@ use crate::{
     interrupt::Interrupt,
     privilege::this_program,
     test_binaries::build,
-    workspace::{cargo, say},
+    workspace::{cargo, print_message},
 };
 
 /// Programs that run at the same time. They wait for most of their time.
@@ -124,7 +124,7 @@ fn environment(memlb: &Path) -> Result<Vec<String>> {
             environment.push(format!("MEMLB_SCHEMATHESIS={}", schemathesis.display()));
         }
         // Only the test that needs it fails.
-        Err(error) => say(format!("{error:#}")),
+        Err(error) => print_message(format!("{error:#}")),
     }
     Ok(environment)
 }

@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context, Result};
 use memlb_tests::command::run;
 
-use crate::workspace::{root, say, target};
+use crate::workspace::{print_message, root, target};
 
 /// Returns the folder of the programs, installed in the versions that `requirements.txt` pins.
 pub fn provide() -> Result<PathBuf> {
@@ -22,7 +22,7 @@ pub fn provide() -> Result<PathBuf> {
     if fs::read_to_string(&installed).is_ok_and(|installed| installed == wanted) {
         return Ok(environment.join("bin"));
     }
-    say("installing programs from PyPI below the target folder");
+    print_message("installing programs from PyPI below the target folder");
     install(&environment, &requirements).context("install programs from PyPI")?;
     fs::write(&installed, wanted).with_context(|| format!("write {}", installed.display()))?;
     Ok(environment.join("bin"))

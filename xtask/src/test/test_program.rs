@@ -15,7 +15,7 @@ use memlb_tests::mounts::PRIVATE_MOUNTS;
 
 use crate::{
     privilege::as_root,
-    workspace::{root, say},
+    workspace::{print_message, root},
 };
 
 /// Duration of each run of a program.
@@ -63,7 +63,7 @@ impl TestProgram {
     /// # Errors
     /// The names of the failed tests; empty if the program did not report them.
     pub fn run(&self, tests: &[String], durations: &Durations) -> Result<(), Vec<String>> {
-        say(format!("running {} as root {}", self.name, tests.join(" ")));
+        print_message(format!("running {} as root {}", self.name, tests.join(" ")));
         let started = Instant::now();
         let (passed, output) = self
             .run_to_end(tests)
@@ -86,8 +86,8 @@ impl TestProgram {
         let mut file = tempfile::tempfile().context("make a file for the output")?;
         let status = self
             .command(tests)
-            .stdout(share(&file)?)
-            .stderr(share(&file)?)
+            .stdout(clone_file(&file)?)
+            .stderr(clone_file(&file)?)
             .status()
             .with_context(|| format!("start {}", self.name))?;
         let mut output = Vec::new();
@@ -113,7 +113,7 @@ impl TestProgram {
     }
 }
 
-fn share(file: &File) -> Result<File> {
+fn clone_file(file: &File) -> Result<File> {
     file.try_clone().context("share the file for the output")
 }
 

@@ -11,7 +11,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use memlb_tests::{
-    Connection, Probe, command::output, document::Document, notice::say, wait::wait_until,
+    Connection, Probe, command::output, document::Document, notice::print_message, wait::wait_until,
 };
 
 use super::{
@@ -98,7 +98,7 @@ pub fn try_package(task: &TryPackage) -> Result<()> {
         ("leaves nothing after its purge", PackageTest::purge),
     ];
     for (what, step) in steps {
-        say(format_args!("the package {what}"));
+        print_message(format_args!("the package {what}"));
         step(&test).with_context(|| {
             let manager = &test.machines.manager;
             let journal = manager.run("journalctl", &["--no-pager", "--lines=60"]);
@@ -155,7 +155,7 @@ impl PackageTest<'_> {
             let file = format!("/usr/lib/systemd/system/{unit}");
             let arguments = ["security", "--offline=true", MOST_EXPOSURE, &file];
             let found = self.manager.run("systemd-analyze", &arguments)?;
-            say(found.lines().last().unwrap_or_default());
+            print_message(found.lines().last().unwrap_or_default());
         }
         Ok(())
     }
@@ -313,7 +313,7 @@ impl PackageTest<'_> {
         for (worker, port) in self.workers.iter().zip([8081, 8082]) {
             let exposure = ["security", MOST_EXPOSURE, AGENT];
             let found = worker.run("systemd-analyze", &exposure)?;
-            say(found.lines().last().unwrap_or_default());
+            print_message(found.lines().last().unwrap_or_default());
             check_process(worker, AGENT, CAPABILITIES_FOR_BPF)?;
             worker.run("ls", &["/sys/fs/bpf/memlb-agent/clients"])?;
             worker.sh(&format!(

@@ -80,7 +80,7 @@ const STEPS: &[PairStep] = steps! {
     "manager1 has the address, manager2 is the backup", |_| Ok(()), 0, PLANNED, All;
     "on manager1: memlb handover", |pair| hand_over(pair, 0), 1, PLANNED, All;
     "on manager2: memlb handover", |pair| hand_over(pair, 1), 0, PLANNED, All;
-    "manager1 is cut off", |pair| pair.network.cut_off(0), 1, SUDDEN, Older;
+    "manager1 is cut off", |pair| pair.network.disconnect(0), 1, SUDDEN, Older;
     "manager1 boots and gets all connections", boot, 1, PLANNED, All;
     "on manager2: memlb handover", |pair| hand_over(pair, 1), 0, PLANNED, All;
     // Among equal priorities, keepalived prefers the higher address.
@@ -122,7 +122,7 @@ impl PairStep {
 
         probe.wait_for_answers(Instant::now(), DEADLINE)?;
         let outage = probe.stop()?.since(event).longest_outage();
-        let seen = Effect {
+        let seen = ObservedEffect {
             outage,
             idle: idle.check(),
             turnover: turnover.finish()?,
@@ -142,7 +142,7 @@ impl PairStep {
     }
 
     /// Returns the difference from the expected effect.
-    fn difference(&self, seen: &Effect) -> Option<String> {
+    fn difference(&self, seen: &ObservedEffect) -> Option<String> {
         if seen.outage > self.outage {
             return Some(format!("the outage was longer than {:?}", self.outage));
         }
@@ -162,7 +162,7 @@ impl PairStep {
 }
 
 /// The measured effect of a step on clients.
-struct Effect {
+struct ObservedEffect {
     event: Instant,
     outage: Duration,
     idle: usize,

@@ -10,7 +10,7 @@ use clap::{Args, Subcommand};
 use memlb_tests::pair::{Pair, PairOptions};
 
 use super::{ATTACH, paths, prepare};
-use crate::{setup, workspace::say};
+use crate::{setup, workspace::print_message};
 
 #[derive(Debug, Args)]
 #[command(args_conflicts_with_subcommands = true)]
@@ -39,7 +39,7 @@ impl PairLab {
             None => (self.attach, false),
         };
         let interrupt = prepare(setup::for_the_pair)?;
-        say(
+        print_message(
             "starting the lab: a client, two routers, two managers and two workers, each in its own network namespace",
         );
         let options = PairOptions {
@@ -55,7 +55,7 @@ impl PairLab {
             });
         }
         let shown = view::show(&pair, &interrupt);
-        say("removing the lab");
+        print_message("removing the lab");
         drop(pair);
         shown.map(|()| ExitCode::SUCCESS)
     }

@@ -23,21 +23,25 @@ pub const MIB: usize = 1 << 20;
 /// The most that any program may take.
 const LIMIT: &str = "90";
 
-/// Plays `scene` with services at 80 and at `ports`.
-pub fn play(attach: &str, ports: &[u16], scene: impl FnOnce(&mut Cluster)) {
+/// Runs `scenario` with services at 80 and at `ports`.
+pub fn run_scenario(attach: &str, ports: &[u16], scenario: impl FnOnce(&mut Cluster)) {
     let ports = ports.into();
-    play_with(
+    run_scenario_with(
         attach,
         ClusterOptions {
             ports,
             ..ClusterOptions::default()
         },
-        scene,
+        scenario,
     );
 }
 
-/// Plays `scene` in a cluster with those `options`.
-pub fn play_with(attach: &str, options: ClusterOptions, scene: impl FnOnce(&mut Cluster)) {
+/// Runs `scenario` in a cluster with those `options`.
+pub fn run_scenario_with(
+    attach: &str,
+    options: ClusterOptions,
+    scenario: impl FnOnce(&mut Cluster),
+) {
     let mut cluster = Cluster::start(&ClusterOptions {
         attach: attach.into(),
         // An automatic one would be learnt again at each restart.
@@ -46,7 +50,7 @@ pub fn play_with(attach: &str, options: ClusterOptions, scene: impl FnOnce(&mut 
     })
     .unwrap();
     wait_for_selection(&cluster, "worker1");
-    scene(&mut cluster);
+    scenario(&mut cluster);
 }
 
 /// Moves every service to `worker2`, kills the manager, and starts it again.

@@ -13,7 +13,7 @@ use memlb_tests::{
         Idle, Manager, Pair, PairOptions, SERVICE_ADDRESS, StreamCounts, Streams, Turnover,
         TurnoverReport, WEB_PORT,
     },
-    topology::sister,
+    topology::ipv6_counterpart,
 };
 
 pub const SOON: Duration = Duration::from_secs(10);
@@ -28,17 +28,17 @@ const PAUSE: Duration = Duration::from_secs(2);
 pub const ROOM: Duration = Duration::from_millis(400);
 
 /// What happens to the pair, and its name.
-pub type Event = (&'static str, fn(&mut Scene));
+pub type Event = (&'static str, fn(&mut Testbed));
 
 /// A pair, and connections that live as long as it does.
-pub struct Scene {
+pub struct Testbed {
     // In the order in which they end.
     pub streams: Option<Streams>,
     pub idle: Idle,
     pub pair: Pair,
 }
 
-impl Scene {
+impl Testbed {
     pub fn start(attach: &str, idle: usize, streams: StreamCounts) -> Self {
         let pair = Pair::start(&PairOptions {
             attach: attach.into(),
@@ -95,7 +95,7 @@ impl Scene {
             );
             parts.push(part);
         }
-        report.expect_no_failure();
+        report.assert_no_failure();
         parts
     }
 
@@ -121,7 +121,7 @@ impl Scene {
     }
 
     fn serves_ipv6(&self) {
-        let server = SocketAddr::new(sister(SERVICE_ADDRESS).into(), WEB_PORT);
+        let server = SocketAddr::new(ipv6_counterpart(SERVICE_ADDRESS).into(), WEB_PORT);
         let response = client::get(&self.pair.network.client, server, "/", SOON);
         assert!(response.unwrap().first_line().starts_with("Worker"));
     }
@@ -139,7 +139,7 @@ impl Scene {
             report.longest_gap(),
         );
         println!("{times} hand-overs: {lost} of {total} connections lost, longest gap {gap:?}");
-        report.expect_no_failure();
+        report.assert_no_failure();
         self.keeps_idle_connections();
         assert!(gap <= GAP + ROOM, "{gap:?}");
     }
@@ -154,7 +154,7 @@ impl Scene {
     pub fn finishes(&mut self) {
         let report = self.streams.take().unwrap().finish().unwrap();
         println!("{report:?}");
-        report.expect_no_failure();
+        report.assert_no_failure();
         let pause = report.longest_pause;
         assert!(pause <= PAUSE, "a stream stood still for {pause:?}");
         self.keeps_idle_connections();
@@ -166,7 +166,7 @@ impl Scene {
         thread::sleep(Duration::from_secs(4));
         let lag = Duration::from_micros(self.peer_figure(active, "lag_p99_us"));
         let begun = Instant::now();
-        self.pair.network.cut_off(active).unwrap();
+        self.pair.network.disconnect(active).unwrap();
         let died = Instant::now();
         thread::sleep(Duration::from_secs(4));
         let report = turnover.finish().unwrap();

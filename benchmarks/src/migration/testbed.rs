@@ -37,7 +37,7 @@ pub struct MoveStats {
 }
 
 /// A worker that can move while clients use it.
-pub trait Scene {
+pub trait Testbed {
     fn client(&self) -> &Namespace;
     fn targets(&self) -> Targets;
     fn usage(&self, timing: &Timing) -> Result<Usage>;
@@ -47,7 +47,7 @@ pub trait Scene {
 
 /// A process that moves with its connections by TCP_REPAIR.
 #[derive(Debug)]
-pub struct ProcessScene {
+pub struct ProcessTestbed {
     // In the order of their end.
     application: Option<Application>,
     _other: Application,
@@ -61,18 +61,18 @@ pub struct ProcessScene {
 #[derive(Debug)]
 pub enum Network {
     Memlb(Box<Cluster>),
-    Other(Box<OtherBalancer>),
+    Other(Box<BalancerBetween>),
 }
 
 #[derive(Debug)]
-pub struct OtherBalancer {
+pub struct BalancerBetween {
     // In the order of their end.
     balancer: Option<Process>,
     topology: Topology,
     _files: TempDir,
 }
 
-impl ProcessScene {
+impl ProcessTestbed {
     pub fn build(between: Between) -> Result<Self> {
         let mut network = Network::build(between, true)?;
         let prefix = network.prefix()?;
@@ -100,7 +100,7 @@ impl ProcessScene {
     }
 }
 
-impl Scene for ProcessScene {
+impl Testbed for ProcessTestbed {
     fn client(&self) -> &Namespace {
         &self.network.topology().client
     }
@@ -145,7 +145,7 @@ impl Network {
     /// Sets up the network with two workers without servers, and with their agents if `agents`.
     pub fn build(between: Between, agents: bool) -> Result<Self> {
         let Some((attach, direct)) = between.memlb() else {
-            return Ok(Self::Other(Box::new(OtherBalancer::build(between)?)));
+            return Ok(Self::Other(Box::new(BalancerBetween::build(between)?)));
         };
         let translations = between.translations().into_iter();
         let cluster = Cluster::start(&ClusterOptions {
@@ -160,7 +160,7 @@ impl Network {
         if agents {
             cluster.wait_for_selection("worker1", PATIENCE)?;
         }
-        cluster.topology.keep_netfilter_off_the_switches()?;
+        cluster.topology.disable_bridge_netfilter()?;
         Ok(Self::Memlb(Box::new(cluster)))
     }
 
@@ -262,12 +262,12 @@ impl Network {
     }
 }
 
-impl OtherBalancer {
+impl BalancerBetween {
     fn build(between: Between) -> Result<Self> {
         let files = tempfile::Builder::new().prefix("memlb-bench-").tempdir();
         let files = files.context("make a directory for the balancer")?;
         let topology = Topology::create_as(&unique_prefix(), Shape::OneArm, 2)?;
-        topology.keep_netfilter_off_the_switches()?;
+        topology.disable_bridge_netfilter()?;
         let balancer = match between {
             Between::Haproxy => Some(haproxy(&topology, files.path())?),
             Between::Nftables => {
@@ -337,10 +337,10 @@ fn translate(topology: &Topology, directory: &Path) -> Result<()> {
 }
 
 /// Waits until the service answers a client.
-pub fn wait_until_served(scene: &dyn Scene, patience: Duration) -> Result<()> {
-    let target = scene.targets().connections;
+pub fn wait_until_served(testbed: &dyn Testbed, patience: Duration) -> Result<()> {
+    let target = testbed.targets().connections;
     let deadline = Instant::now() + patience;
-    scene.client().enter(|| {
+    testbed.client().enter(|| {
         loop {
             match super::clients::request_once(target) {
                 Err(_) if Instant::now() < deadline => {
