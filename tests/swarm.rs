@@ -605,7 +605,7 @@ fn manager_starts_again(swarm: &mut Swarm) {
     swarm.wait_for_up(&ALL, SOON);
     assert!(stopped("manager started again", probe).is_empty());
     swarm.start_source();
-    let heard = |status: &Value| status["sources"][0]["heard_ms"].is_u64();
+    let heard = |status: &Value| status["sources"][0]["last_report_ms"].is_u64();
     swarm
         .cluster
         .assert_status(SOON, "the source to be heard", heard);

@@ -199,18 +199,18 @@ events! {
     }
     INFO, "{service}: {worker} answers again after {failing_ms} ms (trial {trials})";
 
-    /// Most workers fell silent together, and the programs hear some of them answer clients.
+    /// Most workers fell silent together, and packets of some of them still arrive.
     HeartbeatsMissing {
         /// Workers without heartbeats.
         silent: usize,
         /// All workers of the group.
         workers: usize,
         /// Silent workers whose packets arrive. They stay up.
-        heard: usize,
+        sending: usize,
         silent_ms: u64,
     }
     WARN, "the heartbeats of {silent} of {workers} workers stopped {silent_ms} ms ago, at the same time, while packets \
-           of {heard} of them still arrive: those stay up. Look for a firewall rule or a broken link on the path of \
+           of {sending} of them still arrive: those stay up. Look for a firewall rule or a broken link on the path of \
            the heartbeats (memlb doctor)";
 
     HeartbeatsBack {

@@ -46,7 +46,7 @@ pub struct TrafficCounters {
     /// SYNs that the client repeated, or that expired, without an answer.
     pub unanswered: u64,
     /// When its last packet passed.
-    pub heard: Option<Instant>,
+    pub last_packet: Option<Instant>,
 }
 
 /// The handshakes that made a backend fail.
@@ -159,8 +159,8 @@ impl Handshakes {
         self.ejection.as_ref()
     }
 
-    pub fn heard(&self) -> Option<Instant> {
-        self.last?.heard
+    pub fn last_packet(&self) -> Option<Instant> {
+        self.last?.last_packet
     }
 
     /// Returns when its last ejection ended by an answered trial, for the ramp.

@@ -14,7 +14,7 @@ use crate::names::{ALL_WORKERS, NO_BACKEND};
 #[serde(rename_all = "snake_case")]
 pub enum Rule {
     /// No heartbeat was received yet.
-    NothingHeard,
+    NoHeartbeat,
     /// Found in the pinned maps.
     Adopted,
     /// The first worker that came up while none was up.
@@ -65,7 +65,7 @@ impl fmt::Display for SelectionReason {
             true => ("was", "had"),
         };
         match (self.rule, &self.from) {
-            (Rule::NothingHeard, _) => {
+            (Rule::NoHeartbeat, _) => {
                 write!(
                     f,
                     "no worker has sent a heartbeat yet, so {}",

@@ -99,7 +99,7 @@ pub struct WorkerSource {
     /// The workers of its list in force, as `service/worker`.
     pub workers: Vec<String>,
     /// The time since its last list; `null` if an earlier manager received it.
-    pub heard_ms: Option<u64>,
+    pub last_report_ms: Option<u64>,
     /// Why it has no current list. Its last list stays in force.
     pub problem: Option<String>,
     /// The entries of its list that are not workers.
@@ -109,7 +109,7 @@ pub struct WorkerSource {
 impl fmt::Display for WorkerSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let last = self
-            .heard_ms
+            .last_report_ms
             .map_or("no list since this manager started".to_owned(), |age| {
                 format!("last list {} ago", format_seconds(age))
             });

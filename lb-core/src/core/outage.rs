@@ -20,7 +20,7 @@ struct SilentGroup {
     /// The silent workers and those that are up.
     workers: usize,
     /// The silent workers whose packets still arrive.
-    heard: usize,
+    sending: usize,
 }
 
 impl Core {
@@ -29,7 +29,7 @@ impl Core {
     pub(super) fn apply_panic_threshold(&mut self, due: Vec<usize>, now: Instant) -> Vec<usize> {
         let mut down = Vec::new();
         for index in due {
-            let outage = self.outage_of(index).filter(|_| self.is_heard(index));
+            let outage = self.outage_of(index).filter(|_| self.sends_packets(index));
             let Some(group) = outage else {
                 down.push(index);
                 continue;
@@ -42,7 +42,7 @@ impl Core {
                 self.events.push_back(Event::HeartbeatsMissing {
                     silent: group.silent,
                     workers: group.workers,
-                    heard: group.heard,
+                    sending: group.sending,
                     silent_ms: milliseconds(self.workers[index].silent_for(now)),
                 });
             }
@@ -66,18 +66,20 @@ impl Core {
 
     /// Whether packets of a worker arrived long after its last heartbeat. Only services with passive checks count:
     /// without heartbeats, nothing else would detect that the worker is dead.
-    fn is_heard(&self, index: usize) -> bool {
+    fn sends_packets(&self, index: usize) -> bool {
         let worker = &self.workers[index];
-        let heard = worker.backends.iter().filter_map(|at| {
+        let last_packets = worker.backends.iter().filter_map(|at| {
             let service = &self.services[at.service];
             let is_watched = service.failing_settings(&self.failing).after > 0;
             let handshakes = &service.handshakes[at.backend];
             let answers = is_watched && handshakes.ejection().is_none();
-            handshakes.heard().filter(|_| answers)
+            handshakes.last_packet().filter(|_| answers)
         });
         // A worker that died right after its last heartbeat sent packets for an interval at most, a third of `down_after`.
         let after = worker.silent_from() + self.down_after * 2 / 5;
-        heard.max().is_some_and(|heard| heard >= after)
+        last_packets
+            .max()
+            .is_some_and(|last_packet| last_packet >= after)
     }
 
     /// Returns the first group around a worker in which the silent workers reach the panic threshold: the workers of
@@ -114,7 +116,7 @@ impl Core {
             };
             count.workers += 1;
             count.silent += usize::from(is_silent);
-            count.heard += usize::from(is_silent && self.is_heard(other));
+            count.sending += usize::from(is_silent && self.sends_packets(other));
         }
         count
     }

@@ -83,7 +83,7 @@ impl Service {
             memory: MemoryPolicy::new(settings.memory),
             spread: Spread::new(settings.policy, settings.spread, &addresses),
             reason: SelectionReason {
-                rule: Rule::NothingHeard,
+                rule: Rule::NoHeartbeat,
                 to: BackendSummary::without_memory(settings.fallback_name()),
                 from: None,
                 threshold_bytes: None,
@@ -120,7 +120,7 @@ impl Service {
     /// Sends connections to the fallback until a worker is up.
     pub fn await_first_worker(&mut self) {
         self.selection = Selection::Fallback;
-        self.reason.rule = Rule::NothingHeard;
+        self.reason.rule = Rule::NoHeartbeat;
         self.reason.to = BackendSummary::without_memory(self.settings.fallback_name());
     }
 

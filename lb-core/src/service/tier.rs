@@ -72,7 +72,7 @@ impl Service {
     pub fn tier_event(&mut self) -> Option<Event> {
         // If nothing can serve, another event says so. At the start, workers had no time to send a heartbeat.
         let is_idle = self.tier.usable_primaries + self.tier.usable_backups == 0
-            || self.reason.rule == Rule::NothingHeard;
+            || self.reason.rule == Rule::NoHeartbeat;
         let is_on_backups = self.is_on_backups();
         if is_idle || std::mem::replace(&mut self.tier.emitted, is_on_backups) == is_on_backups {
             return None;

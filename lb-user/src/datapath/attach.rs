@@ -169,7 +169,7 @@ pub fn choose_mode(
     });
     if outcome.is_ok() && requested == Attach::Xdp {
         for interface in interfaces {
-            if let Some(harm) = harm_of_xdp(interface) {
+            if let Some(harm) = xdp_drawback(interface) {
                 let name = &interface.name;
                 warn!(
                     "attach = \"xdp\" is configured, but {name} is {harm}; use attach = \"auto\""
@@ -207,7 +207,7 @@ pub fn unsuited_to_xdp(interface: &Interface) -> Option<String> {
 }
 
 /// What fails if XDP runs on an interface for which TC is better.
-pub fn harm_of_xdp(interface: &Interface) -> Option<String> {
+pub fn xdp_drawback(interface: &Interface) -> Option<String> {
     if interface.kind.as_deref() == Some("veth") {
         return Some(
             "a veth: its driver drops what XDP sends, without an error, unless the other end has GRO on \

@@ -43,7 +43,7 @@ mod upstream;
 
 pub use adopt::{Adoption, service_ids};
 pub use attach::AttachMode;
-pub(crate) use attach::{harm_of_xdp, unsuited_to_xdp};
+pub(crate) use attach::{unsuited_to_xdp, xdp_drawback};
 pub use attachments::Attachment;
 pub use connection_counts::reconcile_connection_counts;
 pub use deny_map::end_connections;
@@ -418,12 +418,12 @@ impl Datapath {
         self.sampled = sampled?;
         let counters = |(id, counted): (&BackendId, &Traffic)| {
             let age = Duration::from_nanos(now_ns.saturating_sub(counted.last_answer_ns));
-            let heard = now.checked_sub(age).filter(|_| counted.last_answer_ns > 0);
+            let last_packet = now.checked_sub(age).filter(|_| counted.last_answer_ns > 0);
             let counters = TrafficCounters {
                 answered: counted.answered,
                 refused: counted.refused,
                 unanswered: counted.unanswered,
-                heard,
+                last_packet,
             };
             (*id, counters)
         };

@@ -317,7 +317,7 @@ pub mod tests {
             "services": [{
                 "name": "web", "address": "192.168.56.101:80", "protocol": "tcp", "mode": "nat", "policy": "memory",
                 "threshold": "auto", "threshold_bytes": null, "selected": "manager",
-                "rule": "nothing_heard", "reason": "", "since_ms": 1, "backends": [backend],
+                "rule": "no_heartbeat", "reason": "", "since_ms": 1, "backends": [backend],
             }],
         }))
         .unwrap()

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::{Finding, host::HostLink};
 use crate::{
     config::Attach,
-    datapath::{Interface, harm_of_xdp, unsuited_to_xdp},
+    datapath::{Interface, unsuited_to_xdp, xdp_drawback},
     processes::Unit,
     status,
 };
@@ -97,7 +97,7 @@ fn attachment(facts: &InterfaceFacts<'_>, name: &str, link: &HostLink) -> Findin
         name: name.to_owned(),
         kind: link.kind.clone(),
     };
-    let harm = harm_of_xdp(&interface);
+    let harm = xdp_drawback(&interface);
     let mut attached = facts.attached.iter();
     if let Some(now) = attached.find(|it| it.name == name) {
         let found = format!("{name}: {} ({})", now.attachment, now.reason);

@@ -83,7 +83,7 @@ mod tests {
         status.sources.push(WorkerSource {
             name: "swarm".to_owned(),
             workers: vec!["web/node1".to_owned()],
-            heard_ms: Some(10),
+            last_report_ms: Some(10),
             problem: None,
             absent: vec![AbsentWorker {
                 what: "service web".to_owned(),

@@ -122,11 +122,11 @@ fn not_ready_reason(snapshot: &ManagerSnapshot) -> Option<String> {
             "not ready: interface {name} has no programs: {reason}"
         ));
     }
-    let is_unheard = |rule| rule == Rule::NothingHeard;
+    let has_no_heartbeat = |rule| rule == Rule::NoHeartbeat;
     let waiting: Vec<&str> = snapshot
         .services
         .iter()
-        .filter(|service| is_unheard(service.rule))
+        .filter(|service| has_no_heartbeat(service.rule))
         .map(|service| service.name.as_str())
         .collect();
     (!waiting.is_empty()).then(|| {

@@ -29,7 +29,7 @@ pub(super) struct WorkerSources {
     /// The entries that are not workers, by source, as last applied.
     absent: BTreeMap<String, Vec<AbsentWorker>>,
     /// When each source last gave a valid list.
-    heard: BTreeMap<String, Instant>,
+    last_reports: BTreeMap<String, Instant>,
     /// Why a source cannot give its list.
     problems: BTreeMap<String, String>,
     /// Why the last list of a source was refused. A source may give it again and again; one event is enough.
@@ -90,7 +90,7 @@ impl WorkerSources {
         Self {
             lists,
             absent,
-            heard: BTreeMap::new(),
+            last_reports: BTreeMap::new(),
             problems: BTreeMap::new(),
             refused: BTreeMap::new(),
         }
@@ -103,7 +103,7 @@ impl WorkerSources {
                 .filter(|(_, origin)| origin.source == name)
                 .map(|((service, worker), _)| format!("{service}/{worker}"))
                 .collect(),
-            heard_ms: (self.heard.get(name))
+            last_report_ms: (self.last_reports.get(name))
                 .map(|at| milliseconds(now.saturating_duration_since(*at))),
             problem: self.problems.get(name).cloned(),
             absent: self.absent.get(name).cloned().unwrap_or_default(),
@@ -142,7 +142,9 @@ impl Manager {
         let outcome = self.apply_workers(update, routes);
         match &outcome {
             Ok(_) => {
-                self.sources.heard.insert(source.clone(), Instant::now());
+                self.sources
+                    .last_reports
+                    .insert(source.clone(), Instant::now());
                 self.sources.refused.remove(&source);
                 if self.sources.problems.remove(&source).is_some() {
                     self.emitter.emit(&Event::SourceRecovered { source });

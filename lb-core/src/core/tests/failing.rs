@@ -18,7 +18,7 @@ impl Counted {
     pub fn answer(&mut self, backend: u32, harness: &Harness) {
         let counters = self.0.entry(BackendId(backend)).or_default();
         counters.answered += 1;
-        counters.heard = Some(harness.now);
+        counters.last_packet = Some(harness.now);
     }
 
     /// Passes them to the core.

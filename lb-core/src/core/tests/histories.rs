@@ -333,7 +333,7 @@ fn check(harness: &Harness, settings: &CoreSettings) {
         let heard = workers.iter().any(|worker| worker.age_ms.is_some());
         assert_eq!(
             selected.name == MANAGER,
-            !any_up || !heard && service.rule == Rule::NothingHeard
+            !any_up || !heard && service.rule == Rule::NoHeartbeat
         );
         assert_eq!(
             harness.maps.selection[&settings.id],

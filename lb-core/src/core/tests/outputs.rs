@@ -78,7 +78,7 @@ fn events_are_flat_json_objects() {
         json[0],
         json!({
             "event": "selection_changed", "service": "service0", "from": null, "to": "manager",
-            "backend": 3, "rule": "nothing_heard",
+            "backend": 3, "rule": "no_heartbeat",
             "reason": "no worker has sent a heartbeat yet, so the fallback on the manager serves",
             "from_memory_available_bytes": null, "to_memory_available_bytes": null,
             "threshold_bytes": null,

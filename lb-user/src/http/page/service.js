@@ -5,7 +5,7 @@ import { peerRisks } from "./peers.js";
 import { ATTENTION, rankOf, stateOf, whyNot, workersOf } from "./trouble.js";
 
 /** Rules whose reason holds as long as the selection. The reason of any other rule may have ended since. */
-const LASTING = new Set(["nothing_heard", "no_worker_up", "spread"]);
+const LASTING = new Set(["no_heartbeat", "no_worker_up", "spread"]);
 const REMARKS = 5;
 
 export function service(service, refused, refusals) {
