@@ -68,7 +68,7 @@ fn lost_repeated_and_late_heartbeats_mark_no_worker_as_down() {
 }
 
 #[root_test]
-fn only_counts_datagrams_of_strangers() {
+fn only_counts_datagrams_of_unknown_senders() {
     let cluster = Cluster::start_serving(&ClusterOptions::default()).unwrap();
     let stranger = Sender::open(&cluster.topology.client, cluster.heartbeat_address()).unwrap();
     let good = heartbeat("worker2", 1, 1, 600 * 1024);

@@ -34,7 +34,7 @@ fn balances_by_tc() {
     let mut cluster = start(Shape::OneArm, "tc");
     is_attached_by_tc(&cluster);
     balances(&mut cluster);
-    outlives_its_manager(&mut cluster);
+    survives_the_death_of_its_manager(&mut cluster);
     is_attached_by_tc(&cluster);
     leaves_nothing_behind(cluster);
 }
@@ -235,7 +235,7 @@ fn balances(cluster: &mut Cluster) {
     cluster.wait_for_page("Worker1", SOON).unwrap();
 }
 
-fn outlives_its_manager(cluster: &mut Cluster) {
+fn survives_the_death_of_its_manager(cluster: &mut Cluster) {
     let mut kept = cluster.connection_to("Worker1").unwrap();
     cluster.kill_manager().unwrap();
     assert_eq!(kept.get("/").unwrap().first_line(), "Worker1");

@@ -102,13 +102,13 @@ fn orders_apply_on_both_managers() {
 }
 
 /// What a stranger sends a manager, in the name of its peer.
-struct Stranger {
+struct UnknownHost {
     address: SocketAddr,
     hello: Hello,
     key: SigningKey,
 }
 
-impl Stranger {
+impl UnknownHost {
     /// Says hello. Returns the connection and both hellos; the answer is empty if there is none.
     fn hello(&self, hello: &Hello, key: &SigningKey) -> (TcpStream, Vec<u8>, Vec<u8>) {
         let mut stream = TcpStream::connect(self.address).unwrap();
@@ -140,7 +140,7 @@ fn unknown(signer: &mut FrameSigner) -> Vec<u8> {
 }
 
 #[root_test]
-fn input_of_strangers_is_only_counted() {
+fn input_of_unknown_senders_is_only_counted() {
     let pair = pair();
     let mut idle = Idle::open(&pair.network.client, 20).unwrap();
     let [one, other] = &pair.managers[..] else {
@@ -148,7 +148,7 @@ fn input_of_strangers_is_only_counted() {
     };
     let knows_all = || connections(other) == 20;
     eventually(SOON, "20 connections on the other manager", knows_all);
-    let stranger = Stranger {
+    let stranger = UnknownHost {
         address: other.peer_address(),
         hello: Hello {
             protocols: (1, 1),

@@ -158,7 +158,7 @@ fn a_repeated_syn_makes_no_client_known() {
 }
 
 #[test]
-fn a_client_of_two_services_is_answered_as_it_asked_last() {
+fn replies_leave_from_the_service_of_the_clients_last_request() {
     for protocol in [PROTOCOL_TCP, PROTOCOL_UDP] {
         let maps = Maps::default();
         for service in [SERVICES[0], SERVICES[1], SERVICES[0]] {

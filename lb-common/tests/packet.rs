@@ -172,7 +172,7 @@ fn what_is_ours_is_not_mistaken() {
 }
 
 #[test]
-fn a_packet_of_many_need_not_say_its_length() {
+fn a_gso_packet_may_lack_its_length() {
     let coalesced = |_| Extent {
         bytes: 70_000,
         coalesced: true,

@@ -437,7 +437,7 @@ proptest! {
         serves_by(&mut memory, mode);
         for event in events {
             happens(&mut memory, &event)?;
-            every_entry_has_its_twin(&memory)?;
+            every_entry_has_its_reverse_entry(&memory)?;
             every_connection_counts_for_its_client(&memory)?;
         }
     }
@@ -704,7 +704,7 @@ fn is_consistent(decision: &Decision, packet: &PacketMeta) -> Result<(), TestCas
     Ok(())
 }
 
-fn every_entry_has_its_twin(memory: &Memory) -> Result<(), TestCaseError> {
+fn every_entry_has_its_reverse_entry(memory: &Memory) -> Result<(), TestCaseError> {
     let mut worker_sides = BTreeSet::new();
     let mut counted = BTreeMap::new();
     let entries = memory.established.entries();

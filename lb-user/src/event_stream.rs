@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn a_listener_that_comes_back_gets_the_events_since_or_the_number_of_lost_ones() {
+    fn a_listener_that_reconnects_gets_the_missed_events_or_their_number() {
         let stream = EventStream::default();
         publish(&stream, 0..1);
         let seen = stream.after(0, 1)[0].id;

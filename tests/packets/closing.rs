@@ -270,7 +270,7 @@ fn an_idle_flow_continues_until_its_port_is_needed(bench: &mut Bench) {
 }
 
 #[packet_test(at_both_edges)]
-fn a_forgotten_handshake_begins_again(bench: &mut Bench) {
+fn an_overwritten_handshake_begins_again(bench: &mut Bench) {
     let mut call = bench.call(CLIENT, 40_000).begun(bench, WORKER1);
     bench.wait(HALF_OPEN_IDLE + A_WHILE);
     call.begins(bench, WORKER1);

@@ -62,7 +62,7 @@ impl Testbed {
     }
 
     /// A client that only listens sends nothing that would show the managers its new way.
-    pub fn outlives_a_router(&mut self) {
+    pub fn survives_the_failure_of_a_router(&mut self) {
         let network = &self.pair.network;
         let mut listeners: Vec<_> = (0..5)
             .map(|_| Listener::open(&network.client).unwrap())
@@ -80,7 +80,7 @@ impl Testbed {
         println!("those that listen go on after {:?}", died.elapsed());
     }
 
-    pub fn outlives_its_controllers(&mut self) {
+    pub fn survives_the_death_of_its_controllers(&mut self) {
         let active = self.active();
         for index in [active, 1 - active] {
             let manager = self.manager(index);
@@ -98,7 +98,7 @@ impl Testbed {
         }
     }
 
-    pub fn outlives_keepalived(&mut self) {
+    pub fn survives_the_death_of_keepalived(&mut self) {
         let active = self.active();
         self.manager(active).kill_keepalived().unwrap();
         self.two_are_active();
@@ -108,7 +108,7 @@ impl Testbed {
 
     /// What is established between the kill and the take-over is known to the machine without a controller alone, to which
     /// the other one relays it.
-    pub fn outlives_both_programs(&mut self) {
+    pub fn survives_the_death_of_both_programs(&mut self) {
         let active = self.active();
         self.manager(active).kill_controller().unwrap();
         self.manager(active).kill_keepalived().unwrap();
@@ -174,7 +174,7 @@ impl Testbed {
         eventually(SOON, "two active machines", both);
     }
 
-    pub fn heals_two_active_machines(&mut self) {
+    pub fn recovers_from_two_active_machines(&mut self) {
         self.block_adverts(true);
         self.two_are_active();
         thread::sleep(SILENCE);

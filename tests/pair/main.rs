@@ -31,7 +31,7 @@ fn connections_continue_on_the_other_machine() {
     let mut testbed = Testbed::start("tc", 2_000, STREAMS);
     testbed.hands_over(HANDOVERS);
     testbed.finishes();
-    testbed.outlives_a_machine(BUSY);
+    testbed.survives_the_failure_of_a_machine(BUSY);
     testbed.takes_it_back();
 }
 
@@ -40,7 +40,7 @@ fn connections_continue_on_the_other_machine_with_xdp() {
     let mut testbed = Testbed::start("xdp", 200, FEW);
     testbed.hands_over(2);
     testbed.finishes();
-    testbed.outlives_a_machine(CALM);
+    testbed.survives_the_failure_of_a_machine(CALM);
     testbed.takes_it_back();
 }
 
@@ -51,11 +51,20 @@ fn connections_continue_when_parts_of_the_pair_stop() {
         CALM,
         &[
             ("a drained worker", Testbed::keeps_a_worker_drained),
-            ("the router dies", Testbed::outlives_a_router),
-            ("a controller is killed", Testbed::outlives_its_controllers),
-            ("keepalived is killed", Testbed::outlives_keepalived),
-            ("both are killed", Testbed::outlives_both_programs),
-            ("two are active", Testbed::heals_two_active_machines),
+            ("the router dies", Testbed::survives_the_failure_of_a_router),
+            (
+                "a controller is killed",
+                Testbed::survives_the_death_of_its_controllers,
+            ),
+            (
+                "keepalived is killed",
+                Testbed::survives_the_death_of_keepalived,
+            ),
+            (
+                "both are killed",
+                Testbed::survives_the_death_of_both_programs,
+            ),
+            ("two are active", Testbed::recovers_from_two_active_machines),
             ("other peers", Testbed::changes_its_peers),
             ("another layout", Testbed::is_upgraded_to_another_layout),
         ],

@@ -160,7 +160,7 @@ impl Testbed {
         self.keeps_idle_connections();
     }
 
-    pub fn outlives_a_machine(&mut self, per_second: u32) {
+    pub fn survives_the_failure_of_a_machine(&mut self, per_second: u32) {
         let active = self.active();
         let turnover = Turnover::start(&self.pair.network.client, per_second).unwrap();
         thread::sleep(Duration::from_secs(4));
@@ -203,14 +203,14 @@ impl Testbed {
         self.serves_during(
             CALM,
             &[
-                ("the dead one returns", Self::lets_the_dead_one_return),
+                ("the dead one returns", Self::failed_machine_returns),
                 ("it is handed back", Self::hands_over_once),
             ],
         );
         assert_eq!(self.active(), dead);
     }
 
-    fn lets_the_dead_one_return(&mut self) {
+    fn failed_machine_returns(&mut self) {
         let dead = self.waiting();
         self.pair.network.managers[dead].reconnect().unwrap();
         self.pair.wait_until_complete(SOON).unwrap();

@@ -46,7 +46,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_interface_that_is_gone_has_no_name() {
+    fn a_removed_interface_has_no_name() {
         assert_eq!(name_of(lb_common::maps::LOOPBACK).as_deref(), Some("lo"));
         assert_eq!(name_of(0x7fff_ffff), None);
     }

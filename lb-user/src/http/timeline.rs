@@ -327,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn keeps_a_day_in_bounded_memory() {
+    fn stores_a_day_in_bounded_memory() {
         assert_eq!(size_of::<Figures>(), 32);
         let recorder = Recorder::default();
         let mut status = status();

@@ -105,7 +105,7 @@ fn adopted_late_worker_gets_time_to_report() {
 }
 
 #[test]
-fn an_adopted_worker_that_says_it_is_unhealthy_is_left_at_once() {
+fn an_adopted_worker_that_reports_unhealthy_loses_the_selection_at_once() {
     let mut harness = restarted(&adopted(2, &[1, 2]));
     let mut unhealthy = report("worker2", 7, 1, 400);
     unhealthy.healthy = false;

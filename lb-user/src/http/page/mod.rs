@@ -58,7 +58,7 @@ mod tests {
 
     /// The guard's Content-Security-Policy allows nothing else, and the page must work offline.
     #[test]
-    fn refers_to_nothing_but_its_own_files() {
+    fn refers_to_its_own_files_only() {
         for (path, _, content) in FILES {
             let addresses = content.split("http").skip(1);
             let foreign: Vec<&str> = addresses
