@@ -42,7 +42,7 @@ impl Fixture {
         }
     }
 
-    fn pass(&mut self, seconds: u64) {
+    fn advance(&mut self, seconds: u64) {
         self.now += Duration::from_secs(seconds);
     }
 
@@ -239,9 +239,9 @@ fn replay_from_before_a_restart_of_the_manager_is_refused() {
     assert!(fixture.verify(&recorded).is_ok());
     let mut restarted = Fixture::new(Authentication::Enforce);
     assert_eq!(restarted.refusal(&recorded), "not_fresh");
-    fixture.pass(10);
+    fixture.advance(10);
     assert!(fixture.verify(&recorded).is_ok());
-    fixture.pass(10);
+    fixture.advance(10);
     assert_eq!(fixture.refusal(&recorded), "not_fresh");
 }
 
@@ -272,7 +272,7 @@ fn answers_once_a_second_and_whenever_the_nonce_ages() {
     assert!(fixture.receive(&datagram).is_none());
     fixture.now += Duration::from_millis(1);
     assert!(fixture.receive(&datagram).is_some());
-    fixture.pass(9);
+    fixture.advance(9);
     for _ in 0..3 {
         let answer = fixture
             .receive(&datagram)
@@ -330,7 +330,7 @@ fn permissive_accepts_unsigned_but_not_wrongly_signed_heartbeats() {
     assert_eq!(fixture.refusal(&unsigned), "unsigned_beside_signed");
     let of_another = heartbeat("worker2", 1, 1, None).encode().unwrap();
     assert!(fixture.verify(&of_another).is_ok());
-    fixture.pass(10);
+    fixture.advance(10);
     assert!(fixture.verify(&unsigned).is_ok());
 }
 
@@ -473,7 +473,7 @@ fn unauthenticated_pings_get_no_pong() {
         assert_eq!(refused.reply, None, "bit {bit}");
         assert_ne!(refused.refusal, Refusal::Ping);
     }
-    fixture.pass(10);
+    fixture.advance(10);
     let others = ping("worker2").encode(Some(&key)).unwrap();
     assert_eq!(fixture.refusal(&others), "other_workers_key");
     let unknown = super::tests::key("worker1", 0xee);

@@ -1,6 +1,6 @@
 // The list of events, its filters, and the event that the overview shows for each service.
 
-import { byId, keep, make, write } from "./format.js";
+import { byId, make, syncChildren, write } from "./format.js";
 import { natural } from "./names.js";
 import { workersOf } from "./trouble.js";
 
@@ -68,7 +68,7 @@ export class Events {
         (worker === "" || NAMING.some((field) => entry[field] === worker)) &&
         (!this.service || concerns(entry, this.service, own)),
     );
-    keep(byId("events"), wanted.slice(0, SHOWN), ({ id }) => id, item, () => {});
+    syncChildren(byId("events"), wanted.slice(0, SHOWN), ({ id }) => id, item, () => {});
     byId("no-events").hidden = wanted.length > 0;
   }
 

@@ -102,7 +102,7 @@ export function write(element, text) {
 }
 
 /** Updates the children of `parent` to `items`, one for each, and keeps the existing ones. */
-export function keep(parent, items, key, create, update) {
+export function syncChildren(parent, items, key, create, update) {
   const known = new Map([...parent.children].map((child) => [child.dataset.key, child]));
   items.forEach((item, index) => {
     const name = String(key(item));
@@ -121,7 +121,7 @@ export function keep(parent, items, key, create, update) {
 
 /** Shows pairs of a label and a value. */
 export function facts(list, pairs) {
-  keep(
+  syncChildren(
     list,
     pairs,
     ([name]) => name,

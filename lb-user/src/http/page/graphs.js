@@ -35,7 +35,7 @@ export class Graphs {
   update(service, picked) {
     const range = chosen("range");
     const view = chosen("view");
-    this.ask(service.name, range);
+    this.requestTimeline(service.name, range);
     const { times, tracks } = this.series.over(service.name, range);
     const workers = new Map(workersOf(service).map((worker) => [worker.name, worker]));
     // Removed workers come last.
@@ -57,7 +57,7 @@ export class Graphs {
   }
 
   /** Requests the manager's samples, now and at intervals. */
-  async ask(service, range) {
+  async requestTimeline(service, range) {
     const key = `${service} ${range}`;
     const { from, every } = RANGES[range];
     if (this.asked?.key === key && Date.now() - this.asked.at < every) return;

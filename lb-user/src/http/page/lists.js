@@ -1,6 +1,6 @@
 // The lists and tables: packets, heartbeats, connection tables, all figures.
 
-import { age, byId, bytes, count, facts, keep, make, part100, rate, state, words, write } from "./format.js";
+import { age, byId, bytes, count, facts, make, part100, rate, state, syncChildren, words, write } from "./format.js";
 
 /** Verdicts of class forwarded. A test compares these lists with the code. */
 const CARRIED = new Set(["to_backend", "to_client", "to_manager", "from_manager", "to_peer"]);
@@ -26,7 +26,7 @@ export function packets(status, series) {
   const rows = Object.entries(status.verdicts)
     .filter(([, { packets }]) => packets > 0)
     .sort(([one], [other]) => rank(one) - rank(other));
-  keep(
+  syncChildren(
     byId("packets"),
     rows,
     ([name]) => name,
@@ -62,7 +62,7 @@ export function heartbeats(status) {
 }
 
 export function maps(status) {
-  keep(
+  syncChildren(
     byId("maps"),
     Object.entries(status.maps ?? {}),
     ([name]) => name,
@@ -87,7 +87,7 @@ export function maps(status) {
 }
 
 export function figures(service, series) {
-  keep(
+  syncChildren(
     byId("figures").tBodies[0],
     service.backends,
     (backend) => backend.name,

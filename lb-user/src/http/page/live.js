@@ -15,13 +15,13 @@ export class Live {
   }
 
   start() {
-    document.addEventListener("visibilitychange", () => this.ask());
-    this.ask();
+    document.addEventListener("visibilitychange", () => this.poll());
+    this.poll();
     this.loadEvents();
   }
 
   /** Requests the status now, and then every second. */
-  async ask() {
+  async poll() {
     if (this.asking) {
       this.again = true;
       return;
@@ -37,7 +37,7 @@ export class Live {
     }
     this.asking = false;
     const wait = this.again ? 50 : INTERVAL_MS;
-    if (!document.hidden) this.timer = setTimeout(() => this.ask(), wait);
+    if (!document.hidden) this.timer = setTimeout(() => this.poll(), wait);
   }
 
   /** Requests the past events, then listens. */
@@ -56,7 +56,7 @@ export class Live {
     const stream = new EventSource(`/api/v1/events/stream${after}`);
     stream.onmessage = (message) => {
       this.handle(JSON.parse(message.data));
-      this.ask();
+      this.poll();
     };
     stream.addEventListener("lost", (message) => this.on.lost(JSON.parse(message.data).events));
     stream.onerror = () => {

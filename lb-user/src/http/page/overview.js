@@ -1,6 +1,6 @@
 // The overview of all services, those in trouble first.
 
-import { byId, byteRate, count, facts, keep, make, rate, write } from "./format.js";
+import { byId, byteRate, count, facts, make, rate, syncChildren, write } from "./format.js";
 import { natural } from "./names.js";
 import { ATTENTION, stateOf, workersOf } from "./trouble.js";
 
@@ -30,7 +30,7 @@ export class Overview {
     if (unknown !== null) write(byId("unknown"), `There is no service “${unknown}”. These are all services:`);
     facts(byId("fleet-facts"), sums(status, rows));
     byId("service-search").hidden = rows.length <= SEARCH;
-    keep(byId("fleet"), rows, ({ service }) => service.name, create, (row, it) => this.fill(row, it));
+    syncChildren(byId("fleet"), rows, ({ service }) => service.name, create, (row, it) => this.fill(row, it));
     this.filter();
   }
 

@@ -1,6 +1,6 @@
 // The peers: whether each knows all connections, and its lag.
 
-import { byId, bytes, count, duration, facts, keep, make, words, write } from "./format.js";
+import { byId, bytes, count, duration, facts, make, syncChildren, words, write } from "./format.js";
 
 const STATES = {
   connected: ["●", "connected"],
@@ -12,7 +12,7 @@ const LATE_US = 1_000_000;
 
 export function peers(status) {
   byId("peers").hidden = status.peers.length === 0;
-  keep(byId("peer-list"), status.peers, ({ name }) => name, create, fill);
+  syncChildren(byId("peer-list"), status.peers, ({ name }) => name, create, fill);
 }
 
 function create({ name }) {

@@ -1,6 +1,6 @@
 // A service's present selection, its reason and its age.
 
-import { byId, bytes, capital, count, duration, facts, keep, make, words, write } from "./format.js";
+import { byId, bytes, capital, count, duration, facts, make, syncChildren, words, write } from "./format.js";
 import { peerRisks } from "./peers.js";
 import { ATTENTION, rankOf, stateOf, whyNot, workersOf } from "./trouble.js";
 
@@ -85,7 +85,7 @@ function remarks(service) {
     bad: rank > 1,
   }));
   if (found.length > REMARKS) shown.push({ name: "*", text: `and ${found.length - REMARKS} more, below`, bad: false });
-  keep(
+  syncChildren(
     byId("remarks"),
     shown,
     ({ name }) => name,
@@ -122,7 +122,7 @@ export function risks(status) {
     if (reason === "not_fresh") continue;
     found.push([`refused ${reason}`, "Heartbeats are refused", `${words(reason)}, the last from ${from}: ${detail}`]);
   }
-  keep(
+  syncChildren(
     byId("risks"),
     found,
     ([key]) => key,

@@ -1,6 +1,6 @@
 // The workers of a service: few as cards, many as tiles, those in trouble first; and the figures of the chosen one.
 
-import { age, brief, byId, byteRate, bytes, capital, count, duration, facts, keep, make, part100, rate, state, write } from "./format.js";
+import { age, brief, byId, byteRate, bytes, capital, count, duration, facts, make, part100, rate, state, syncChildren, write } from "./format.js";
 import { natural, shorten } from "./names.js";
 import { rankOf, whyNot } from "./trouble.js";
 
@@ -41,7 +41,7 @@ export class Workers {
     byId("worker-tools").hidden = workers.length <= SEARCH;
     const sorted = this.sort(service.name, workers, flows);
     const names = shorten(sorted.map(({ name }) => name), this.letters);
-    keep(
+    syncChildren(
       this.list,
       sorted,
       (worker) => worker.name,

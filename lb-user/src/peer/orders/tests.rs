@@ -34,7 +34,7 @@ fn in_force(drained: &[&str], joined: &[(&str, IpAddr)], denied: &[&str]) -> Ope
 }
 
 /// Passes on what the peer does not know.
-fn pass(from: &mut super::Outbox, to: &mut Registers) -> usize {
+fn send(from: &mut super::Outbox, to: &mut Registers) -> usize {
     let mut newer = 0;
     while let Some(json) = from.next() {
         let entries: Vec<OrderEntry> = serde_json::from_slice(&json).unwrap();
@@ -59,7 +59,7 @@ fn the_last_change_wins_and_a_removal_is_one() {
     );
     assert!(one.lock().record_changes(&drained, 1_000, "manager1"));
     assert!(!one.lock().record_changes(&drained, 1_001, "manager1"));
-    assert_eq!(pass(&mut to_other, &mut other.lock()), 3);
+    assert_eq!(send(&mut to_other, &mut other.lock()), 3);
     let pending = other.lock().pending();
     assert_eq!(pending.len(), 3);
     // What cannot be applied yet is no change made here.
@@ -71,12 +71,12 @@ fn the_last_change_wins_and_a_removal_is_one() {
     pending.iter().for_each(|entry| other.lock().applied(entry));
     assert!(!other.lock().record_changes(&drained, 1_003, "manager2"));
     // Nothing is sent back.
-    assert_eq!(pass(&mut to_one, &mut one.lock()), 0);
+    assert_eq!(send(&mut to_one, &mut one.lock()), 0);
 
     // The other operator ends it, with a clock that is behind.
     let ended = in_force(&[], &[("worker9", [10, 0, 1, 9].into())], &[]);
     assert!(other.lock().record_changes(&ended, 7, "manager2"));
-    assert_eq!(pass(&mut to_one, &mut one.lock()), 2);
+    assert_eq!(send(&mut to_one, &mut one.lock()), 2);
     let pending = one.lock().pending();
     assert!(pending.iter().all(|it| it.value.is_none()), "{pending:?}");
     pending.iter().for_each(|entry| one.lock().applied(entry));
@@ -88,9 +88,9 @@ fn the_last_change_wins_and_a_removal_is_one() {
     assert!(!restarted.record_changes(&ended, 3_000, "manager1"));
     let old = OrderExchange::new(Registers::default());
     old.lock().record_changes(&drained, 900, "manager3");
-    assert_eq!(pass(&mut old.outbox(0), &mut restarted), 0);
+    assert_eq!(send(&mut old.outbox(0), &mut restarted), 0);
     restarted.expire(40 * 24 * 3_600_000);
-    assert_eq!(pass(&mut old.outbox(0), &mut restarted), 2);
+    assert_eq!(send(&mut old.outbox(0), &mut restarted), 2);
 }
 
 #[test]
