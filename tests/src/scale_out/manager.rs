@@ -13,8 +13,7 @@ use anyhow::{Context, Result};
 use serde_json::Value;
 
 use super::{
-    SERVICE4, SERVICE6,
-    network::{self, ManagerNode, ip, manager4, nat4, nat6},
+    network::{self, ManagerNode, SERVICE4, SERVICE6, ip, manager4, nat4, nat6},
     router::{bird, shipped},
 };
 use crate::{

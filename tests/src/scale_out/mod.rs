@@ -15,7 +15,11 @@ use std::{fs, net::IpAddr, path::PathBuf, time::Duration};
 
 use anyhow::{Context, Result};
 
-pub use self::{held::Held, manager::EcmpManager, network::Network};
+pub use self::{
+    held::Held,
+    manager::EcmpManager,
+    network::{Network, SERVICE4, SERVICE6},
+};
 use crate::{
     client::Connection,
     cluster::{self, start_server},
@@ -27,10 +31,6 @@ use crate::{
     process::Process,
     wait::wait_until,
 };
-
-/// The addresses of the service, in the networks that `scripts/ha` announces.
-pub const SERVICE4: &str = "203.0.113.80";
-pub const SERVICE6: &str = "2001:db8:80::80";
 
 const WORKERS: usize = 2;
 const AVAILABLE_KB: u64 = 450 * 1024;

@@ -6,6 +6,10 @@ use anyhow::{Context, Result};
 
 use crate::{command::output, namespace::Namespace};
 
+/// The addresses of the service, in the networks that `scripts/ha` announces.
+pub const SERVICE4: &str = "203.0.113.80";
+pub const SERVICE6: &str = "2001:db8:80::80";
+
 /// The client's interface of the router.
 pub(super) const TO_CLIENT: &str = "client";
 pub(super) const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 10, 0, 10);

@@ -10,10 +10,7 @@ use std::{
 use anyhow::{Context, Result};
 use serde_json::Value;
 
-use super::{
-    SERVICE4,
-    network::{CLIENT, TO_CLIENT},
-};
+use super::network::{CLIENT, SERVICE4, TO_CLIENT};
 use crate::{command::output, namespace::Namespace, process::Process};
 
 const FIRST_PORT: u16 = 20_000;

@@ -3,6 +3,7 @@
 mod demo;
 mod log_tail;
 mod pair;
+mod preparation;
 mod record;
 mod screen;
 mod view;
@@ -19,18 +20,14 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use clap::{Args, Subcommand};
-use memlb_tests::{Cluster, ClusterOptions, ClusterPaths, Namespace, cluster::BINARY};
+use memlb_tests::{Cluster, ClusterOptions, ClusterPaths, Namespace};
 
+use self::preparation::{ATTACH, PREFIX, paths, prepare};
 use crate::{
-    build,
-    interrupt::Interrupt,
-    privilege::{as_root, is_root, replace_process, restart_as_root, run_as_root},
+    privilege::{as_root, replace_process, run_as_root},
     setup,
     workspace::{self, print_message},
 };
-
-/// Prefix of the names of the lab's namespaces.
-const PREFIX: &str = "memlb-";
 
 #[derive(Debug, Args)]
 #[command(args_conflicts_with_subcommands = true)]
@@ -78,9 +75,6 @@ struct LabOptions {
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
 }
-
-/// Values of `manager.attach`.
-const ATTACH: [&str; 3] = ["auto", "tc", "xdp"];
 
 impl LabCommand {
     pub fn run(self) -> Result<ExitCode> {
@@ -195,28 +189,6 @@ fn down() -> Result<()> {
     Ok(())
 }
 
-/// Builds memlb, installs the tools and restarts as root, unless a lab or a manager is in the way.
-fn prepare(provide_tools: fn() -> Result<()>) -> Result<Interrupt> {
-    let paths = paths();
-    ensure!(
-        !paths.is_taken(),
-        "a lab is up, or an earlier one was not removed: `cargo xtask lab down` removes it"
-    );
-    ensure!(
-        !paths.pin_path.exists(),
-        "a memlb manager of this machine has its pins in {}, where the lab needs to pin its own; \
-         `memlb unload` removes them",
-        paths.pin_path.display()
-    );
-    let given = env::var_os(BINARY).map(PathBuf::from);
-    if is_root() && given.is_some() {
-        return Interrupt::catch();
-    }
-    let memlb = given.map_or_else(build::memlb, Ok)?;
-    provide_tools()?;
-    Err(restart_as_root(BINARY, &memlb))
-}
-
 fn start(attach: &str, config: Option<&Path>) -> Result<Cluster> {
     let configuration = match config {
         Some(file) => file
@@ -236,15 +208,6 @@ fn start(attach: &str, config: Option<&Path>) -> Result<Cluster> {
             ..ClusterOptions::default()
         },
     )
-}
-
-/// Returns the lab's paths. The pins are at the manager's default, so that bpftool commands of the documents work.
-fn paths() -> ClusterPaths {
-    ClusterPaths {
-        prefix: PREFIX.into(),
-        directory: "/run/memlb-lab".into(),
-        pin_path: "/sys/fs/bpf/memlb".into(),
-    }
 }
 
 fn ensure_up() -> Result<()> {

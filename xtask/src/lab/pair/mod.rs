@@ -9,7 +9,7 @@ use anyhow::Result;
 use clap::{Args, Subcommand};
 use memlb_tests::pair::{Pair, PairOptions};
 
-use super::{ATTACH, paths, prepare};
+use super::preparation::{ATTACH, paths, prepare};
 use crate::{setup, workspace::print_message};
 
 #[derive(Debug, Args)]
