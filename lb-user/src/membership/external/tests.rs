@@ -70,7 +70,7 @@ fn each_bad_worker_has_its_reason() {
         (worker("web", "a", "192.168.56.110:0"), "port 0"),
         (
             worker("web", "a", "192.168.56.110:70000"),
-            "is not an address",
+            "has a port that does not exist",
         ),
         (worker("web", "a", "0.0.0.0:80"), "means any address"),
         (
