@@ -5,7 +5,7 @@ mod laboratory;
 use std::collections::{BTreeMap, BTreeSet};
 
 use laboratory::{
-    Memory, RST, SECOND, SERVICE, SYN, backend, completes, key, laboratory, packet, steer,
+    FIN, Memory, RST, SECOND, SERVICE, SYN, backend, completes, key, laboratory, packet, steer,
 };
 use lb_common::{
     address::Address,
@@ -52,6 +52,32 @@ fn what_a_client_has_reset_it_gets_again_at_once() {
             _ = steer(&memory, &packet(RST), &client(9, 30_000 + number));
         }
     }
+}
+
+/// The worker closes first and keeps TIME_WAIT. It accepts a SYN there only from the client whose sequence numbers and
+/// timestamps it remembers (RFC 6191).
+#[test]
+fn a_client_gets_its_last_port_again_when_none_is_free() {
+    let memory = lab();
+    let mut given = BTreeMap::new();
+    let mut connects_and_ends = |number: u16| {
+        let client = client(9, 30_000 + number);
+        let port = connects(&memory, client).unwrap();
+        let translated = memory.established.entries()[&client].translated;
+        _ = steer(&memory, &packet(FIN), &translated.reversed());
+        _ = steer(&memory, &packet(FIN), &client);
+        memory.wait(SECOND / 1_000);
+        (port, given.insert(number, port))
+    };
+    for number in 0..PORTS {
+        assert_eq!(connects_and_ends(number).1, None);
+    }
+    for number in (0..PORTS).map(|it| it * 7 % PORTS).chain(0..PORTS) {
+        let (port, last) = connects_and_ends(number);
+        assert_eq!(last, Some(port));
+    }
+    // Other clients get the ports that have waited for longest.
+    assert_eq!(connects(&memory, client(8, 40_001)), Some(given[&0]));
 }
 
 /// A flood of SYNs takes every port, and later connections reuse each of them.

@@ -4,8 +4,10 @@
 //! client's SYN on that tuple with a bare ACK. So a new connection takes the first available of:
 //!
 //! 1. a free port: never used, or its last connection was reset or closed by the client first;
-//! 2. of some ports whose connection is over, the one that has been idle for longest;
-//! 3. a port whose connection is over without a closing packet: idle for too long, evicted, or an abandoned
+//! 2. the port of the last connection from the same address and port of the client, because the worker accepts a SYN
+//!    whose sequence number or timestamp continues those of the connection in TIME_WAIT (RFC 6191);
+//! 3. of some ports whose connection is over, the one that has been idle for longest;
+//! 4. a port whose connection is over without a closing packet: idle for too long, evicted, or an abandoned
 //!    handshake. If there is none: the port of the oldest handshake, or of the connection idle for longest of
 //!    a client that holds most ports.
 //!
@@ -171,7 +173,10 @@ pub fn allocate<T: Tables>(tables: &T, pool: u32) -> u32 {
     if position != NO_PORT {
         return position;
     }
-    position = allocate_waiting(tables, settings, pool);
+    position = allocate_last(tables, settings, pool);
+    if position == NO_PORT {
+        position = allocate_waiting(tables, settings, pool);
+    }
     if position == NO_PORT {
         position = allocate_used(tables, settings, pool);
     }
@@ -243,6 +248,44 @@ impl<T: Tables> Step<T> for FreeSearch {
         self.has_entry = u32::from(seen & NO_ENTRY == 0);
         true
     }
+}
+
+/// Allocates the port of the client's last connection, unless another client has used the port since then. Linux
+/// derives sequence numbers and timestamps from the addresses and ports, so that on another port each may be lower.
+#[inline(never)]
+fn allocate_last<T: Tables>(tables: &T, settings: &Settings, pool: u32) -> u32 {
+    let Some(scratch) = tables.flow_scratch() else {
+        return NO_PORT;
+    };
+    let Some(last) = tables.established(&scratch.pending.client) else {
+        return NO_PORT;
+    };
+    let (source, port) = (last.translated.source, last.translated.source_port);
+    drop(last);
+    drop(scratch);
+    let Some(position) = position(tables, settings, source, port) else {
+        return NO_PORT;
+    };
+    let index = pool * settings.pool_words + position / PORTS_PER_WORD;
+    let bit = 1 << (position % PORTS_PER_WORD);
+    set_source(tables, settings, position);
+    let seen = tables.inspect(pool, position);
+    if is_in_use(seen) || seen & NO_ENTRY != 0 || !is_of_client(tables) {
+        return NO_PORT;
+    }
+    // Another processor may have allocated it meanwhile.
+    if tables.clear_ports(index, PortState::Waiting, bit) & bit == 0 {
+        return NO_PORT;
+    }
+    position
+}
+
+/// Whether the connection that [`inspect`] found is the client's last one.
+#[inline(always)]
+fn is_of_client<T: Tables>(tables: &T) -> bool {
+    tables
+        .flow_scratch()
+        .is_some_and(|it| it.pending.request_key.is(&it.pending.client))
 }
 
 #[inline(never)]
