@@ -251,7 +251,7 @@ fn removal_is_refused_while_an_agent_runs() {
     // A second agent does not get in its way either.
     let mut second = lab.agent_command(0, true);
     let refused = format!("{:#}", output(&mut second).unwrap_err());
-    assert!(refused.contains("another agent"), "{refused}");
+    assert!(refused.contains("another memlb agent"), "{refused}");
     assert_eq!(lab.page(SERVICE), "Worker1");
     lab.agents[0].take().unwrap().kill().unwrap();
     assert!(lab.pins(0).exists());
