@@ -5,7 +5,8 @@ mod laboratory;
 use std::collections::{BTreeMap, BTreeSet};
 
 use laboratory::{
-    FIN, Memory, RST, SECOND, SERVICE, SYN, backend, completes, key, laboratory, packet, steer,
+    FIN, Memory, RST, SECOND, SERVICE, SYN, WORKER1, WORKER2, backend, completes, key, laboratory,
+    packet, steer,
 };
 use lb_common::{
     address::Address,
@@ -59,25 +60,44 @@ fn what_a_client_has_reset_it_gets_again_at_once() {
 #[test]
 fn a_client_gets_its_last_port_again_when_none_is_free() {
     let memory = lab();
-    let mut given = BTreeMap::new();
-    let mut connects_and_ends = |number: u16| {
-        let client = client(9, 30_000 + number);
-        let port = connects(&memory, client).unwrap();
-        let translated = memory.established.entries()[&client].translated;
-        _ = steer(&memory, &packet(FIN), &translated.reversed());
-        _ = steer(&memory, &packet(FIN), &client);
-        memory.wait(SECOND / 1_000);
-        (port, given.insert(number, port))
-    };
-    for number in 0..PORTS {
-        assert_eq!(connects_and_ends(number).1, None);
-    }
+    let given: Vec<_> = (0..PORTS)
+        .map(|it| connects_and_ends(&memory, it))
+        .collect();
     for number in (0..PORTS).map(|it| it * 7 % PORTS).chain(0..PORTS) {
-        let (port, last) = connects_and_ends(number);
-        assert_eq!(last, Some(port));
+        let port = connects_and_ends(&memory, number);
+        assert_eq!(port, given[usize::from(number)]);
     }
     // Other clients get the ports that have waited for longest.
-    assert_eq!(connects(&memory, client(8, 40_001)), Some(given[&0]));
+    assert_eq!(connects(&memory, client(8, 40_001)), Some(given[0]));
+}
+
+#[test]
+fn a_client_of_several_workers_gets_its_last_port_of_each() {
+    let mut memory = lab();
+    let mut connect_all = |worker: u32| -> Vec<u16> {
+        memory.selection[0] = worker;
+        (0..PORTS)
+            .map(|it| connects_and_ends(&memory, it))
+            .collect()
+    };
+    // At first in any order.
+    for worker in [WORKER1, WORKER2] {
+        connect_all(worker);
+    }
+    let given = [WORKER1, WORKER2].map(&mut connect_all);
+    for _ in 0..3 {
+        assert_eq!([WORKER1, WORKER2].map(&mut connect_all), given);
+    }
+}
+
+/// Makes the client's connection of that number, which the worker closes first. Returns the manager's port.
+fn connects_and_ends(memory: &Memory, number: u16) -> u16 {
+    let client = client(9, 30_000 + number);
+    let translated = laboratory::connects(memory, &client);
+    _ = steer(memory, &packet(FIN), &translated.reversed());
+    _ = steer(memory, &packet(FIN), &client);
+    memory.wait(SECOND / 1_000);
+    u16::from_be_bytes(translated.source_port)
 }
 
 /// A flood of SYNs takes every port, and later connections reuse each of them.
@@ -195,7 +215,8 @@ fn the_worker_of_an_evicted_handshake_receives_a_rst() {
 }
 
 fn lab() -> Memory {
-    let mut memory = laboratory(16_384, &[backend(([10, 0, 0, 101], 8_081), mode::NAT)]);
+    let worker = |host: u8| backend(([10, 0, 0, host], 8_081), mode::NAT);
+    let mut memory = laboratory(16_384, &[worker(101), worker(102)]);
     memory.settings.nat_port_count = PORTS;
     memory.settings.source_words = u32::from(PORTS) / 64;
     memory.settings.pool_words = memory.settings.source_words;

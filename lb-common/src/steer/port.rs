@@ -6,8 +6,10 @@
 //! 1. a free port: never used, or its last connection was reset or closed by the client first;
 //! 2. the port of the last connection from the same address and port of the client, because the worker accepts a SYN
 //!    whose sequence number or timestamp continues those of the connection in TIME_WAIT (RFC 6191);
-//! 3. of some ports whose connection is over, the one that has been idle for longest;
-//! 4. a port whose connection is over without a closing packet: idle for too long, evicted, or an abandoned
+//! 3. the port that the client's port selects, if its last connection was of the same address: so that the client gets
+//!    the same port each time, also if its connections alternate between workers;
+//! 4. of some ports whose connection is over, the one that has been idle for longest;
+//! 5. a port whose connection is over without a closing packet: idle for too long, evicted, or an abandoned
 //!    handshake. If there is none: the port of the oldest handshake, or of the connection idle for longest of
 //!    a client that holds most ports.
 //!
@@ -17,6 +19,7 @@
 use super::{
     Step, Tables, client,
     flow::{idle_ns, is_over, is_reverse_of, uncount},
+    new_connection::PendingConnection,
     slot::{NO_SLOT, is_pending},
 };
 use crate::{
@@ -175,6 +178,9 @@ pub fn allocate<T: Tables>(tables: &T, pool: u32) -> u32 {
     }
     position = allocate_last(tables, settings, pool);
     if position == NO_PORT {
+        position = allocate_selected(tables, settings, pool);
+    }
+    if position == NO_PORT {
         position = allocate_waiting(tables, settings, pool);
     }
     if position == NO_PORT {
@@ -266,26 +272,60 @@ fn allocate_last<T: Tables>(tables: &T, settings: &Settings, pool: u32) -> u32 {
     let Some(position) = position(tables, settings, source, port) else {
         return NO_PORT;
     };
-    let index = pool * settings.pool_words + position / PORTS_PER_WORD;
-    let bit = 1 << (position % PORTS_PER_WORD);
+    allocate_from_client(tables, settings, pool, position, |it| {
+        it.request_key.is(&it.client)
+    })
+}
+
+/// Allocates the port that the client's port selects. No two ports of one address select the same if there are as many.
+#[inline(never)]
+fn allocate_selected<T: Tables>(tables: &T, settings: &Settings, pool: u32) -> u32 {
+    let Some(scratch) = tables.flow_scratch() else {
+        return NO_PORT;
+    };
+    let client = &scratch.pending.client;
+    let address = client.source.word();
+    let port = address.wrapping_add(u16::from_be_bytes(client.source_port).into());
+    drop(scratch);
+    let (Some(source), Some(port)) = (
+        address.checked_rem(sources::<T::Address>(settings).max(1)),
+        port.checked_rem(settings.nat_port_count.into()),
+    ) else {
+        return NO_PORT;
+    };
+    let position = source * settings.source_words * PORTS_PER_WORD + port;
+    allocate_from_client(tables, settings, pool, position, |it| {
+        it.request_key.source == it.client.source
+    })
+}
+
+/// Allocates the port at `position` if it is in TIME_WAIT and `is_of_client` the connection that [`inspect`] finds.
+#[inline(always)]
+fn allocate_from_client<T: Tables>(
+    tables: &T,
+    settings: &Settings,
+    pool: u32,
+    position: u32,
+    is_of_client: impl FnOnce(&PendingConnection<T::Address>) -> bool,
+) -> u32 {
     set_source(tables, settings, position);
     let seen = tables.inspect(pool, position);
-    if is_in_use(seen) || seen & NO_ENTRY != 0 || !is_of_client(tables) {
+    if is_in_use(seen) || seen & NO_ENTRY != 0 {
         return NO_PORT;
     }
+    if !tables
+        .flow_scratch()
+        .is_some_and(|it| is_of_client(&it.pending))
+    {
+        return NO_PORT;
+    }
+    let index = pool * settings.pool_words + position / PORTS_PER_WORD;
+    let bit = 1 << (position % PORTS_PER_WORD);
     // Another processor may have allocated it meanwhile.
     if tables.clear_ports(index, PortState::Waiting, bit) & bit == 0 {
         return NO_PORT;
     }
     position
-}
-
-/// Whether the connection that [`inspect`] found is the client's last one.
-#[inline(always)]
-fn is_of_client<T: Tables>(tables: &T) -> bool {
-    tables
-        .flow_scratch()
-        .is_some_and(|it| it.pending.request_key.is(&it.pending.client))
 }
 
 #[inline(never)]
