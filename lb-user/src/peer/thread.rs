@@ -48,7 +48,8 @@ const CHECK: Duration = Duration::from_millis(100);
 /// The socket at which peers connect.
 #[derive(Debug)]
 pub struct PeerListener {
-    /// Does not listen before the replication starts: until then, the kernel refuses connections, which nobody would answer.
+    /// Does not listen before the replication starts. Until then the kernel refuses connections, because no task would
+    /// answer them.
     socket: OwnedFd,
     address: SocketAddr,
     peers: Peers,
@@ -172,8 +173,8 @@ impl Replication {
     }
 }
 
-/// Listens for peers, and starts the replication in a thread of its own, which ends when the result is dropped. The thread also runs `orders`, the
-/// manager's task that records its orders in the exchange and applies those of peers.
+/// Listens for peers, and starts the replication in a thread of its own, which ends when the result is dropped. The
+/// thread also runs `orders`, the manager's task that records its orders in the exchange and applies those of peers.
 ///
 /// # Errors
 ///
