@@ -213,7 +213,7 @@ impl Testbed {
     fn failed_machine_returns(&mut self) {
         let dead = self.waiting();
         self.pair.network.managers[dead].reconnect().unwrap();
-        self.pair.wait_until_complete(SOON).unwrap();
+        self.is_ready();
         // It does not take the addresses back by itself.
         self.pair.wait_until_active(1 - dead, SOON).unwrap();
     }
