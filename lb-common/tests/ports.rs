@@ -10,8 +10,8 @@ use laboratory::{
 };
 use lb_common::{
     address::Address,
-    maps::{FlowKey, mode},
-    steer::{Exit, PacketMeta},
+    maps::{FlowKey, NONE_FREE, mode},
+    steer::{Exit, PacketMeta, Tables},
     verdict::Verdict,
 };
 
@@ -49,6 +49,8 @@ fn what_a_client_has_reset_it_gets_again_at_once() {
         for number in 0..PORTS {
             assert!(connects(&memory, client(9, 30_000 + number)).is_some());
         }
+        assert_eq!(connects(&memory, client(8, 40_001)), None);
+        assert_eq!(next_free(&memory), NONE_FREE);
         for number in 0..PORTS {
             _ = steer(&memory, &packet(RST), &client(9, 30_000 + number));
         }
@@ -67,6 +69,7 @@ fn a_client_gets_its_last_port_again_when_none_is_free() {
         let port = connects_and_ends(&memory, number);
         assert_eq!(port, given[usize::from(number)]);
     }
+    assert_eq!(next_free(&memory), NONE_FREE);
     // Other clients get the ports that have waited for longest.
     assert_eq!(connects(&memory, client(8, 40_001)), Some(given[0]));
 }
@@ -221,6 +224,11 @@ fn lab() -> Memory {
     memory.settings.source_words = u32::from(PORTS) / 64;
     memory.settings.pool_words = memory.settings.source_words;
     memory
+}
+
+/// Where the next search for a free port begins.
+fn next_free(memory: &Memory) -> u32 {
+    memory.pool(WORKER1).unwrap().next_free
 }
 
 fn client(host: u8, port: u16) -> FlowKey {

@@ -1,5 +1,5 @@
-//! The cost of a packet as the number of flows, services or workers grows, compared with a baseline that only translates
-//! addresses of flows. Growth of both comes from the processor's caches.
+//! The cost of a packet as the number of flows, services or workers grows, compared with a baseline that only
+//! translates addresses of flows. Growth of both comes from the processor's caches.
 
 use std::fmt::Write;
 

@@ -1,5 +1,5 @@
-//! The cost of a packet in memlb's programs, by `BPF_PROG_TEST_RUN`, beside two baselines: a program that returns at once, and the least that a balancer with full address
-//! translation and connection tracking does.
+//! The cost of a packet in memlb's programs, by `BPF_PROG_TEST_RUN`, beside two baselines: a program that returns at
+//! once, and the least that a balancer with full address translation and connection tracking does.
 //!
 //! Every figure is a difference to the first baseline, run a moment before, because the clock of a
 //! machine moves by half. `cargo xtask bench packet` builds and starts this. It counts nanoseconds, which are
@@ -42,6 +42,8 @@ pub enum Outcome {
     ToBackend,
     ToClient,
     Begins,
+    /// The same, while the worker may hold all ports in TIME_WAIT.
+    BeginsInTimeWait,
     /// The client's acknowledgement completes the handshake. At an interface: what arrives at the loopback interface is
     /// reported to no peer.
     Establishes,
@@ -58,7 +60,8 @@ enum Limit {
 
 impl Case {
     fn begins_flows(&self) -> bool {
-        matches!(self.outcome, Outcome::Begins | Outcome::Establishes)
+        use Outcome::{Begins, BeginsInTimeWait, Establishes};
+        matches!(self.outcome, Begins | BeginsInTimeWait | Establishes)
     }
 }
 
@@ -85,7 +88,7 @@ const fn establishes(label: &'static str, peers: bool) -> Case {
     }
 }
 
-const CASES: [Case; 10] = [
+const CASES: [Case; 11] = [
     Case {
         label: "established, in, 1 flow",
         packet: REQUEST,
@@ -136,6 +139,17 @@ const CASES: [Case; 10] = [
         size: Size::of_flows(NEW_FLOWS),
         peers: false,
         at_most: Limit::Times(1.2),
+    },
+    Case {
+        label: "new flow, no port is free",
+        packet: Headers {
+            flags: SYN,
+            ..REQUEST
+        },
+        outcome: Outcome::BeginsInTimeWait,
+        size: Size::of_flows(NEW_FLOWS),
+        peers: false,
+        at_most: Limit::Times(4.0),
     },
     establishes("new flow, established", false),
     establishes("new flow, established, a peer", true),

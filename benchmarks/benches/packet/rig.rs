@@ -14,9 +14,9 @@ use lb_common::{
     maps::{
         Backend, Counter, DEFAULT_FLOW_ENTRIES, DEFAULT_HANDSHAKES, DEFAULT_SERVICES,
         DEFAULT_SOURCE_WORDS, FLOW_EVENT_BYTES, Flow, FlowKey, Handshake, LAYOUT_VERSION, Mac,
-        Neighbour, OwnerTags, PeerSwitch, PortWord, SLOTS_PER_BUCKET, Service, ServiceKey,
-        Settings, Traffic, direction, mode, name, port_bit, port_word, reverse_sync_shift,
-        service_flag, state,
+        Neighbour, OwnerTags, PeerSwitch, PortPool, PortWord, SLOTS_PER_BUCKET, Service,
+        ServiceKey, Settings, Traffic, direction, mode, name, port_bit, port_word,
+        reverse_sync_shift, service_flag, state,
     },
 };
 use memlb_tests::command::output;
@@ -150,6 +150,7 @@ pub struct Rig {
     flows: HashMap<MapData, FlowKey, Flow>,
     half_open: Array<MapData, Handshake>,
     owner_tags: Array<MapData, OwnerTags>,
+    port_pools: Array<MapData, PortPool>,
     port_words: Array<MapData, PortWord>,
     tracked: HashMap<MapData, FlowKey, BaselineFlow>,
     verdicts: PerCpuArray<MapData, Counter>,
@@ -205,6 +206,7 @@ impl Rig {
             flows: take(&mut memlb, name::FLOWS)?.try_into()?,
             half_open: take(&mut memlb, name::HALF_OPEN)?.try_into()?,
             owner_tags: take(&mut memlb, name::OWNER_TAGS)?.try_into()?,
+            port_pools: take(&mut memlb, name::PORT_POOLS)?.try_into()?,
             port_words: take(&mut memlb, name::PORT_WORDS)?.try_into()?,
             verdicts: take(&mut memlb, name::VERDICTS)?.try_into()?,
             traffic: take(&mut memlb, name::TRAFFIC)?.try_into()?,
@@ -343,9 +345,17 @@ impl Rig {
         for bucket in 0..self.owner_tags.len() {
             self.owner_tags.set(bucket, OwnerTags::default(), 0)?;
         }
+        let ports = match case.outcome {
+            Outcome::BeginsInTimeWait => PortWord {
+                used: u64::MAX,
+                waiting: u64::MAX,
+            },
+            _ => PortWord::default(),
+        };
         for word in 0..DEFAULT_SOURCE_WORDS {
-            self.port_words.set(word, PortWord::default(), 0)?;
+            self.port_words.set(word, ports, 0)?;
         }
+        self.port_pools.set(0, PortPool::default(), 0)?;
         clear(&mut self.tracked)?;
         if !matches!(case.outcome, Outcome::ToBackend | Outcome::ToClient) {
             return Ok(());
@@ -375,7 +385,7 @@ impl Rig {
         let count = |one: &Traffic| match outcome {
             Outcome::ToBackend | Outcome::Establishes => one.packets_in,
             Outcome::ToClient => one.packets_out,
-            Outcome::Begins | Outcome::Passes(_) => one.connections,
+            Outcome::Begins | Outcome::BeginsInTimeWait | Outcome::Passes(_) => one.connections,
         };
         let mut sum = 0;
         for traffic in self.traffic.iter() {

@@ -34,8 +34,8 @@ pub use peer::{
     PeerLinks, PeerSwitch, UNKNOWN_CLIENT_BYTES, UNKNOWN_FLOW_ENTRIES, UnknownFlow, record_kind,
 };
 pub use ports::{
-    DEFAULT_SOURCE_WORDS, MAX_NAT_SOURCES, NAT_SOURCES, PORT_WORDS, PORTS_PER_WORD, PortPair,
-    PortPool, PortWord, TIME_WAIT_NS, port_bit, port_word,
+    DEFAULT_SOURCE_WORDS, MAX_NAT_SOURCES, NAT_SOURCES, NONE_FREE, PORT_WORDS, PORTS_PER_WORD,
+    PortPair, PortPool, PortWord, TIME_WAIT_NS, port_bit, port_word,
 };
 pub use service::{Policy, SPREAD, Service, ServiceKey, first_choice, policy, service_flag};
 pub use trace::{
@@ -153,8 +153,8 @@ pub struct Settings {
     pub reverse_sync_shift: u32,
 }
 
-/// The power of two by which a client's packets check a flow's other entry less often than once a second, in a flow table
-/// with so many entries. The kernel evicts what has been idle for longest; in a larger table that takes longer.
+/// The power of two by which a client's packets check a flow's other entry less often than once a second, in a flow
+/// table with so many entries. The kernel evicts what has been idle for longest; in a larger table that takes longer.
 pub fn reverse_sync_shift(flow_entries: u32) -> u32 {
     let times = flow_entries / DEFAULT_FLOW_ENTRIES;
     times.max(1).ilog2().min(4)

@@ -25,8 +25,8 @@ use super::{
 use crate::{
     address::Address,
     maps::{
-        FlowKey, MAX_NAT_SOURCES, PORTS_PER_WORD, ServiceKey, Settings, TIME_WAIT_NS, direction,
-        ended, mode,
+        FlowKey, MAX_NAT_SOURCES, NONE_FREE, PORTS_PER_WORD, ServiceKey, Settings, TIME_WAIT_NS,
+        direction, ended, mode,
     },
 };
 
@@ -95,15 +95,8 @@ pub(super) fn record_handshake<T: Tables>(
     translated: &FlowKey<T::Address>,
     slot: u32,
 ) {
-    let (Some(settings), Some(backend)) = (tables.settings(), tables.backend(backend)) else {
-        return;
-    };
-    if backend.mode == mode::NAT
-        && let Some(position) =
-            position(tables, settings, translated.source, translated.source_port)
-    {
-        let index = index(settings, backend.port_pool, position);
-        tables.set_port_handshake(index, slot + 1);
+    if let Some((settings, pool, position)) = nat_port(tables, backend, translated) {
+        tables.set_port_handshake(index(settings, pool, position), slot + 1);
     }
 }
 
@@ -115,22 +108,19 @@ pub fn release<T: Tables>(
     time_wait: TimeWait,
     translated: &FlowKey<T::Address>,
 ) -> u32 {
-    let (Some(settings), Some(backend)) = (tables.settings(), tables.backend(backend)) else {
+    let Some((settings, pool, position)) = nat_port(tables, backend, translated) else {
         return NO_PORT;
     };
-    if backend.mode != mode::NAT {
-        return NO_PORT;
-    }
-    let Some(position) = position(tables, settings, translated.source, translated.source_port)
-    else {
-        return NO_PORT;
-    };
-    let word = backend.port_pool * settings.pool_words + position / PORTS_PER_WORD;
-    let bit = 1 << (position % PORTS_PER_WORD);
+    let (word, bit) = word_and_bit(settings, pool, position);
     match time_wait {
         TimeWait::None => {
             tables.clear_ports(word, PortState::Waiting, bit);
             tables.clear_ports(word, PortState::Used, bit);
+            if let Some(mut pool) = tables.pool(pool)
+                && pool.next_free == NONE_FREE
+            {
+                pool.next_free = position;
+            }
         }
         TimeWait::Possible => {
             tables.set_ports(word, PortState::Waiting, bit);
@@ -142,18 +132,10 @@ pub fn release<T: Tables>(
 /// Marks the port of a revived connection as used again.
 #[inline(always)]
 pub fn reclaim<T: Tables>(tables: &T, backend: u32, translated: &FlowKey<T::Address>) -> u32 {
-    let (Some(settings), Some(backend)) = (tables.settings(), tables.backend(backend)) else {
+    let Some((settings, pool, position)) = nat_port(tables, backend, translated) else {
         return NO_PORT;
     };
-    if backend.mode != mode::NAT {
-        return NO_PORT;
-    }
-    let Some(position) = position(tables, settings, translated.source, translated.source_port)
-    else {
-        return NO_PORT;
-    };
-    let word = backend.port_pool * settings.pool_words + position / PORTS_PER_WORD;
-    let bit = 1 << (position % PORTS_PER_WORD);
+    let (word, bit) = word_and_bit(settings, pool, position);
     tables.set_ports(word, PortState::Used, bit);
     tables.clear_ports(word, PortState::Waiting, bit);
     position
@@ -196,19 +178,28 @@ pub fn allocate<T: Tables>(tables: &T, pool: u32) -> u32 {
 /// Allocates a port that is not in use, and sets the pending connection's source.
 #[inline(never)]
 fn allocate_free<T: Tables>(tables: &T, settings: &Settings, pool: u32) -> u32 {
+    let first = tables.pool(pool).map_or(0, |it| it.next_free);
+    if first == NONE_FREE {
+        return NO_PORT;
+    }
     let mut search = FreeSearch {
         pool,
-        first: tables.pool(pool).map_or(0, |it| it.next_free),
+        first,
         found: tables.barrier_var(NO_PORT),
         has_entry: tables.barrier_var(0),
     };
     // The first word is visited again at the end, for its positions before the first one.
     tables.repeat(settings.pool_words + 1, &mut search);
+    // A port that another processor frees meanwhile, behind the search, is found after the next one that becomes free.
+    let next = match search.found {
+        NO_PORT => NONE_FREE,
+        found => found + 1,
+    };
+    if let Some(mut pool) = tables.pool(pool) {
+        pool.next_free = next;
+    }
     if search.found == NO_PORT {
         return NO_PORT;
-    }
-    if let Some(mut pool) = tables.pool(pool) {
-        pool.next_free = search.found + 1;
     }
     supersede(tables, settings, pool, search.found, search.has_entry != 0);
     search.found
@@ -319,10 +310,9 @@ fn allocate_from_client<T: Tables>(
     {
         return NO_PORT;
     }
-    let index = pool * settings.pool_words + position / PORTS_PER_WORD;
-    let bit = 1 << (position % PORTS_PER_WORD);
+    let (word, bit) = word_and_bit(settings, pool, position);
     // Another processor may have allocated it meanwhile.
-    if tables.clear_ports(index, PortState::Waiting, bit) & bit == 0 {
+    if tables.clear_ports(word, PortState::Waiting, bit) & bit == 0 {
         return NO_PORT;
     }
     position
@@ -345,10 +335,9 @@ fn allocate_waiting<T: Tables>(tables: &T, settings: &Settings, pool: u32) -> u3
     if let Some(mut pool) = tables.pool(pool) {
         pool.next_waiting = found + 1;
     }
-    let index = pool * settings.pool_words + found / PORTS_PER_WORD;
-    let bit = 1 << (found % PORTS_PER_WORD);
+    let (word, bit) = word_and_bit(settings, pool, found);
     // Another processor may have allocated it meanwhile.
-    if tables.clear_ports(index, PortState::Waiting, bit) & bit == 0 {
+    if tables.clear_ports(word, PortState::Waiting, bit) & bit == 0 {
         return NO_PORT;
     }
     found
@@ -587,6 +576,22 @@ fn set_source<T: Tables>(tables: &T, settings: &Settings, position: u32) {
     }
 }
 
+/// The settings, and the pool and position of the port of a connection to `backend` with the tuple `translated`; `None`
+/// if it has no NAT port.
+#[inline(always)]
+fn nat_port<'a, T: Tables>(
+    tables: &'a T,
+    backend: u32,
+    translated: &FlowKey<T::Address>,
+) -> Option<(&'a Settings, u32, u32)> {
+    let (settings, backend) = (tables.settings()?, tables.backend(backend)?);
+    if backend.mode != mode::NAT {
+        return None;
+    }
+    let position = position(tables, settings, translated.source, translated.source_port)?;
+    Some((settings, backend.port_pool, position))
+}
+
 /// The position of a NAT port of the manager.
 #[inline(always)]
 fn position<T: Tables>(
@@ -635,6 +640,13 @@ fn family_offset<A: Address>() -> u32 {
 #[inline(always)]
 fn index(settings: &Settings, pool: u32, position: u32) -> u32 {
     pool * settings.pool_words * PORTS_PER_WORD + position
+}
+
+/// Index in map `port_words` of the word with a port, and the port's bit.
+#[inline(always)]
+fn word_and_bit(settings: &Settings, pool: u32, position: u32) -> (u32, u64) {
+    let word = pool * settings.pool_words + position / PORTS_PER_WORD;
+    (word, 1 << (position % PORTS_PER_WORD))
 }
 
 /// The word of a pool at which the step `number` looks of a search that began at the position `first`.

@@ -11,8 +11,8 @@ use lb_common::{
     address::V6,
     headers::{PROTOCOL_TCP, PROTOCOL_UDP},
     maps::{
-        self, Backend, DEFAULT_HANDSHAKES, Handshake, MAX_NAT_SOURCES, Neighbour, PortWord,
-        SLOTS_PER_BUCKET, Service, ServiceKey, Traffic, mode, name, state,
+        self, Backend, DEFAULT_HANDSHAKES, Handshake, MAX_NAT_SOURCES, NONE_FREE, Neighbour,
+        PortPool, PortWord, SLOTS_PER_BUCKET, Service, ServiceKey, Traffic, mode, name, state,
     },
 };
 use lb_core::Endpoint;
@@ -42,6 +42,7 @@ pub struct Tables {
     traffic: PerCpuMap<Traffic>,
     ports: ArrayMap<u64>,
     nat_sources: ArrayMap<V6>,
+    port_pools: ArrayMap<PortPool>,
     port_words: ArrayMap<PortWord>,
     endpoints: HashTable<ServiceKey, u32>,
     /// Contents of `endpoints`.
@@ -71,6 +72,7 @@ impl Tables {
             traffic: PerCpuMap::from_ebpf(ebpf, name::TRAFFIC)?,
             ports: ArrayMap::from_ebpf(ebpf, name::PORTS)?,
             nat_sources: ArrayMap::from_ebpf(ebpf, name::NAT_SOURCES)?,
+            port_pools: ArrayMap::from_ebpf(ebpf, name::PORT_POOLS)?,
             port_words: ArrayMap::from_ebpf(ebpf, name::PORT_WORDS)?,
             pools: endpoints.entries().collect::<Result<_>>()?,
             endpoints,
@@ -92,6 +94,17 @@ impl Tables {
             let of_family = sources.iter().filter(|source| source.is_ipv4() == is_v4);
             for (index, source) in (first..first + MAX_NAT_SOURCES).zip(of_family) {
                 self.nat_sources.set(index, mapped(*source))?;
+            }
+        }
+        // With another range of ports, some may be free.
+        for pool in self.pools.values().copied() {
+            let search = self.port_pools.get(pool)?;
+            if search.next_free == NONE_FREE {
+                let search = PortPool {
+                    next_free: 0,
+                    ..search
+                };
+                self.port_pools.set(pool, search)?;
             }
         }
         let nanoseconds =
@@ -160,6 +173,7 @@ impl Tables {
             for word in pool * words..(pool + 1) * words {
                 self.port_words.set(word, PortWord::default())?;
             }
+            self.port_pools.set(pool, PortPool::default())?;
         }
         Ok(())
     }
