@@ -1,6 +1,6 @@
-//! Random faults under load: workers die, links are cut, heartbeats stop or get lost; the manager is killed, reloaded with
-//! other policies and workers, and gets orders; its programs are detached and its interface is renamed. A seed determines
-//! the sequence. Clients send requests all the time and check the replies.
+//! Random faults under load: workers die, links are cut, heartbeats stop or get lost; the manager is killed, reloaded
+//! with other policies and workers, and gets orders; its programs are detached and its interface is renamed. A seed
+//! determines the sequence. Clients send requests all the time and check the replies.
 //!
 //! `MEMLB_CHAOS_SECONDS` (60) is the duration, `MEMLB_CHAOS_SEED` (1) selects the sequence, and `MEMLB_KILLS` (10) is
 //! the number of kills in the test that only kills the manager.

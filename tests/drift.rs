@@ -1,4 +1,5 @@
-//! The programs' count of open connections stays exact: however connections end, with evictions, and with killed managers.
+//! The programs' count of open connections stays exact: however connections end, with evictions, and with killed
+//! managers.
 //!
 //! `MEMLB_FLOWS` (40,000) says how many connections there are in all.
 

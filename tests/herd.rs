@@ -1,4 +1,5 @@
-//! Herding: if all connections go to the worker whose last report had the most memory, it fills up; `balanced` avoids that.
+//! Herding: if all connections go to the worker whose last report had the most memory, it fills up; `balanced` avoids
+//! that.
 
 use std::time::Duration;
 

@@ -1,5 +1,5 @@
-//! The whole system on the running kernel, attached as this kernel allows. `cargo xtask kernels` runs this on older ones,
-//! in slow emulated machines with network cards.
+//! The whole system on the running kernel, attached as this kernel allows. `cargo xtask kernels` runs this on older
+//! ones, in slow emulated machines with network cards.
 
 #![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
 

@@ -75,8 +75,8 @@ pub struct Proxy {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Style {
-    /// The nginx.conf of the container image of 2018 with its access log, and the generated upstream: a connection to the
-    /// worker for each request.
+    /// The nginx.conf of the container image of 2018 with its access log, and the generated upstream: a connection to
+    /// the worker for each request.
     Of2018,
     /// As nginx's manual advises for upstreams over HTTP/1.1.
     KeptAlive,

@@ -1,5 +1,5 @@
-//! Benchmarks in an emulated machine with one of Debian's kernels. Its clock counts instructions, one nanosecond each, so
-//! that the load of this machine has no effect.
+//! Benchmarks in an emulated machine with one of Debian's kernels. Its clock counts instructions, one nanosecond each,
+//! so that the load of this machine has no effect.
 
 use std::time::Duration;
 

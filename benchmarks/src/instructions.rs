@@ -1,4 +1,5 @@
-//! The cost of a packet in instructions: the packet benchmark in an emulated machine, where a nanosecond is an instruction.
+//! The cost of a packet in instructions: the packet benchmark in an emulated machine, where a nanosecond is an
+//! instruction.
 
 use std::{path::Path, time::Duration};
 

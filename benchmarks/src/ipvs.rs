@@ -1,5 +1,5 @@
-//! Compares memlb with IPVS in an emulated machine, because few kernels have IPVS. This program runs the comparison there,
-//! so that the ratios are ratios of instructions.
+//! Compares memlb with IPVS in an emulated machine, because few kernels have IPVS. This program runs the comparison
+//! there, so that the ratios are ratios of instructions.
 
 use std::{env, path::Path, time::Duration};
 

@@ -1,5 +1,5 @@
-//! A running contender in namespaces of its own, so that netfilter rules and connection tracking of one contender do not
-//! slow another.
+//! A running contender in namespaces of its own, so that netfilter rules and connection tracking of one contender do
+//! not slow another.
 
 use std::{
     fs,
@@ -28,8 +28,8 @@ const WORKERS: usize = 2;
 const BULK_BYTES: usize = 1 << 20;
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// A client, a manager and two workers. Every contender sends all connections to the first worker, as policy `memory` would.
-/// Dropping it removes it.
+/// A client, a manager and two workers. Every contender sends all connections to the first worker, as policy `memory`
+/// would. Dropping it removes it.
 #[derive(Debug)]
 pub struct Laboratory {
     pub contender: Contender,
@@ -128,8 +128,8 @@ impl Laboratory {
             .transpose()
     }
 
-    /// Runs `work`. Meanwhile, the system of 2018 reloads its configuration with the worker that `decide` returns. Returns
-    /// the number of reloads, too.
+    /// Runs `work`. Meanwhile, the system of 2018 reloads its configuration with the worker that `decide` returns.
+    /// Returns the number of reloads, too.
     ///
     /// # Errors
     /// A reload failed.

@@ -209,8 +209,8 @@ impl Crash {
         "new after",
     ];
 
-    /// Cuts the first manager off while clients open `per_second` connections, and moves the addresses by `moves`. `lag`
-    /// measures the lag before.
+    /// Cuts the first manager off while clients open `per_second` connections, and moves the addresses by `moves`.
+    /// `lag` measures the lag before.
     ///
     /// # Errors
     /// `lag`, `moves` or the client failed.

@@ -1,5 +1,5 @@
-//! Processor time of a balancer for each gigabyte: of its processes and of its BPF programs. Excludes the kernel's network
-//! stack, for all contenders alike.
+//! Processor time of a balancer for each gigabyte: of its processes and of its BPF programs. Excludes the kernel's
+//! network stack, for all contenders alike.
 
 use std::{fmt::Display, fs, path::Path, process::Command, time::Duration};
 

@@ -1,5 +1,5 @@
-//! The comparison: every round measures every contender, and only ratios within a round are compared, so that disturbances
-//! of the machine affect all contenders alike.
+//! The comparison: every round measures every contender, and only ratios within a round are compared, so that
+//! disturbances of the machine affect all contenders alike.
 
 use std::time::Duration;
 

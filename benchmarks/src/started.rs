@@ -29,8 +29,8 @@ pub fn of_the_manager(memlb: &Path, json: Option<&Path>) -> Result<()> {
     measure(benchmark, json)
 }
 
-/// Measures connections through this binary, with further `arguments`. Returns only on failure: the benchmark replaces this
-/// process, because it removes its laboratories itself on an interrupt.
+/// Measures connections through this binary, with further `arguments`. Returns only on failure: the benchmark replaces
+/// this process, because it removes its laboratories itself on an interrupt.
 pub fn of_connections(memlb: &Path, arguments: &[String], json: Option<&Path>) -> Result<()> {
     let mut benchmark = as_root("env");
     benchmark

@@ -1,5 +1,5 @@
-//! Compares memlb's peers with IPVS's sync daemon: the connections that a crash loses, and the lag, in an emulated machine
-//! whose kernel has IPVS. This program measures there.
+//! Compares memlb's peers with IPVS's sync daemon: the connections that a crash loses, and the lag, in an emulated
+//! machine whose kernel has IPVS. This program measures there.
 
 use std::{
     env, fmt, fs,
@@ -137,7 +137,8 @@ fn of_ipvs(per_second: u32) -> Result<Crash> {
     Crash::of(&network, per_second, true, lag, moves)
 }
 
-/// Measures how long the backup does not know connections, which are opened one after the other beside those of other clients.
+/// Measures how long the backup does not know connections, which are opened one after the other beside those of other
+/// clients.
 fn lag_of_ipvs(network: &PairNetwork) -> Result<Lag> {
     let [client, backup] = [&network.client, &network.managers[1]];
     let mut lags = Vec::new();

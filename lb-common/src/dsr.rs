@@ -12,8 +12,8 @@ use crate::{
     verdict::Verdict,
 };
 
-/// A packet at the worker's interface, and the state of its translation. In a map, because the stack of a BPF program is
-/// too small.
+/// A packet at the worker's interface, and the state of its translation. In a map, because the stack of a BPF program
+/// is too small.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct DsrPacket<A = V4> {
@@ -200,8 +200,8 @@ pub fn handle_reply<M: DsrTables>(tables: &M, packet: &mut DsrPacket<M::Address>
 /// gone, the SYN-ACK is dropped and the client repeats its SYN.
 ///
 /// A connection that sends before it has received a segment was restored here (TCP_REPAIR, CRIU): which service it uses
-/// is unknown until the client's next packet. CRIU ends with a window probe, and a client that gets it from the server's
-/// own address resets the connection.
+/// is unknown until the client's next packet. CRIU ends with a window probe, and a client that gets it from the
+/// server's own address resets the connection.
 #[inline(always)]
 fn handle_reply_without_entry<M: DsrTables>(
     tables: &M,

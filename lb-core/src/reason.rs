@@ -37,8 +37,8 @@ pub enum Rule {
     PolicyChanged,
 }
 
-/// The figures of a decision. Displays as a sentence: in the present tense, or with `{:#}` in the past tense for a display
-/// long after the decision.
+/// The figures of a decision. Displays as a sentence: in the present tense, or with `{:#}` in the past tense for a
+/// display long after the decision.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SelectionReason {
     pub rule: Rule,

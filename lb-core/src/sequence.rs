@@ -37,8 +37,8 @@ pub struct SequenceWindow {
 impl SequenceWindow {
     /// Checks a heartbeat and, if it is new, remembers it.
     ///
-    /// `fresh` says whether the worker's last heartbeat is at most `down_after` old. If it is older, an earlier boot may
-    /// send higher numbers: of two agents with one name, the one that still sends counts. A machine restored from a
+    /// `fresh` says whether the worker's last heartbeat is at most `down_after` old. If it is older, an earlier boot
+    /// may send higher numbers: of two agents with one name, the one that still sends counts. A machine restored from a
     /// snapshot sends numbers that were received before. Such heartbeats count if they are unsigned, because without
     /// signatures a replay is no easier than a forgery.
     pub fn admit(&mut self, sequence: Option<Sequence>, fresh: bool, signed: bool) -> Admission {

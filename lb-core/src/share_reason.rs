@@ -237,8 +237,8 @@ impl Service {
         (u64::from(share) + 1 >= most).then(|| ShareReason::new(Kind::Cap, text))
     }
 
-    /// Returns the share that `max_share` allows, in hundredths of a percent; `None` if it is not above an equal share, or
-    /// limits nothing.
+    /// Returns the share that `max_share` allows, in hundredths of a percent; `None` if it is not above an equal share,
+    /// or limits nothing.
     fn largest_share(&self) -> Option<u64> {
         let spread = self.spread.as_ref()?;
         let backends = 0..self.settings.backends.len();

@@ -68,7 +68,8 @@ pub fn report<A: Address>(fill: impl FnOnce(&mut FlowEvent<A>)) {
         fill(entry.write(FlowEvent::NONE));
         entry.submit(BPF_RB_NO_WAKEUP.into());
     } else if let Some(lost) = LOST.get_ptr_mut(0) {
-        // SAFETY: a per-CPU slot. Each CPU handles one packet at a time, because every hook runs with bottom halves off.
+        // SAFETY: a per-CPU slot. Each CPU handles one packet at a time, because every hook runs with bottom halves
+        // off.
         unsafe { *lost += 1 };
     }
 }

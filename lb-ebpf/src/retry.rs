@@ -95,8 +95,8 @@ fn replace<A: Family>(skb: *mut __sk_buff, syn: &mut Syn) -> bool {
     }
 }
 
-/// Whether the network card completes the checksum (CHECKSUM_PARTIAL): the helper then changes it only for changes of the
-/// pseudo header.
+/// Whether the network card completes the checksum (CHECKSUM_PARTIAL): the helper then changes it only for changes of
+/// the pseudo header.
 #[inline(always)]
 fn is_partial<A: Family>(skb: *mut __sk_buff) -> bool {
     let offset = Syn::checksum_offset::<A>() as u32;

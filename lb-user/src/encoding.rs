@@ -106,8 +106,8 @@ pub fn check(bytes: &[u8]) -> Result<&str, NotUtf8> {
     })
 }
 
-/// Detects UTF-16 by its byte order mark, or by its first two characters: every file that memlb reads begins with two ASCII
-/// characters.
+/// Detects UTF-16 by its byte order mark, or by its first two characters: every file that memlb reads begins with two
+/// ASCII characters.
 fn utf16(bytes: &[u8]) -> Option<&'static str> {
     match bytes {
         [0xff, 0xfe, ..] => Some("UTF-16LE"),

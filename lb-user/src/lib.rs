@@ -1,9 +1,9 @@
 //! memlb: a kernel-path load balancer steered by worker memory.
 //!
-//! [`manager`] is the loop around the pure decision core, [`lb_core`]: it passes heartbeats and time to the core, and writes
-//! the core's map updates to the maps of the [`datapath`]. [`control`] and [`http`] send requests to the manager through a
-//! [`manager::ManagerHandle`]; [`daemon`] starts all three. [`agent`] runs on each worker and sends heartbeats to the
-//! manager.
+//! [`manager`] is the loop around the pure decision core, [`lb_core`]: it passes heartbeats and time to the core, and
+//! writes the core's map updates to the maps of the [`datapath`]. [`control`] and [`http`] send requests to the manager
+//! through a [`manager::ManagerHandle`]; [`daemon`] starts all three. [`agent`] runs on each worker and sends
+//! heartbeats to the manager.
 
 mod abort_on_drop;
 pub mod addresses;

@@ -11,7 +11,8 @@ use serde_json::Value;
 
 use crate::config::Config;
 
-/// Rules by which a service leaves a worker. Their counters exist from the start, so that the first change is an increase.
+/// Rules by which a service leaves a worker. Their counters exist from the start, so that the first change is an
+/// increase.
 const LEAVING_RULES: [&str; 3] = ["failover", "no_worker_up", "more_memory"];
 const STATES: [Health; 6] = [
     Health::Up,
@@ -171,7 +172,8 @@ impl Metrics {
         self.lag.observe(lag.as_secs_f64());
     }
 
-    /// Adds to the numbers of connections that an agent knew, that no agent knew, and that exceeded the limit of queries.
+    /// Adds to the numbers of connections that an agent knew, that no agent knew, and that exceeded the limit of
+    /// queries.
     pub fn count_lookups(&self, found: u64, not_found: u64, limited: u64) {
         for (outcome, connections) in [
             ("found", found),

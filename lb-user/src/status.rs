@@ -292,8 +292,8 @@ pub fn refusals(status: &Status, service: &str) -> Option<String> {
     (!counts.is_empty()).then(|| format!("refused by the manager: {}", counts.join(", ")))
 }
 
-/// Says how many handshakes a backend has refused or left unanswered, how many connections it has reset, and when it last
-/// answered a client; `None` if it has refused, left or reset none.
+/// Says how many handshakes a backend has refused or left unanswered, how many connections it has reset, and when it
+/// last answered a client; `None` if it has refused, left or reset none.
 pub fn failures(traffic: &BackendTraffic) -> Option<String> {
     let BackendTraffic {
         refused,

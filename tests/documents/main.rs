@@ -1,5 +1,5 @@
-//! The README and the documents beside it: each command works on its machine, or is at least parsed, and the configurations
-//! are valid.
+//! The README and the documents beside it: each command works on its machine, or is at least parsed, and the
+//! configurations are valid.
 
 #![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
 

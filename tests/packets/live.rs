@@ -1,5 +1,5 @@
-//! Frames that really arrive, through XDP and the kernel's stack to TC behind it. A test run of a single program cannot show
-//! VLAN tags, which the kernel keeps outside the frame.
+//! Frames that really arrive, through XDP and the kernel's stack to TC behind it. A test run of a single program cannot
+//! show VLAN tags, which the kernel keeps outside the frame.
 
 use lb_common::verdict::Verdict;
 use memlb_tests::packet_test;

@@ -106,8 +106,8 @@ impl Testbed {
         self.pair.wait_until_active(1 - active, SOON).unwrap();
     }
 
-    /// What is established between the kill and the take-over is known to the machine without a controller alone, to which
-    /// the other one relays it.
+    /// What is established between the kill and the take-over is known to the machine without a controller alone, to
+    /// which the other one relays it.
     pub fn survives_the_death_of_both_programs(&mut self) {
         let active = self.active();
         self.manager(active).kill_controller().unwrap();
@@ -120,8 +120,8 @@ impl Testbed {
         self.pair.wait_until_complete(SOON).unwrap();
     }
 
-    /// `memlb reload` adds a peer that does not answer, gives the other one an address without a manager, and takes both
-    /// back with another key. What begins meanwhile is sent when both speak again.
+    /// `memlb reload` adds a peer that does not answer, gives the other one an address without a manager, and takes
+    /// both back with another key. What begins meanwhile is sent when both speak again.
     pub fn changes_its_peers(&mut self) {
         const STRANGER: &str = "\n[[peer]]\nname = \"manager3\"\naddress = \"192.0.2.3:9997\"\n";
         let key = self.pair.paths.directory.join("new.key");

@@ -75,8 +75,8 @@ pub fn translate(topology: &Topology, workers: &[SocketAddrV4], directory: &Path
     Ok(())
 }
 
-/// Configures IPVS of `node` in NAT mode with round robin over the `workers`, without connection tracking, as its manual
-/// recommends. The node must forward, and must be the workers' route to the clients.
+/// Configures IPVS of `node` in NAT mode with round robin over the `workers`, without connection tracking, as its
+/// manual recommends. The node must forward, and must be the workers' route to the clients.
 ///
 /// # Errors
 /// When the kernel has no IPVS, or refuses a setting.

@@ -20,7 +20,8 @@ pub fn run(command: &mut Command) -> Result<()> {
 
 /// Runs `command` and returns what it printed.
 ///
-/// Ctrl-C on the terminal does not reach it, because it may be part of a cleanup. It cannot read from the terminal either.
+/// Ctrl-C on the terminal does not reach it, because it may be part of a cleanup. It cannot read from the terminal
+/// either.
 ///
 /// # Errors
 /// When it cannot be started or fails; the error has what it printed on stderr.

@@ -1,5 +1,5 @@
-//! Workers whose memory usage follows their connections: nginx keeps the request's body of each open connection in memory,
-//! and the worker's agent reports that memory.
+//! Workers whose memory usage follows their connections: nginx keeps the request's body of each open connection in
+//! memory, and the worker's agent reports that memory.
 
 use std::{
     collections::BTreeMap,

@@ -47,7 +47,8 @@ impl Namespace {
         Ok(namespace)
     }
 
-    /// Returns an existing namespace, which was kept or left by a crash; it is deleted when dropped. `None` when there is none.
+    /// Returns an existing namespace, which was kept or left by a crash; it is deleted when dropped. `None` when there
+    /// is none.
     pub fn adopt(name: impl Into<String>) -> Option<Self> {
         let name = name.into();
         Self::exists(&name).then(|| Self { name, kept: false })
@@ -109,9 +110,9 @@ impl Namespace {
         })
     }
 
-    /// Starts `work` on a thread of its own in here, with its own table of open files: it may open as many as a process, and
-    /// all are closed when it ends. Returns when the thread has closed its copies of the open files, which would keep the
-    /// pipes of a command started at the same time.
+    /// Starts `work` on a thread of its own in here, with its own table of open files: it may open as many as a
+    /// process, and all are closed when it ends. Returns when the thread has closed its copies of the open files, which
+    /// would keep the pipes of a command started at the same time.
     ///
     /// # Errors
     /// When there is no such namespace. The thread fails when it cannot enter it.
@@ -152,8 +153,8 @@ impl Namespace {
             .collect()
     }
 
-    /// Kills the processes in here, which a crash has left or somebody has started by hand. A namespace exists until its last
-    /// process ends.
+    /// Kills the processes in here, which a crash has left or somebody has started by hand. A namespace exists until
+    /// its last process ends.
     fn end_processes(&self) -> Result<()> {
         let what = format!("the processes in {} to end", self.name);
         // Repeatedly, because a process may be entering.

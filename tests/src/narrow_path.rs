@@ -13,8 +13,8 @@ use crate::{
 /// The smallest MTU of IPv6.
 const NARROW: &str = "1280";
 
-/// A machine behind two routers whose link has a small MTU, while its own link and the cluster's network have 1500 bytes, so
-/// that senders at both ends need ICMP errors.
+/// A machine behind two routers whose link has a small MTU, while its own link and the cluster's network have 1500
+/// bytes, so that senders at both ends need ICMP errors.
 #[derive(Debug)]
 pub struct NarrowPath {
     pub far: Namespace,

@@ -104,7 +104,8 @@ impl Cluster {
         })
     }
 
-    /// Waits until the manager has received a heartbeat of worker `name` with that much available memory, and has decided.
+    /// Waits until the manager has received a heartbeat of worker `name` with that much available memory, and has
+    /// decided.
     ///
     /// # Errors
     /// When it has not within `deadline`.

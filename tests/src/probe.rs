@@ -46,8 +46,8 @@ pub struct Probe {
 }
 
 impl Probe {
-    /// Starts to request `/` of `server` from `namespace`, with an interval of `every`. A request without an answer after
-    /// `patience` has failed.
+    /// Starts to request `/` of `server` from `namespace`, with an interval of `every`. A request without an answer
+    /// after `patience` has failed.
     ///
     /// # Errors
     /// When the namespace cannot be entered.
@@ -273,8 +273,8 @@ fn request_page(server: SocketAddr, patience: Duration) -> Result<String, String
     }
 }
 
-/// Returns client ports in sequence. The kernel would soon use one again, while a table of connections still has an entry of
-/// the earlier request.
+/// Returns client ports in sequence. The kernel would soon use one again, while a table of connections still has an
+/// entry of the earlier request.
 fn next_port() -> u16 {
     const FIRST: u16 = 33_000;
     const COUNT: u16 = 27_000;

@@ -26,8 +26,8 @@ const TCP_HEADER: usize = 20;
 /// A maximum segment size of 1460: the one option that every client sends.
 const MSS: [u8; 4] = [2, 4, 0x05, 0xb4];
 
-/// The SYNs of a flood between two checks of its rate: fewer than the smallest queue on the path, a virtual interface's with
-/// XDP.
+/// The SYNs of a flood between two checks of its rate: fewer than the smallest queue on the path, a virtual interface's
+/// with XDP.
 const BURST: u32 = 50;
 
 /// Limits a flood to its rate by a pause after each burst.
@@ -56,7 +56,8 @@ impl Pace {
 /// So many sources later an exchange of [`forge_exchanges`] goes on.
 pub const ANSWER_AFTER: u32 = 200;
 
-/// Sends a SYN for each of `numbers` from `namespace` to `server`, at most `rate` a second, each from a different address of
+/// Sends a SYN for each of `numbers` from `namespace` to `server`, at most `rate` a second, each from a different
+/// address of
 /// 10.0.0.0/8, which must be unused.
 ///
 /// # Errors
@@ -101,8 +102,8 @@ pub fn flood_from(
     Ok(())
 }
 
-/// Sends the client's packets of forged connections to `server`, one for each of `numbers`, at most `rate` connections a
-/// second: a SYN, an acknowledgement, and another one with a higher number.
+/// Sends the client's packets of forged connections to `server`, one for each of `numbers`, at most `rate` connections
+/// a second: a SYN, an acknowledgement, and another one with a higher number.
 ///
 /// # Errors
 /// When the kernel refuses a packet.
@@ -135,8 +136,8 @@ pub fn forge_connections(
     Ok(())
 }
 
-/// Sends two datagrams to `server` from each of `numbers` sources, at most `rate` sources a second. The second one follows
-/// [`ANSWER_AFTER`] sources later, when the first one has been answered.
+/// Sends two datagrams to `server` from each of `numbers` sources, at most `rate` sources a second. The second one
+/// follows [`ANSWER_AFTER`] sources later, when the first one has been answered.
 ///
 /// # Errors
 /// When the kernel refuses a packet.

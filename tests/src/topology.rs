@@ -183,9 +183,9 @@ impl Topology {
     /// Makes virtual interfaces behave as XDP expects of real ones; cards do by themselves.
     ///
     /// A veth passes frames of XDP to its other end only if that end polls, as it does with GRO. XDP gets frames before
-    /// hardware completes their checksums, so the senders must complete them: the nodes, and the switch's ports, which split
-    /// merged frames. The queue has 256 entries and, since Linux 6.16, blocks a sender with a queue of its own instead of
-    /// dropping frames.
+    /// hardware completes their checksums, so the senders must complete them: the nodes, and the switch's ports, which
+    /// split merged frames. The queue has 256 entries and, since Linux 6.16, blocks a sender with a queue of its own
+    /// instead of dropping frames.
     ///
     /// # Errors
     /// When ethtool or tc is missing or refuses.

@@ -1,7 +1,7 @@
 //! Finds or installs a compiler for `bpfel-unknown-none`, and bpf-linker.
 //!
-//! The target has no precompiled `core`, so the compiler needs the source of its library and unstable features: rustup's
-//! nightly if rustup reaches its server, else Debian's compiler.
+//! The target has no precompiled `core`, so the compiler needs the source of its library and unstable features:
+//! rustup's nightly if rustup reaches its server, else Debian's compiler.
 
 use std::{
     env,
@@ -185,7 +185,8 @@ impl Compiler {
         })
     }
 
-    /// Returns this compiler's `program`, without the variables that the cargo of this task has set for its own compiler.
+    /// Returns this compiler's `program`, without the variables that the cargo of this task has set for its own
+    /// compiler.
     fn program(&self, program: &str) -> Command {
         let mut command = match self {
             Self::Rustup { toolchain } => {
@@ -273,8 +274,8 @@ fn rustflags() -> String {
     .join("\x1f")
 }
 
-/// Downloads by rustup; returns whether that succeeded. Without a network, it must fail soon and without messages, because
-/// Debian's compiler is the alternative.
+/// Downloads by rustup; returns whether that succeeded. Without a network, it must fail soon and without messages,
+/// because Debian's compiler is the alternative.
 fn fetch(what: &str, arguments: &[&str]) -> bool {
     if !server_answers() {
         return false;

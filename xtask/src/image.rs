@@ -1,5 +1,5 @@
-//! Makes the container image of the agent: a file system with memlb only, for `docker import`. Neither the build nor the
-//! import needs a registry.
+//! Makes the container image of the agent: a file system with memlb only, for `docker import`. Neither the build nor
+//! the import needs a registry.
 
 use std::{
     fs,

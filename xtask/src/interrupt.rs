@@ -18,8 +18,8 @@ pub struct Interrupt {
 }
 
 impl Interrupt {
-    /// Installs handlers of SIGINT, SIGTERM and SIGHUP. Child processes do not inherit handlers, as they would inherit a
-    /// mask of blocked signals.
+    /// Installs handlers of SIGINT, SIGTERM and SIGHUP. Child processes do not inherit handlers, as they would inherit
+    /// a mask of blocked signals.
     ///
     /// # Errors
     /// A handler cannot be installed.

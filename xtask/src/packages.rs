@@ -23,7 +23,8 @@ pub struct Tool {
     pub purpose: &'static str,
 }
 
-/// Services to disable, of packages that are installed for their programs. nginx's would occupy port 80 of this machine.
+/// Services to disable, of packages that are installed for their programs. nginx's would occupy port 80 of this
+/// machine.
 const SERVICES: &[(&str, &[&str])] = &[
     ("nginx-light", &["nginx.service"]),
     ("prometheus", &["prometheus.service"]),

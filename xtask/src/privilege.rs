@@ -71,8 +71,8 @@ pub fn this_program() -> Result<PathBuf> {
 }
 
 /// # Errors
-/// When a user has started this task by sudo in their own tree: cargo would leave a `target` folder that the user cannot
-/// write to.
+/// When a user has started this task by sudo in their own tree: cargo would leave a `target` folder that the user
+/// cannot write to.
 pub fn refuse_to_run_under_sudo() -> Result<()> {
     let Some(user) = env::var("SUDO_UID")
         .ok()

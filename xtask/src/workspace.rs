@@ -40,8 +40,8 @@ pub fn cargo_bin() -> PathBuf {
         .join("bin")
 }
 
-/// Finds the program `name` in `PATH`, in the folder of `cargo install`, or in the directories for administrators, which
-/// are not in a user's `PATH`.
+/// Finds the program `name` in `PATH`, in the folder of `cargo install`, or in the directories for administrators,
+/// which are not in a user's `PATH`.
 pub fn find_program(name: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     env::split_paths(&path)

@@ -1,4 +1,5 @@
-//! Signed heartbeats of a thousand workers, from one thread and one socket, so that they cost little beside the manager.
+//! Signed heartbeats of a thousand workers, from one thread and one socket, so that they cost little beside the
+//! manager.
 
 use std::{
     collections::VecDeque,

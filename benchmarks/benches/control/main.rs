@@ -1,5 +1,5 @@
-//! The manager's processor share with a thousand workers that send ten signed heartbeats a second, the delay until it marks
-//! one of them as down, and failed requests during a thousand decisions a second.
+//! The manager's processor share with a thousand workers that send ten signed heartbeats a second, the delay until it
+//! marks one of them as down, and failed requests during a thousand decisions a second.
 //!
 //! `cargo xtask bench control` builds and starts this.
 

@@ -100,8 +100,8 @@ enum System {
 }
 
 impl Laboratory {
-    /// Starts all parts for a `scenario`, memlb at its defaults with these `settings`, and checks that a server answers. A
-    /// process may have `open_files`.
+    /// Starts all parts for a `scenario`, memlb at its defaults with these `settings`, and checks that a server
+    /// answers. A process may have `open_files`.
     ///
     /// # Errors
     /// A part does not start.

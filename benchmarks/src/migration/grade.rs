@@ -1,6 +1,6 @@
-//! The classes of ETSI TR 101 329 V2.1.1 (1999-06), "Telecommunications and Internet Protocol Harmonization Over Networks
-//! (TIPHON); General aspects of Quality of Service", by the limits with which studies of live migration quote it. They
-//! apply to voice.
+//! The classes of ETSI TR 101 329 V2.1.1 (1999-06), "Telecommunications and Internet Protocol Harmonization Over
+//! Networks (TIPHON); General aspects of Quality of Service", by the limits with which studies of live migration quote
+//! it. They apply to voice.
 
 use serde::Serialize;
 

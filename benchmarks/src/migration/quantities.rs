@@ -63,8 +63,8 @@ pub struct ClientImpact {
     pub new_failed: usize,
     pub new_longest_ms: f64,
     pub datagrams_lost: Option<usize>,
-    /// Answers to all clients with a connection in spans of 100 ms, from `timeline_from_ms` on, which is relative to the
-    /// beginning of the migration.
+    /// Answers to all clients with a connection in spans of 100 ms, from `timeline_from_ms` on, which is relative to
+    /// the beginning of the migration.
     pub answers: Vec<usize>,
     pub timeline_from_ms: f64,
 }

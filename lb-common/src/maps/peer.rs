@@ -216,8 +216,8 @@ impl<A: Address> FlowEvent<A> {
         flags: 0,
     };
 
-    /// Fills the event from one entry of a connection, and from sequence number and bits of [`ended`](super::ended) of the
-    /// other direction.
+    /// Fills the event from one entry of a connection, and from sequence number and bits of [`ended`](super::ended) of
+    /// the other direction.
     #[inline(always)]
     pub fn describe(
         &mut self,

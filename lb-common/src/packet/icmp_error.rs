@@ -98,9 +98,9 @@ impl<'a, A: IpAddress> IcmpError<'a, A> {
         self.message.ports.sequence()
     }
 
-    /// Translates the message like a reply with the tuple `key`, to `translated`; the quoted packet becomes the reverse of
-    /// `translated`. Where the translation changes the source, the message gets this source, too, because its receiver has
-    /// no route to the routers on the other side. The caller updates the checksum of the ICMP header.
+    /// Translates the message like a reply with the tuple `key`, to `translated`; the quoted packet becomes the reverse
+    /// of `translated`. Where the translation changes the source, the message gets this source, too, because its
+    /// receiver has no route to the routers on the other side. The caller updates the checksum of the ICMP header.
     #[inline(always)]
     pub fn rewrite(
         &mut self,

@@ -1,7 +1,7 @@
 //! Connections that a peer has reported, written into the flow table as if they had begun here.
 //!
-//! Of two connections with the same tuple, the newer one wins. State from packets that pass here takes precedence over a
-//! peer's record.
+//! Of two connections with the same tuple, the newer one wins. State from packets that pass here takes precedence over
+//! a peer's record.
 
 use super::{
     FlowScratch, Tables, client,

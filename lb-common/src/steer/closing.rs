@@ -14,7 +14,8 @@ use crate::{
 /// Time in nanoseconds in which packets may still arrive after a reset.
 const ROUND_TRIP_NS: u64 = 1_500_000_000;
 
-/// Ticks (0.2 s) after a RST in which a packet of the same side may be older than the RST: another processor handled it.
+/// Ticks (0.2 s) after a RST in which a packet of the same side may be older than the RST: another processor handled
+/// it.
 const REORDER_TICKS: u32 = 12;
 
 /// Handles a plausible packet that ends its direction, or that follows such an end.

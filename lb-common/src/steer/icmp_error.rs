@@ -86,9 +86,9 @@ fn count_refusal<T: Tables>(tables: &T, backend: u32, is_pending: bool, is_datag
     });
 }
 
-/// Marks the connection so that the worker's segments leave by [`Exit::ClientInFragments`]. The worker sees all clients at the
-/// manager's address, and would apply one narrow path to all of them. Returns whether there is such a connection;
-/// datagrams are excluded, because their identification is not unique (RFC 6864).
+/// Marks the connection so that the worker's segments leave by [`Exit::ClientInFragments`]. The worker sees all clients
+/// at the manager's address, and would apply one narrow path to all of them. Returns whether there is such a
+/// connection; datagrams are excluded, because their identification is not unique (RFC 6864).
 #[inline(always)]
 fn mark_narrow_path<T: Tables>(
     tables: &T,

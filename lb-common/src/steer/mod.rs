@@ -197,7 +197,8 @@ pub trait ChoiceTables: Sized {
     /// Returns the service's round-robin counter, and increments it.
     fn next_round_robin(&self, service: u32) -> u32;
     fn random(&self) -> u32;
-    /// Executes the steps 0 to `count - 1`, until one returns true (`bpf_loop`). The verifier cannot unroll a long loop.
+    /// Executes the steps 0 to `count - 1`, until one returns true (`bpf_loop`). The verifier cannot unroll a long
+    /// loop.
     ///
     /// Before Linux 6.8 (ab5cfac139ab), the verifier checks the first step only, and removes the code that this step
     /// cannot reach. So the initial value of each variable that a step changes is a

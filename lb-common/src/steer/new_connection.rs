@@ -225,8 +225,8 @@ pub fn allocate_slot<T: Tables>(tables: &T, id: u32, packet: &PacketMeta) -> u32
 /// handshakes, and each RST costs as much as a SYN.
 const MIN_RESET_AGE_NS: u64 = 50_000_000;
 
-/// Finds the slot for the pending connection. Returns whether it holds a handshake whose worker must receive a RST: else
-/// the worker keeps it for a minute, and answers the next SYN from the same port with a bare ACK.
+/// Finds the slot for the pending connection. Returns whether it holds a handshake whose worker must receive a RST:
+/// else the worker keeps it for a minute, and answers the next SYN from the same port with a bare ACK.
 #[inline(never)]
 fn find_pending_slot<T: Tables>(tables: &T, packet: &PacketMeta, hash: u64) -> bool {
     let Some(settings) = tables.settings() else {

@@ -1,11 +1,11 @@
 //! The stages of a decision that the kernel's verifier checks once each.
 //!
-//! The verifier checks a static function again on every path that leads to it, which adds up to hundreds of thousands of
-//! instructions. It checks a global function once, with unknown arguments. So the decision calls each stage as a method
-//! of [`Tables`]: the default method calls the function here, and lb-ebpf puts a global function in between. That is why
-//! a stage takes scalars and references, and returns a scalar. A reference to the stack must be to a structure without
-//! padding, which the verifier takes for uninitialized; and the verifier of Linux 6.1 rejects a reference that a stage
-//! passes on as the key or value of a map.
+//! The verifier checks a static function again on every path that leads to it, which adds up to hundreds of thousands
+//! of instructions. It checks a global function once, with unknown arguments. So the decision calls each stage as a
+//! method of [`Tables`]: the default method calls the function here, and lb-ebpf puts a global function in between.
+//! That is why a stage takes scalars and references, and returns a scalar. A reference to the stack must be to a
+//! structure without padding, which the verifier takes for uninitialized; and the verifier of Linux 6.1 rejects a
+//! reference that a stage passes on as the key or value of a map.
 
 use super::Tables;
 use crate::maps::{Flow, FlowKey};

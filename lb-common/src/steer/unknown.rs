@@ -34,8 +34,8 @@ pub fn is_peer<T: Tables>(tables: &T, interface: u32, mac: &Mac) -> bool {
 
 /// Decides on a packet of an unknown connection; `otherwise` is the verdict if neither peers nor agents may know it.
 ///
-/// For [`LOOKUP_NS`], the packets go to the peers unchanged or, while agents are queried, are dropped; for longer while a
-/// peer is incomplete. A peer does not relay them again.
+/// For [`LOOKUP_NS`], the packets go to the peers unchanged or, while agents are queried, are dropped; for longer while
+/// a peer is incomplete. A peer does not relay them again.
 #[inline(never)]
 pub(super) fn unknown<T: Tables>(
     tables: &T,

@@ -1,5 +1,5 @@
-//! Commands of operators for workers: drain, maintenance, terminate, weight, pause. No command makes a worker up that is
-//! down.
+//! Commands of operators for workers: drain, maintenance, terminate, weight, pause. No command makes a worker up that
+//! is down.
 
 mod command;
 mod error;

@@ -115,8 +115,8 @@ impl AdminOverrides {
         self.0.is_empty()
     }
 
-    /// Returns the commands in force for `worker` in `service`: of two states the greater one, of two weights the one of
-    /// the service.
+    /// Returns the commands in force for `worker` in `service`: of two states the greater one, of two weights the one
+    /// of the service.
     pub fn effective(&self, worker: &str, service: &str) -> AdminOverride {
         let general = self.get(worker, None);
         let special = self.get(worker, Some(service));

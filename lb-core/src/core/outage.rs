@@ -75,7 +75,8 @@ impl Core {
             let answers = is_watched && handshakes.ejection().is_none();
             handshakes.last_packet().filter(|_| answers)
         });
-        // A worker that died right after its last heartbeat sent packets for an interval at most, a third of `down_after`.
+        // A worker that died right after its last heartbeat sent packets for an interval at most, a third of
+        // `down_after`.
         let after = worker.silent_from() + self.down_after * 2 / 5;
         last_packets
             .max()

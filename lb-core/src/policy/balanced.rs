@@ -9,8 +9,8 @@ use super::{MaxShare, SlotKind, SpreadPolicy, SpreadSettings};
 /// At each rebalance, a weight changes by one part of this many of the difference to its target.
 const SMOOTHING: u64 = 4;
 
-/// The step from one filled slot to the next, so that neighbouring slots belong to different workers: the golden section
-/// of the table. It is odd, so that all slots are reached.
+/// The step from one filled slot to the next, so that neighbouring slots belong to different workers: the golden
+/// section of the table. It is odd, so that all slots are reached.
 const STRIDE: usize = 2_531;
 
 #[derive(Debug)]

@@ -99,7 +99,8 @@ async fn serve(listener: UnixListener, requests: mpsc::Sender<PauseRequest>) {
 
 async fn serve_client(mut socket: UnixStream, requests: &mpsc::Sender<PauseRequest>) -> Result<()> {
     let user = socket.peer_cred().context("read the peer's user")?.uid();
-    // Also from a user who may not announce it: a client that still writes when the socket closes gets EPIPE, not the reply.
+    // Also from a user who may not announce it: a client that still writes when the socket closes gets EPIPE, not the
+    // reply.
     let for_ms = socket.read_u64().await.context("read")?;
     let outcome = if user == 0 || user == geteuid().as_raw() {
         let (reply, announced) = oneshot::channel();

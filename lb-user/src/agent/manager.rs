@@ -82,8 +82,8 @@ pub(super) struct RemoteManager {
 }
 
 impl RemoteManager {
-    /// Opens a socket for the manager of this name or address; its datagrams go to `received`. A socket of its own separates
-    /// them from those of another manager with the same key.
+    /// Opens a socket for the manager of this name or address; its datagrams go to `received`. A socket of its own
+    /// separates them from those of another manager with the same key.
     ///
     /// # Errors
     ///

@@ -92,8 +92,8 @@ impl MemoryReader {
     }
 }
 
-/// Reads available and total memory of the host, or of a file in the format of `/proc/meminfo`. Sandboxes show few of its
-/// lines, so that the agent needs only these two.
+/// Reads available and total memory of the host, or of a file in the format of `/proc/meminfo`. Sandboxes show few of
+/// its lines, so that the agent needs only these two.
 fn host(file: Option<&Path>) -> Result<(u64, u64)> {
     let path = file.unwrap_or(Path::new(MEMINFO));
     let text = fs::read_to_string(path).with_context(|| match file {
@@ -111,8 +111,8 @@ fn host(file: Option<&Path>) -> Result<(u64, u64)> {
     }
 }
 
-/// Estimates `MemAvailable` as Linux does since 3.14 (commit 34e431b0ae39): free memory less the low watermark, and page
-/// cache and reclaimable slab less the smaller of half of each and the low watermark.
+/// Estimates `MemAvailable` as Linux does since 3.14 (commit 34e431b0ae39): free memory less the low watermark, and
+/// page cache and reclaimable slab less the smaller of half of each and the low watermark.
 fn estimate(text: &str, low_watermark: u64) -> Option<u64> {
     let beyond = |cache: u64| cache - (cache / 2).min(low_watermark);
     let free = line(text, "MemFree:")?;

@@ -76,8 +76,8 @@ pub struct AgentSettings {
 
 /// Sends heartbeats until SIGTERM or SIGINT, then announces that the worker leaves.
 ///
-/// It tries a manager that cannot be reached, or whose name cannot be resolved, again at each heartbeat. Other managers do
-/// not wait for that.
+/// It tries a manager that cannot be reached, or whose name cannot be resolved, again at each heartbeat. Other managers
+/// do not wait for that.
 ///
 /// # Errors
 ///
@@ -322,8 +322,8 @@ impl Agent {
         Ok(())
     }
 
-    /// Reads the memory figures. If they cannot be read, it repeats the last ones, marked as stale: the worker is alive all
-    /// the same.
+    /// Reads the memory figures. If they cannot be read, it repeats the last ones, marked as stale: the worker is alive
+    /// all the same.
     fn memory(&mut self) -> Result<MemoryReport> {
         let now = Instant::now();
         match (self.memory_reader.read(), self.memory) {
@@ -460,7 +460,8 @@ impl Agent {
         missing(self)
     }
 
-    /// Continues under a new boot id. Sequence numbers continue, so that no late acknowledgement matches a new heartbeat.
+    /// Continues under a new boot id. Sequence numbers continue, so that no late acknowledgement matches a new
+    /// heartbeat.
     fn start_new_boot(&mut self, state: WorkerState, manager: usize) {
         if self.boot_drawn.elapsed() < MIN_BOOT_LIFETIME {
             return;
@@ -490,8 +491,8 @@ impl Agent {
         dsr.translated_services() != before
     }
 
-    /// Logs which managers are silent. Managers do not acknowledge unsigned heartbeats, so that an agent without a key sends
-    /// pings.
+    /// Logs which managers are silent. Managers do not acknowledge unsigned heartbeats, so that an agent without a key
+    /// sends pings.
     fn check_managers(&mut self) {
         let now = Instant::now();
         if self.key.is_none() {

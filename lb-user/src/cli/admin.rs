@@ -305,8 +305,8 @@ fn send_command(
     })
 }
 
-/// Waits until the worker has no connection or the deadline passes, and returns how many are left. Names the silent ones
-/// at intervals.
+/// Waits until the worker has no connection or the deadline passes, and returns how many are left. Names the silent
+/// ones at intervals.
 ///
 /// # Errors
 ///
@@ -358,7 +358,8 @@ fn interrupted(target: &WorkerSelector, left: u64) -> anyhow::Error {
     )
 }
 
-/// Shows the number of connections on standard error: in one line on a terminal, else in a new line when it has changed.
+/// Shows the number of connections on standard error: in one line on a terminal, else in a new line when it has
+/// changed.
 struct Progress {
     worker: String,
     is_shown: bool,

@@ -1,5 +1,5 @@
-//! The settings of this machine's agent, for `memlb doctor --agent`: those of the running agent, or those of the package's
-//! service.
+//! The settings of this machine's agent, for `memlb doctor --agent`: those of the running agent, or those of the
+//! package's service.
 
 use std::{
     fs,

@@ -24,9 +24,9 @@ use super::{
 
 /// Examine this host as a manager, or with --agent as a worker; print faults and remedies
 ///
-/// Without --config, doctor examines the values of the running manager, or the usual file if none runs. Each line has ok,
-/// warning or problem, and the finding; after => it has the command that repairs it. Doctor changes nothing and does not
-/// disturb a running manager or agent. Exit status: 0 without a problem, 1 with one, 2 for wrong usage.
+/// Without --config, doctor examines the values of the running manager, or the usual file if none runs. Each line has
+/// ok, warning or problem, and the finding; after => it has the command that repairs it. Doctor changes nothing and
+/// does not disturb a running manager or agent. Exit status: 0 without a problem, 1 with one, 2 for wrong usage.
 #[derive(clap::Args)]
 pub struct Args {
     /// Print JSON
@@ -43,8 +43,8 @@ pub struct Args {
 /// Options that `memlb agent` also has.
 #[derive(clap::Args)]
 struct WorkerArgs {
-    /// Examine a worker's host. Other values than those of the options below come from the agent that runs here, or else
-    /// from the service's arguments in /etc/default/memlb-agent and its key /etc/memlb/agent.key
+    /// Examine a worker's host. Other values than those of the options below come from the agent that runs here, or
+    /// else from the service's arguments in /etc/default/memlb-agent and its key /etc/memlb/agent.key
     #[arg(long)]
     agent: bool,
 

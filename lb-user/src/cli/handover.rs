@@ -14,9 +14,10 @@ use super::{
 /// Let a peer take over, without losing a connection
 ///
 /// Waits until every peer has heartbeats of the workers, knows all connections of this manager and has acknowledged the
-/// last one. Then it writes -1 to manager.track_file: keepalived lowers its priority by the weight in its configuration,
-/// and the peer takes the addresses. The peer relays packets of connections that begin meanwhile. The lower priority
-/// lasts until --undo, also over a restart of the manager. docs/high-availability.md has keepalived's part.
+/// last one. Then it writes -1 to manager.track_file: keepalived lowers its priority by the weight in its
+/// configuration, and the peer takes the addresses. The peer relays packets of connections that begin meanwhile. The
+/// lower priority lasts until --undo, also over a restart of the manager. docs/high-availability.md has keepalived's
+/// part.
 #[derive(clap::Args)]
 pub struct Args {
     /// Restore this manager's priority, once it knows all connections of its peers

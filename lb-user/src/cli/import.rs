@@ -23,8 +23,8 @@ use super::{
 
 /// Translate a configuration of nginx, HAProxy or keepalived
 ///
-/// Writes a memlb.toml in which each line names its original line. Lists what memlb does not do (TLS, routing by path or
-/// host, cookies, limits of requests), and what to do instead.
+/// Writes a memlb.toml in which each line names its original line. Lists what memlb does not do (TLS, routing by path
+/// or host, cookies, limits of requests), and what to do instead.
 #[derive(clap::Args)]
 pub struct Args {
     /// nginx.conf, haproxy.cfg or keepalived.conf

@@ -13,7 +13,8 @@ use tracing_subscriber::{
 
 use super::journal::{EVENT_FIELD, Journal, SOCKET};
 
-/// The format of the log. [`LogFormat::Auto`] is the journal's protocol if systemd's journal receives the log, else text.
+/// The format of the log. [`LogFormat::Auto`] is the journal's protocol if systemd's journal receives the log, else
+/// text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
     Auto,
@@ -55,8 +56,8 @@ fn lines() -> tracing_subscriber::fmt::Layer<Layered<EnvFilter, Registry>> {
         .with_ansi(false)
 }
 
-/// Whether standard output is the journal's. systemd passes its device and inode, but a child with another standard output
-/// inherits the variable.
+/// Whether standard output is the journal's. systemd passes its device and inode, but a child with another standard
+/// output inherits the variable.
 fn is_journal() -> bool {
     let Ok(journal) = std::env::var("JOURNAL_STREAM") else {
         return false;

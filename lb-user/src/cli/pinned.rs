@@ -16,8 +16,8 @@ use super::{
 
 const USUAL_PINS: &str = "/sys/fs/bpf/memlb";
 
-/// Reads the pins at `pin_path`, else those of the usual configuration. `None` if there are none, or if this user may not
-/// read them.
+/// Reads the pins at `pin_path`, else those of the usual configuration. `None` if there are none, or if this user may
+/// not read them.
 pub fn pinned(pin_path: Option<&Path>) -> Option<PinnedStatus> {
     let usual = Path::new(USUAL_CONFIG);
     let config = Config::read(usual, &Overrides::default(), kernel_ports()).ok();

@@ -67,8 +67,8 @@ pub fn bytes(bytes: Bytes) -> String {
     }
 }
 
-/// The number in the largest of the units, powers of `base`, that gives less than 1000 when rounded: with one decimal below
-/// 100, without above.
+/// The number in the largest of the units, powers of `base`, that gives less than 1000 when rounded: with one decimal
+/// below 100, without above.
 fn abbreviated(number: u64, base: u128, units: [&str; 6]) -> String {
     let number = u128::from(number);
     let (mut unit, mut scale) = (0, base);

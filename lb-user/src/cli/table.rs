@@ -1,4 +1,5 @@
-//! Tables that fit a width without cutting a figure: figures are abbreviated or left out, names shortened in their middle.
+//! Tables that fit a width without cutting a figure: figures are abbreviated or left out, names shortened in their
+//! middle.
 
 use super::{
     shorten::shorten,
@@ -134,8 +135,8 @@ pub struct Fitted {
     pub texts: Vec<Vec<String>>,
 }
 
-/// Fits a table into `width` characters. It is wider only if names of [`MIN_NAME`] characters and columns of rank 0 do not
-/// fit.
+/// Fits a table into `width` characters. It is wider only if names of [`MIN_NAME`] characters and columns of rank 0 do
+/// not fit.
 pub fn fit(columns: &[Column], rows: &[Row], gap: usize, width: Option<usize>) -> Fitted {
     let width = width.unwrap_or(usize::MAX);
     let natural = |place: usize, is_short: bool| {

@@ -90,8 +90,8 @@ impl Config {
     ///
     /// A service or backend that is pinned under the same address, protocol and mode keeps its number, and so its
     /// flows. Flows may still refer to a number that is pinned for another one: it is assigned only when no other is
-    /// left, see [`PinnedIds::reused_by`]. Otherwise services count from 0 and backends from 1, in the order of the file,
-    /// each service's fallback after its workers.
+    /// left, see [`PinnedIds::reused_by`]. Otherwise services count from 0 and backends from 1, in the order of the
+    /// file, each service's fallback after its workers.
     pub fn settings(&self, pinned: &PinnedIds) -> CoreSettings {
         let mut services = IdAllocator::new(
             0..self.limits.services,

@@ -143,10 +143,11 @@ sections! {
     }
 
     /// A peer: another manager of the same services. It learns this manager's connections and sends its own, so that
-    /// either can continue all of them. Repeat the table for more peers, at most 7. keepalived or a router decides which
-    /// manager gets packets; docs/high-availability.md has the whole set-up. All managers need equal settings of services,
-    /// workers, policies, failover and heartbeats: `memlb check --shared` prints what is compared. `memlb reload` changes
-    /// peers and reads their keys again; adding the first peer and removing the last one need a restart of the manager.
+    /// either can continue all of them. Repeat the table for more peers, at most 7. keepalived or a router decides
+    /// which manager gets packets; docs/high-availability.md has the whole set-up. All managers need equal settings of
+    /// services, workers, policies, failover and heartbeats: `memlb check --shared` prints what is compared. `memlb
+    /// reload` changes peers and reads their keys again; adding the first peer and removing the last one need a restart
+    /// of the manager.
     pub struct Peer {
         /// The peer's manager.name. Required; unique.
         name: String = String::new(), Name, Live, required("\"manager2\"");
@@ -208,10 +209,10 @@ sections! {
         /// noticed. Too long: failures that have nothing to do with each other count together.
         failing_window: Duration = FailingSettings::default().window, Time::above_zero(DAY), Live;
 
-        /// When the manager tries a failing worker, by a connection of its own: no client waits for it. The pause doubles
-        /// with each trial that fails, up to failing_max_pause, and starts longer for a worker that fails again soon
-        /// after its return. One answered trial ends the failure. Short: a flapping server flaps the service. Long: a
-        /// server that was restarted idles.
+        /// When the manager tries a failing worker, by a connection of its own: no client waits for it. The pause
+        /// doubles with each trial that fails, up to failing_max_pause, and starts longer for a worker that fails again
+        /// soon after its return. One answered trial ends the failure. Short: a flapping server flaps the service.
+        /// Long: a server that was restarted idles.
         failing_pause: Duration = FailingSettings::default().pause, Time::above_zero(DAY), Live;
 
         /// The longest of these pauses; at least failing_pause.
@@ -268,19 +269,19 @@ sections! {
         /// pauses reaches another worker. Too long: clients that sent one request keep their ports in use.
         datagram_idle: Duration = Duration::from_secs(60), Time::above_zero(MONTH), Restart;
 
-        /// The same for a connection that both sides closed, or one reset, or that the worker closed while its client is
-        /// silent; at most established_idle. Too short: a repeated last packet gets a reset, and so does a client that
-        /// continues late after its worker's end. Too long: fast clients use up the ports.
+        /// The same for a connection that both sides closed, or one reset, or that the worker closed while its client
+        /// is silent; at most established_idle. Too short: a repeated last packet gets a reset, and so does a client
+        /// that continues late after its worker's end. Too long: fast clients use up the ports.
         closing_idle: Duration = Duration::from_secs(10), Time::above_zero(MONTH), Restart;
 
         /// The same for a handshake that was never completed; at most established_idle. Too short: slow
         /// clients cannot connect. Too long: a flood of them makes genuine clients try again.
         half_open_idle: Duration = Duration::from_secs(30), Time::above_zero(MONTH), Restart;
 
-        /// The maximum number of connections, half open or open, of one client address to all services together; of IPv6,
-        /// its first 64 bits count. A further one is refused and counted as client_limit. 0: no limit. Low: proxies and networks
-        /// behind NAT are refused, and so is a client whose address an attacker forges. High: one client can use
-        /// most ports of nat_ports.
+        /// The maximum number of connections, half open or open, of one client address to all services together; of
+        /// IPv6, its first 64 bits count. A further one is refused and counted as client_limit. 0: no limit. Low:
+        /// proxies and networks behind NAT are refused, and so is a client whose address an attacker forges. High: one
+        /// client can use most ports of nat_ports.
         per_client: u32 = 0, Integer(0..=1 << 24), Restart;
     }
 
@@ -375,8 +376,8 @@ sections! {
         /// manager gets no connection. A worker's address and port may serve one such service only.
         mode: Mode = Mode::Nat, Choice::<Mode>::new(), Live;
 
-        /// Whether handshakes that a worker refuses or does not answer make it failing, see failing_after. Set it to false
-        /// for a server that refuses connections on purpose.
+        /// Whether handshakes that a worker refuses or does not answer make it failing, see failing_after. Set it to
+        /// false for a server that refuses connections on purpose.
         passive_checks: bool = true, Flag, Live;
 
         /// Whether a new connection that its worker refuses (RST in answer to the SYN) goes to another worker at once,

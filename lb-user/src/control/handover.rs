@@ -32,8 +32,8 @@ const POLL_INTERVAL: Duration = Duration::from_millis(10);
 pub struct HandoverReply {
     /// Whether this manager has a lower priority now.
     pub handed_over: bool,
-    /// The time until every peer had acknowledged all records; with `undo`, until all connections of the peers were known
-    /// here.
+    /// The time until every peer had acknowledged all records; with `undo`, until all connections of the peers were
+    /// known here.
     pub waited_ms: u64,
     /// The connections that a peer or this manager lacks, one sentence for each peer; only with `force`.
     pub missing: Vec<String>,

@@ -3,8 +3,8 @@
 //! The kernel gives the names of other programs only with `CAP_SYS_ADMIN`, which the package's manager lacks. So each
 //! manager holds abstract sockets (unix(7)), whose names contain its process id and an interface or a service. Only
 //! processes of the same network namespace see them. Any of these processes can imitate the socket of an interface, and
-//! thereby cause a false warning. The socket of a service prevents the start of another manager, and counts only if root
-//! or this user holds it.
+//! thereby cause a false warning. The socket of a service prevents the start of another manager, and counts only if
+//! root or this user holds it.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

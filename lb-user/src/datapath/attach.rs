@@ -320,8 +320,8 @@ fn clsact_handle(name: &str) -> u32 {
     }
 }
 
-/// Removes the clsact filters of TC programs from all interfaces; returns whether there were any. The qdisc stays, because
-/// other programs may use it.
+/// Removes the clsact filters of TC programs from all interfaces; returns whether there were any. The qdisc stays,
+/// because other programs may use it.
 pub fn detach_clsact(programs: &[Program]) -> Result<bool> {
     let mut found = false;
     let interfaces = nix::net::if_::if_nameindex().context("list the interfaces")?;

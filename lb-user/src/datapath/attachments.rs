@@ -381,8 +381,8 @@ impl OtherManagers {
         Ok((programs.collect(), manager.unwrap_or_default()))
     }
 
-    /// Whether all managers whose programs receive the packets of an interface first serve other addresses than this one.
-    /// Two managers may share an interface.
+    /// Whether all managers whose programs receive the packets of an interface first serve other addresses than this
+    /// one. Two managers may share an interface.
     fn serve_other_addresses(&self, here: &[&ForeignPrograms], interface: &str) -> bool {
         let first = here.iter().filter(|it| it.first_at.contains(interface));
         let mut first = first.peekable();

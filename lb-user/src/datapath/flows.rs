@@ -44,8 +44,8 @@ lb_common::named_enum! {
         Open = "open",
         /// One side has sent a FIN.
         Closing = "closing",
-        /// Both sides have, or one has reset the connection, or it has timed out. The entry remains until it is replaced
-        /// or evicted.
+        /// Both sides have, or one has reset the connection, or it has timed out. The entry remains until it is
+        /// replaced or evicted.
         Ended = "ended",
     }
 }

@@ -112,8 +112,8 @@ impl Links {
         carried.map(|(_, link)| link.name.as_str()).collect()
     }
 
-    /// Where packets pass before they arrive at `interface`: ports of bridges and bonds, parents of VLANs, other ends of
-    /// veths.
+    /// Where packets pass before they arrive at `interface`: ports of bridges and bonds, parents of VLANs, other ends
+    /// of veths.
     pub fn upstream_of(&self, interface: u32) -> UpstreamLocations {
         let interfaces = self.below(interface, |_, _| true);
         let all = interfaces.iter().chain([&interface]);

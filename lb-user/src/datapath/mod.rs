@@ -495,9 +495,9 @@ impl Datapath {
         missing.chain(conflicts.map(|it| it.to_string())).collect()
     }
 
-    /// Writes the routes to the workers, and clears the link addresses that XDP has learned. The kernel's neighbour table
-    /// then resolves the next packet, and XDP learns the address again from the reply. Otherwise a worker with a new link
-    /// address would be unreachable until it counts as down.
+    /// Writes the routes to the workers, and clears the link addresses that XDP has learned. The kernel's neighbour
+    /// table then resolves the next packet, and XDP learns the address again from the reply. Otherwise a worker with a
+    /// new link address would be unreachable until it counts as down.
     ///
     /// # Errors
     ///
@@ -626,8 +626,8 @@ impl Datapath {
         if backend.mode == mode::NAT {
             backend.port_pool = self.tables.port_pool(known.endpoint())?;
         }
-        // If the programs are not attached to the route's interface, replies arrive at a lower one: at a bridge's port, or
-        // with a VLAN tag.
+        // If the programs are not attached to the route's interface, replies arrive at a lower one: at a bridge's port,
+        // or with a VLAN tag.
         let is_attached = |it: &Attachment| it.index == Some(backend.interface);
         if matches!(backend.mode, mode::NAT | mode::ROUTED)
             && self.attachments.interfaces().iter().any(is_attached)

@@ -223,8 +223,8 @@ impl Netlink {
         Ok((routes, links))
     }
 
-    /// Makes the kernel send a request for the link address of a neighbour without a valid one. The neighbour learns this
-    /// machine's link address from the request.
+    /// Makes the kernel send a request for the link address of a neighbour without a valid one. The neighbour learns
+    /// this machine's link address from the request.
     ///
     /// # Errors
     ///
@@ -244,8 +244,8 @@ impl Netlink {
         self.connection.abort();
     }
 
-    /// Looks up the route to `address`; `None` if there is none. Like `connect()`, it first looks up the source address,
-    /// and then the route of packets from that address, for which routing rules may choose another.
+    /// Looks up the route to `address`; `None` if there is none. Like `connect()`, it first looks up the source
+    /// address, and then the route of packets from that address, for which routing rules may choose another.
     async fn route(&mut self, address: IpAddr) -> Result<Option<Route>> {
         let Some(first) = self.route_from(None, address).await? else {
             return Ok(None);

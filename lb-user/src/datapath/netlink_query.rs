@@ -1,5 +1,5 @@
-//! Queries to the kernel, which replies within the call: clsact filters, for kernels without tcx, XDP programs, interfaces
-//! and network namespaces.
+//! Queries to the kernel, which replies within the call: clsact filters, for kernels without tcx, XDP programs,
+//! interfaces and network namespaces.
 
 use std::io;
 
@@ -94,8 +94,8 @@ fn new_link(reply: RouteNetlinkMessage) -> Option<LinkMessage> {
     }
 }
 
-/// Returns the id, in this network namespace, of a process's network namespace; `None` if it has no id, or if there is no
-/// such process.
+/// Returns the id, in this network namespace, of a process's network namespace; `None` if it has no id, or if there is
+/// no such process.
 ///
 /// # Errors
 ///

@@ -1,5 +1,5 @@
-//! Restores pins of maps and links that were removed. Readers of the maps and the next manager or agent need them, and a
-//! link without a pin ends with its process.
+//! Restores pins of maps and links that were removed. Readers of the maps and the next manager or agent need them, and
+//! a link without a pin ends with its process.
 
 use std::{
     collections::BTreeMap,

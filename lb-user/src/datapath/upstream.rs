@@ -1,5 +1,5 @@
-//! Other managers upstream of an interface: their programs steer packets before these arrive at it, at a bridge's port, a
-//! VLAN's parent or the other end of a veth.
+//! Other managers upstream of an interface: their programs steer packets before these arrive at it, at a bridge's port,
+//! a VLAN's parent or the other end of a veth.
 
 use std::{collections::BTreeSet, fmt};
 

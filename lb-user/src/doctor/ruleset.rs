@@ -1,8 +1,8 @@
-//! Evaluates the rules that `nft -j list ruleset` prints for a new packet to this host: those of nftables, firewalld, ufw
-//! and iptables-nft.
+//! Evaluates the rules that `nft -j list ruleset` prints for a new packet to this host: those of nftables, firewalld,
+//! ufw and iptables-nft.
 //!
-//! Only protocol, destination port and interface of the packet are known. A rule with other conditions may match or not:
-//! it counts only if it accepts and names the port.
+//! Only protocol, destination port and interface of the packet are known. A rule with other conditions may match or
+//! not: it counts only if it accepts and names the port.
 
 use serde_json::Value;
 

@@ -137,8 +137,8 @@ impl QueueState {
     }
 }
 
-/// Writes the lines of `queue` until it is closed. First it waits for the writer of the former queue, whose file may be the
-/// same, and writes the lines that this writer has left.
+/// Writes the lines of `queue` until it is closed. First it waits for the writer of the former queue, whose file may be
+/// the same, and writes the lines that this writer has left.
 ///
 /// It logs a failed write once and repeats it, so that a full disk loses no line that has room in the queue.
 pub(super) fn write(queue: &Queue, mut file: LogFile, before: Option<&Queue>) {

@@ -1,7 +1,7 @@
 //! Decides which datagrams count as heartbeats, by rate of the source, size, signature, format and freshness.
 //!
-//! It checks them in this order, so that an unauthenticated datagram costs little: it parses and allocates nothing before
-//! it has verified the signature.
+//! It checks them in this order, so that an unauthenticated datagram costs little: it parses and allocates nothing
+//! before it has verified the signature.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -19,8 +19,8 @@ use super::ping::{self, Ping, PingDatagram};
 use super::{Decoded, Heartbeat, Refusal, check_size, decode};
 use crate::keys::{Key, KeyId, KeyRing};
 
-/// How often the manager acknowledges heartbeats with the newest nonce, so that the agent can measure the round-trip time.
-/// A heartbeat that announces a pause is always acknowledged.
+/// How often the manager acknowledges heartbeats with the newest nonce, so that the agent can measure the round-trip
+/// time. A heartbeat that announces a pause is always acknowledged.
 const ACKNOWLEDGE_EVERY: Duration = Duration::from_secs(1);
 
 /// How long after a signed heartbeat unsigned ones of the same worker are refused.
@@ -232,8 +232,8 @@ impl Authenticator {
         }
     }
 
-    /// Verifies an agent's connection reply; returns it and the key that signed it. An unsigned reply counts where unsigned
-    /// heartbeats do.
+    /// Verifies an agent's connection reply; returns it and the key that signed it. An unsigned reply counts where
+    /// unsigned heartbeats do.
     ///
     /// # Errors
     ///
@@ -327,9 +327,9 @@ impl Authenticator {
         )
     }
 
-    /// Returns the reply to a heartbeat whose sequence number the core refused after a silence: the agent should continue
-    /// with a new boot id. The heartbeat may be a recording, and an agent applies only a reply to a heartbeat that it has
-    /// just sent.
+    /// Returns the reply to a heartbeat whose sequence number the core refused after a silence: the agent should
+    /// continue with a new boot id. The heartbeat may be a recording, and an agent applies only a reply to a heartbeat
+    /// that it has just sent.
     pub fn request_new_boot(&self, verified: &Verified, from: SocketAddr) -> Option<Vec<u8>> {
         let (signature, Decoded::Heartbeat(heartbeat)) = (verified.signature?, &verified.decoded)
         else {

@@ -34,8 +34,8 @@ pub struct ConnectionReply {
 }
 
 impl ConnectionQuery {
-    /// Encodes a query about as many of the clients as one datagram holds, and signs it if there is a key. It removes the
-    /// other clients from the query.
+    /// Encodes a query about as many of the clients as one datagram holds, and signs it if there is a key. It removes
+    /// the other clients from the query.
     ///
     /// # Errors
     ///
@@ -132,8 +132,8 @@ pub fn is_connection_reply(datagram: &[u8]) -> bool {
     DatagramKind::ConnectionReply.is_of(datagram)
 }
 
-/// Checks and decodes a reply. `keys` returns the key of an id; without it, signatures are not verified. Returns the reply
-/// and the key that signed it.
+/// Checks and decodes a reply. `keys` returns the key of an id; without it, signatures are not verified. Returns the
+/// reply and the key that signed it.
 pub(super) fn decode_reply<'a>(
     datagram: &[u8],
     keys: Option<impl Fn(KeyId) -> Option<&'a Key>>,

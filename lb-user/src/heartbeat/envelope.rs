@@ -1,7 +1,8 @@
-//! The line with the signature before the JSON: `memlb1 KEY-ID TAG`. The receiver verifies it before it parses the JSON.
+//! The line with the signature before the JSON: `memlb1 KEY-ID TAG`. The receiver verifies it before it parses the
+//! JSON.
 //!
-//! The tag is the HMAC-SHA256 over the first word, the space, the key's id, a line feed and the JSON: everything but the
-//! tag itself and the space before it.
+//! The tag is the HMAC-SHA256 over the first word, the space, the key's id, a line feed and the JSON: everything but
+//! the tag itself and the space before it.
 
 use serde::Serialize;
 

@@ -8,8 +8,8 @@
 //!  "state":"ready","healthy":true,"version":"0.1.0"}
 //! ```
 //!
-//! docs/heartbeat.md specifies every field. Unknown fields are ignored, so that the format can grow. A field never changes
-//! its meaning under the same number in `memlb`. [`LegacyHeartbeat`] is the format of 2018.
+//! docs/heartbeat.md specifies every field. Unknown fields are ignored, so that the format can grow. A field never
+//! changes its meaning under the same number in `memlb`. [`LegacyHeartbeat`] is the format of 2018.
 //!
 //! Everyone can send to the manager's port. So decoding never panics, bounds everything that it stores, and quotes no
 //! control characters.
@@ -46,8 +46,8 @@ pub const SIZE_LIMIT: usize = 1_200;
 /// The version of the format, in field `memlb`.
 pub const VERSION: u64 = 1;
 
-/// The most services of mode `dsr` that a worker may translate. A heartbeat with this many IPv6 addresses still fits into
-/// a datagram.
+/// The most services of mode `dsr` that a worker may translate. A heartbeat with this many IPv6 addresses still fits
+/// into a datagram.
 pub const MAX_TRANSLATED: usize = 8;
 
 /// The most clients of a [`ConnectionQuery`].

@@ -124,8 +124,8 @@ impl ReceivedHeartbeat {
         }
     }
 
-    /// Returns the announced pause of a signed heartbeat. Unsigned announcements do not count: a forged one would keep new
-    /// connections from a worker.
+    /// Returns the announced pause of a signed heartbeat. Unsigned announcements do not count: a forged one would keep
+    /// new connections from a worker.
     pub fn pause(&self) -> Option<Duration> {
         self.verified.decoded.pause().filter(|_| self.report.signed)
     }

@@ -63,8 +63,8 @@ impl WorkerLog {
     }
 
     /// Counts a heartbeat. Returns the number of heartbeats since the last sample if a sample is due: for the first
-    /// heartbeat, after [`MAX_INTERVAL`], and after [`MIN_INTERVAL`] if the available memory has changed by a twentieth of
-    /// the total.
+    /// heartbeat, after [`MAX_INTERVAL`], and after [`MIN_INTERVAL`] if the available memory has changed by a twentieth
+    /// of the total.
     pub fn sample_due(&mut self, now: Instant, memory: Memory, workers: usize) -> Option<u64> {
         self.unreported += 1;
         let available = memory.available_bytes;

@@ -21,8 +21,8 @@ use tracing::debug;
 
 use crate::{dual_stack::both_families, sockets::udp_holder};
 
-/// The size of the receive buffer. A flood of small datagrams fills the kernel's default of 208 KiB in milliseconds, and
-/// heartbeats would be lost with the rest.
+/// The size of the receive buffer. A flood of small datagrams fills the kernel's default of 208 KiB in milliseconds,
+/// and heartbeats would be lost with the rest.
 const RECEIVE_BUFFER_BYTES: usize = 8 << 20;
 
 /// A datagram's source and destination.
@@ -30,8 +30,8 @@ const RECEIVE_BUFFER_BYTES: usize = 8 << 20;
 pub struct DatagramPath {
     /// The source. It is an IPv4 address also if the socket serves both families.
     pub from: SocketAddr,
-    /// The manager's address that received the datagram. If the manager has several addresses, the kernel might reply from
-    /// another one, and a firewall on the worker would drop that.
+    /// The manager's address that received the datagram. If the manager has several addresses, the kernel might reply
+    /// from another one, and a firewall on the worker would drop that.
     to: IpAddr,
 }
 
@@ -110,8 +110,8 @@ impl HeartbeatSocket {
         self.socket.readable().await
     }
 
-    /// Returns the number of datagrams that the kernel dropped since the last call because the queue was full. The kernel
-    /// reports it with the next datagram that fits.
+    /// Returns the number of datagrams that the kernel dropped since the last call because the queue was full. The
+    /// kernel reports it with the next datagram that fits.
     pub fn overflowed(&mut self) -> u64 {
         mem::take(&mut self.unreported)
     }

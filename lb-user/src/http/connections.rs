@@ -1,8 +1,8 @@
 //! Accepts a bounded number of connections, each with timeouts.
 //!
 //! No connection waits for a slot. If all slots are taken, or all of one address, the server closes the connection that
-//! has been idle for longest. If none is idle, it accepts a few further connections for health checks only: after a failed
-//! check, another machine would replace a healthy manager.
+//! has been idle for longest. If none is idle, it accepts a few further connections for health checks only: after a
+//! failed check, another machine would replace a healthy manager.
 
 use std::{
     convert::Infallible,
@@ -119,8 +119,8 @@ async fn serve_client(
     Ok(())
 }
 
-/// Waits until a client that listens to events has shut down its side or closed the connection. Its slot is then free for
-/// another client.
+/// Waits until a client that listens to events has shut down its side or closed the connection. Its slot is then free
+/// for another client.
 async fn listener_closed(client: TcpStream, slot: &ConnectionSlot) {
     while let Ok(ready) = client.ready(Interest::READABLE).await {
         if ready.is_read_closed() {

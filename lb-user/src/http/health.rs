@@ -57,8 +57,8 @@ async fn readyz(State(shared): State<HttpState>) -> Response {
     }
 }
 
-/// Reports whether this manager knows all connections of its peers, and so can take over. `/syncz?weight` answers `0` or
-/// `-1`, the content of keepalived's track_file.
+/// Reports whether this manager knows all connections of its peers, and so can take over. `/syncz?weight` answers `0`
+/// or `-1`, the content of keepalived's track_file.
 async fn syncz(State(shared): State<HttpState>, RawQuery(query): RawQuery) -> Response {
     let peers = shared.manager.peers();
     let incomplete: Vec<String> = peers.iter().filter_map(incomplete).collect();

@@ -1,7 +1,7 @@
 //! The HTTP server: metrics, health, API and web page, read-only, on a thread of its own.
 //!
-//! The manager's task only sends a snapshot, and never waits for an HTTP client. Slow work, such as reading maps, happens
-//! in this thread.
+//! The manager's task only sends a snapshot, and never waits for an HTTP client. Slow work, such as reading maps,
+//! happens in this thread.
 
 mod api;
 mod connections;

@@ -1,7 +1,8 @@
 //! `memlb import`: the configuration of nginx, HAProxy or keepalived, as a `memlb.toml`.
 //!
-//! The three formats share words, quotes and comments (`statement`). Each is converted to a `service::Import`, from which
-//! `document` writes the file. Every comment and note names its line; no existing parser keeps the lines of all three.
+//! The three formats share words, quotes and comments (`statement`). Each is converted to a `service::Import`, from
+//! which `document` writes the file. Every comment and note names its line; no existing parser keeps the lines of all
+//! three.
 
 mod document;
 mod error;

@@ -167,8 +167,8 @@ impl Import {
         }
     }
 
-    /// Replaces "every address" by an address, makes names unique, and removes servers that cannot be workers and services
-    /// without workers.
+    /// Replaces "every address" by an address, makes names unique, and removes servers that cannot be workers and
+    /// services without workers.
     pub fn resolve(&mut self, machine: &Addresses, address: Option<IpAddr>) {
         let own = address.or_else(|| first_address(machine));
         for mut service in std::mem::take(&mut self.services) {

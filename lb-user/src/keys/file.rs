@@ -23,8 +23,8 @@ use crate::{
 /// The first word of the line of a worker's key: its kind, and the version of its format.
 pub(super) const WORKER_MARK: &str = "memlb-key-1";
 
-/// The first word of the line of a peer's key. It differs from that of a worker's key, so that neither is accepted as the
-/// other.
+/// The first word of the line of a peer's key. It differs from that of a worker's key, so that neither is accepted as
+/// the other.
 pub(super) const PEER_MARK: &str = "memlb-peer-key-1";
 
 /// The extension of files in a directory of keys.
@@ -102,8 +102,8 @@ pub fn read_keys(path: &Path) -> Result<KeyRing> {
     Ok(keys)
 }
 
-/// Returns the key files in a directory, and the names of everything else in it: backups, lock files and metadata of other
-/// programs, directories. Both are sorted.
+/// Returns the key files in a directory, and the names of everything else in it: backups, lock files and metadata of
+/// other programs, directories. Both are sorted.
 fn list(directory: &Path) -> Result<(Vec<PathBuf>, Vec<String>)> {
     let context = || format!("list the keys in {}", directory.display());
     let (mut keys, mut others) = (Vec::new(), Vec::new());
@@ -132,7 +132,8 @@ fn read_into(keys: &mut KeyRing, path: &Path) -> Result<()> {
     })
 }
 
-/// Reads a key file, and passes each line with its location to `each`. `keygen` is the command that creates such a file.
+/// Reads a key file, and passes each line with its location to `each`. `keygen` is the command that creates such a
+/// file.
 pub(super) fn read_lines(
     path: &Path,
     keygen: &str,
@@ -229,8 +230,8 @@ fn read_private(path: &Path) -> Result<Zeroizing<Vec<u8>>> {
     Ok(bytes)
 }
 
-/// Checks the permissions of the open file, not of the file at `path`, which may have been replaced meanwhile. Returns its
-/// length.
+/// Checks the permissions of the open file, not of the file at `path`, which may have been replaced meanwhile. Returns
+/// its length.
 fn check_permissions(path: &Path, file: &File) -> Result<usize> {
     let shown = path.display();
     let metadata = file

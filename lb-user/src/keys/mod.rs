@@ -1,7 +1,7 @@
 //! Keys of workers, which sign heartbeats and their acknowledgements, and keys of peers.
 //!
-//! A key authenticates one worker by its name. A worker may have two keys at a time, so that a new key can be distributed
-//! before the old one is removed. docs/heartbeat.md describes how.
+//! A key authenticates one worker by its name. A worker may have two keys at a time, so that a new key can be
+//! distributed before the old one is removed. docs/heartbeat.md describes how.
 
 mod file;
 mod generate;

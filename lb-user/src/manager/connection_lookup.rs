@@ -1,7 +1,7 @@
 //! Queries the agents about clients of services of mode `dsr` whose connections the manager does not know.
 //!
-//! The packet programs drop such a client's packets for a second and report the client. If an agent has the connection, the
-//! manager writes its flow, and the client's repeated packet continues it.
+//! The packet programs drop such a client's packets for a second and report the client. If an agent has the connection,
+//! the manager writes its flow, and the client's repeated packet continues it.
 
 use std::{
     collections::BTreeMap,
@@ -252,8 +252,8 @@ fn client_of(record: &FlowRecord) -> Option<LookupClient> {
     Some((service, socket(record.client, record.client_port)))
 }
 
-/// Returns the record of the connection for the intake, without its backend. In mode `dsr`, a worker sees the client's own
-/// address, and its replies do not pass the manager.
+/// Returns the record of the connection for the intake, without its backend. In mode `dsr`, a worker sees the client's
+/// own address, and its replies do not pass the manager.
 fn present(record: FlowRecord) -> FlowRecord {
     FlowRecord {
         kind: record_kind::PRESENT,

@@ -41,12 +41,12 @@ const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(1);
 /// Counters, and when they were read.
 type TimedStats = (Instant, Arc<Stats>);
 
-/// A short step that the manager's task runs. The step sends its result to the caller after the maps are written, so that
-/// a command is in force when its caller continues. Whatever takes time runs in the caller's task.
+/// A short step that the manager's task runs. The step sends its result to the caller after the maps are written, so
+/// that a command is in force when its caller continues. Whatever takes time runs in the caller's task.
 pub(crate) type ManagerRequest = Box<dyn FnOnce(&mut Manager) + Send>;
 
-/// Sends requests to the manager's task, and reads maps and shared state in the caller's task. Clones share one cache of
-/// counters.
+/// Sends requests to the manager's task, and reads maps and shared state in the caller's task. Clones share one cache
+/// of counters.
 #[derive(Clone)]
 pub struct ManagerHandle {
     requests: mpsc::Sender<ManagerRequest>,
@@ -90,8 +90,8 @@ impl ManagerHandle {
         }
     }
 
-    /// Returns the configuration in force with the options of the command line, and without workers that joined. It waits
-    /// for the end of a reload.
+    /// Returns the configuration in force with the options of the command line, and without workers that joined. It
+    /// waits for the end of a reload.
     pub async fn configuration(&self) -> Config {
         self.in_force.lock().await.clone()
     }
@@ -180,8 +180,8 @@ impl ManagerHandle {
         self.request(|manager| manager.denied.clone()).await
     }
 
-    /// Adds a worker that joined a peer, or without an address removes one that a peer has removed. Returns when that is
-    /// in force.
+    /// Adds a worker that joined a peer, or without an address removes one that a peer has removed. Returns when that
+    /// is in force.
     ///
     /// # Errors
     ///

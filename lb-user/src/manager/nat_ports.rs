@@ -26,8 +26,8 @@ impl NatPorts {
 }
 
 impl Manager {
-    /// Compares the open connections of each backend with its ports. It reads them only if they were not read for the core
-    /// since the last check.
+    /// Compares the open connections of each backend with its ports. It reads them only if they were not read for the
+    /// core since the last check.
     pub(super) fn check_nat_ports(&mut self) {
         let recent = self.nat_ports.open.take();
         let recent = recent.filter(|(read, _)| read.elapsed() < TICK);

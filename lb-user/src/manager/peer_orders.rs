@@ -1,8 +1,8 @@
 //! Applies the orders of peers' operators, and records this manager's for the peers.
 //!
-//! The task compares what is in force with the registers. A difference is a change made on this manager: it gets a stamp and
-//! is sent to the peers. A peer's newer entry is applied as an operator's order. It is then in force, so that it is no
-//! difference and is not sent back.
+//! The task compares what is in force with the registers. A difference is a change made on this manager: it gets a
+//! stamp and is sent to the peers. A peer's newer entry is applied as an operator's order. It is then in force, so that
+//! it is no difference and is not sent back.
 
 mod apply;
 

@@ -166,7 +166,8 @@ impl PendingLookups {
         self.sent.insert(nonce, sent);
     }
 
-    /// Handles an agent's reply; returns the records of its connections, or `None` if it belongs to no query to this agent.
+    /// Handles an agent's reply; returns the records of its connections, or `None` if it belongs to no query to this
+    /// agent.
     pub fn handle_reply(
         &mut self,
         reply: ConnectionReply,

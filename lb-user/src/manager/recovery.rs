@@ -1,5 +1,5 @@
-//! Repairs faults while a manager runs: failed map writes, detached programs, removed pins. It reports each fault once and
-//! repairs it as soon as possible.
+//! Repairs faults while a manager runs: failed map writes, detached programs, removed pins. It reports each fault once
+//! and repairs it as soon as possible.
 
 use std::time::Instant;
 

@@ -1,5 +1,5 @@
-//! Watches the routes to the workers in a task of its own, because the kernel's answers may take time and must not delay
-//! heartbeats.
+//! Watches the routes to the workers in a task of its own, because the kernel's answers may take time and must not
+//! delay heartbeats.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -139,8 +139,8 @@ async fn change(netlink: &mut Option<Netlink>) -> NetlinkChange {
     })
 }
 
-/// Requests the link addresses of next hops. Otherwise a worker sends its heartbeats to this machine's former link address
-/// until its kernel doubts it, which takes half a minute.
+/// Requests the link addresses of next hops. Otherwise a worker sends its heartbeats to this machine's former link
+/// address until its kernel doubts it, which takes half a minute.
 async fn request_neighbours(netlink: &mut Option<Netlink>, next_hops: Vec<(u32, IpAddr)>) {
     let Some(netlink) = netlink else { return };
     for (interface, address) in next_hops {

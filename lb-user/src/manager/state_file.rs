@@ -59,13 +59,13 @@ impl<T> StateFile<T>
 where
     T: Clone + Default + Serialize + DeserializeOwned + Send + Sync + 'static,
 {
-    /// Reads the content that a former manager saved. A missing file gives the default. `what` names the content in errors
-    /// and log lines.
+    /// Reads the content that a former manager saved. A missing file gives the default. `what` names the content in
+    /// errors and log lines.
     ///
     /// # Errors
     ///
-    /// Says why the file cannot be read, with the `remedy`: a manager that ignored the file might send clients to a drained
-    /// worker.
+    /// Says why the file cannot be read, with the `remedy`: a manager that ignored the file might send clients to a
+    /// drained worker.
     pub fn load(path: &Path, what: &'static str, remedy: &str) -> Result<(Self, T)> {
         let content: T =
             read(path).with_context(|| format!("read {what} from {}: {remedy}", path.display()))?;
@@ -187,8 +187,8 @@ async fn write_latest<T: Clone + Serialize + Send + Sync + 'static>(
 pub struct StateLock(#[expect(dead_code, reason = "held for its drop")] Flock<File>);
 
 impl StateLock {
-    /// Acquires the lock without waiting. If the lock file cannot be created, there is no lock. Then the state file cannot be
-    /// written either, and its first write reports that.
+    /// Acquires the lock without waiting. If the lock file cannot be created, there is no lock. Then the state file
+    /// cannot be written either, and its first write reports that.
     ///
     /// # Errors
     ///

@@ -1,5 +1,5 @@
-//! How long late workers have been silent. The manager saves it, so that a restarted manager does not wait `down_after` again for a
-//! dead worker.
+//! How long late workers have been silent. The manager saves it, so that a restarted manager does not wait `down_after`
+//! again for a dead worker.
 
 use std::{collections::BTreeMap, time::Duration};
 

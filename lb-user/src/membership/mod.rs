@@ -53,8 +53,8 @@ impl Membership {
         self.0.get(worker).copied()
     }
 
-    /// Whether a heartbeat counts. A heartbeat of a worker that joined must be signed and come from the address at which the
-    /// worker joined.
+    /// Whether a heartbeat counts. A heartbeat of a worker that joined must be signed and come from the address at
+    /// which the worker joined.
     pub fn accepts(&self, worker: &str, from: IpAddr, is_signed: bool) -> bool {
         self.address(worker)
             .is_none_or(|address| address == from && is_signed)

@@ -1,5 +1,5 @@
-//! The connections that peers carry. If a peer omits a connection from three refreshes, it is removed, unless its packets
-//! pass this manager.
+//! The connections that peers carry. If a peer omits a connection from three refreshes, it is removed, unless its
+//! packets pass this manager.
 
 use std::collections::{HashMap, hash_map::Entry};
 
@@ -62,8 +62,8 @@ impl CarriedConnections {
             return;
         }
         if record.carried == 0 {
-            // The peer knows the connection from another manager, for example after it lost its tables. It does not carry
-            // the connection, and its refreshes omit it.
+            // The peer knows the connection from another manager, for example after it lost its tables. It does not
+            // carry the connection, and its refreshes omit it.
             if self
                 .connections
                 .get(&key)

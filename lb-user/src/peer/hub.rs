@@ -115,7 +115,8 @@ impl Hub {
         })
     }
 
-    /// Begins an incoming session of a peer that started at `epoch`, which ends the peer's older ones. Returns its number.
+    /// Begins an incoming session of a peer that started at `epoch`, which ends the peer's older ones. Returns its
+    /// number.
     pub fn begin_incoming(&self, peer: usize, epoch: u64) -> u64 {
         self.tables().carried.begin_session(peer as u16, epoch);
         self.incoming[peer].fetch_add(1, Ordering::Relaxed) + 1

@@ -24,8 +24,8 @@ pub trait Kernel: Send + Debug {
     /// Names the map that cannot be read.
     fn scan(&mut self) -> Result<Box<dyn Scan>>;
 
-    /// Replaces the peers that are alive: for each the index of this manager's interface, and link addresses. `incomplete`:
-    /// one of them has not reported all its connections.
+    /// Replaces the peers that are alive: for each the index of this manager's interface, and link addresses.
+    /// `incomplete`: one of them has not reported all its connections.
     ///
     /// # Errors
     ///

@@ -1,6 +1,6 @@
-//! Operators' orders, joined workers and denied clients of all managers: for each worker and each prefix, the last change on
-//! any manager wins. The manager records its changes, and applies those of its peers; the senders send what a peer does not
-//! know.
+//! Operators' orders, joined workers and denied clients of all managers: for each worker and each prefix, the last
+//! change on any manager wins. The manager records its changes, and applies those of its peers; the senders send what a
+//! peer does not know.
 
 mod register;
 

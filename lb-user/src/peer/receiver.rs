@@ -29,7 +29,8 @@ use super::{
     wire::{FrameSigner, Hello, Message, PeerRefusal, Record, Resync, Scope},
 };
 
-/// The most connections that have not sent their hello. A further one displaces the oldest: the peer sends its hello at once.
+/// The most connections that have not sent their hello. A further one displaces the oldest: the peer sends its hello at
+/// once.
 const MAX_PENDING_HELLOS: usize = 16;
 
 /// How long a peer may send nothing: it sends a ping every 200 ms.
@@ -41,8 +42,8 @@ const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 /// The least time between two requests for all connections.
 const REQUEST_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The most requests in one session because a worker is not in the tables yet: this manager has not received its heartbeat
-/// since the start. By default the worker is down, and in the tables, after 30 s without a heartbeat.
+/// The most requests in one session because a worker is not in the tables yet: this manager has not received its
+/// heartbeat since the start. By default the worker is down, and in the tables, after 30 s without a heartbeat.
 const UNHEARD_REQUESTS: u32 = 40;
 
 /// Accepts connections; never returns.

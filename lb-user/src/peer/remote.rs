@@ -172,8 +172,8 @@ impl RemoteState {
         self.losses += 1;
     }
 
-    /// Moves at most `most` records of the queue to `into`. Returns since when they have waited, and how many records have
-    /// left the queue.
+    /// Moves at most `most` records of the queue to `into`. Returns since when they have waited, and how many records
+    /// have left the queue.
     pub fn dequeue(&mut self, most: usize, into: &mut Vec<FlowRecord>) -> (Instant, u64) {
         let count = most.min(self.queue.len());
         into.extend(self.queue.drain(..count));
@@ -186,7 +186,8 @@ impl RemoteState {
         self.dequeued + self.queue.len() as u64
     }
 
-    /// Handles the hello of a listener. If the same manager has sent an advertisement in its own session, that is newer.
+    /// Handles the hello of a listener. If the same manager has sent an advertisement in its own session, that is
+    /// newer.
     pub fn handle_hello_reply(&mut self, epoch: u64, advertisement: &Advertisement) {
         if self.epoch != Some(epoch) {
             self.handle_hello(epoch, advertisement);
@@ -199,8 +200,8 @@ impl RemoteState {
         self.advertisement = Some(advertisement.clone());
     }
 
-    /// Returns a sentence that says what keeps the peer from continuing every connection among the first `reported` records,
-    /// or from serving new ones with as many backends as this manager (`serving`).
+    /// Returns a sentence that says what keeps the peer from continuing every connection among the first `reported`
+    /// records, or from serving new ones with as many backends as this manager (`serving`).
     pub fn missing(&self, reported: u64, serving: u16) -> Option<String> {
         let PeerStatus { name, reason, .. } = &self.status;
         if !self.is_connected() {

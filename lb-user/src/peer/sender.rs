@@ -49,8 +49,8 @@ const TICK: Duration = Duration::from_millis(50);
 /// The most records of a frame.
 const FRAME_RECORDS: usize = 512;
 
-/// The most unacknowledged bytes with which the transmission of all connections continues, so that it does not delay new
-/// records.
+/// The most unacknowledged bytes with which the transmission of all connections continues, so that it does not delay
+/// new records.
 const WINDOW: usize = 256 * 1024;
 
 /// Pause between an incomplete transmission and the next one.

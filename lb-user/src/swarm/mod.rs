@@ -1,7 +1,8 @@
 //! Docker Swarm as a source of workers: its running tasks become workers.
 //!
-//! Swarm lists the workers; their agents report whether they are up, also while Swarm reports a node as down. The process
-//! polls the API of one of Swarm's managers, because some changes cause no event. An event only makes the next poll earlier.
+//! Swarm lists the workers; their agents report whether they are up, also while Swarm reports a node as down. The
+//! process polls the API of one of Swarm's managers, because some changes cause no event. An event only makes the next
+//! poll earlier.
 
 mod api;
 mod docker;

@@ -23,8 +23,9 @@ pub struct SwarmWorkers {
 
 /// Returns the workers of all services with labels of memlb.
 ///
-/// `known` has the [`ExternalWorker::path`] of each worker of the former list. A task on a node that is down stays a worker if
-/// it was one: Swarm reports a node as down when it has not heard the node, and so also after Swarm's manager stood still.
+/// `known` has the [`ExternalWorker::path`] of each worker of the former list. A task on a node that is down stays a
+/// worker if it was one: Swarm reports a node as down when it has not heard the node, and so also after Swarm's manager
+/// stood still.
 pub fn workers(state: &SwarmState, known: &BTreeSet<String>) -> SwarmWorkers {
     let mut result = SwarmWorkers::default();
     let nodes = Nodes::new(&state.nodes);
@@ -121,8 +122,8 @@ impl ServiceTasks<'_> {
             .iter()
             .filter(|it| it.service_id == self.service.id)
             .collect();
-        // Of two tasks of a node's name, one that stays comes before one that leaves, one of a present node before one of a
-        // node that is down, and an older one before a newer one.
+        // Of two tasks of a node's name, one that stays comes before one that leaves, one of a present node before one
+        // of a node that is down, and an older one before a newer one.
         tasks.sort_by_key(|it| {
             (
                 it.is_leaving(),
@@ -224,8 +225,8 @@ impl ServiceTasks<'_> {
         node.is_some_and(|it| it.is_down())
     }
 
-    /// Whether the task stays a worker while its node is down. Swarm stops the tasks of a node after it reports the node as
-    /// down; until then only the agent decides.
+    /// Whether the task stays a worker while its node is down. Swarm stops the tasks of a node after it reports the
+    /// node as down; until then only the agent decides.
     fn is_kept(&self, task: &SwarmTask, node: &Node) -> bool {
         let path = worker_path(&self.labels.service, node.name());
         !task.is_leaving() && node.spec.availability != "drain" && self.known.contains(&path)

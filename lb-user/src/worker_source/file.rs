@@ -30,8 +30,8 @@ pub fn read(path: &Path) -> Result<WorkerList> {
     }
 }
 
-/// Sends the workers of a file to the manager whenever the file has changed; never returns. If the file cannot be read, the
-/// last list stays in force.
+/// Sends the workers of a file to the manager whenever the file has changed; never returns. If the file cannot be read,
+/// the last list stays in force.
 pub async fn watch(mut source: SourceClient, path: &Path) {
     let mut ticks = interval(INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);

@@ -1,5 +1,5 @@
-//! The client of a source of workers: sends the whole list to the manager whenever it has changed, or reports why there is
-//! none.
+//! The client of a source of workers: sends the whole list to the manager whenever it has changed, or reports why there
+//! is none.
 
 mod file;
 

@@ -23,8 +23,8 @@ use crate::{namespace::Namespace, notice::print_message, transfer::random_bytes}
 
 /// A client that begins with this byte gets the pattern again and again.
 pub const DOWNLOAD: u8 = b'd';
-/// A client that begins with this byte sends the pattern again and again, and gets the number of its bytes (8 bytes, big
-/// endian) when it ends. Any other client gets its bytes back.
+/// A client that begins with this byte sends the pattern again and again, and gets the number of its bytes (8 bytes,
+/// big endian) when it ends. Any other client gets its bytes back.
 pub const UPLOAD: u8 = b'u';
 /// A client that begins with this byte gets a byte of the pattern at each turn of the server, every 20 ms or sooner.
 pub const NEWS: u8 = b'n';

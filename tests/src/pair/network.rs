@@ -40,7 +40,8 @@ pub enum Side {
 impl Side {
     pub const ALL: [Self; 3] = [Self::Clients, Self::Workers, Self::Sync];
 
-    /// Returns the name of this side's interface at the manager of that `index`. Only the first one has the usual names.
+    /// Returns the name of this side's interface at the manager of that `index`. Only the first one has the usual
+    /// names.
     pub fn interface(self, index: usize) -> String {
         match (self, index) {
             (Self::Clients, 0) => "eth1".into(),

@@ -142,9 +142,9 @@ pub struct Record {
     pub failure: Option<ErrorKind>,
 }
 
-/// A client that opens connections at a rate, each of which lives for some seconds and asks once a second. Their workers end
-/// them: a client that ends first keeps each port in TIME_WAIT for a minute, and when half of its ports are kept, Linux takes
-/// milliseconds to find another one.
+/// A client that opens connections at a rate, each of which lives for some seconds and asks once a second. Their
+/// workers end them: a client that ends first keeps each port in TIME_WAIT for a minute, and when half of its ports are
+/// kept, Linux takes milliseconds to find another one.
 #[derive(Debug)]
 pub struct Turnover {
     stop: Arc<AtomicBool>,

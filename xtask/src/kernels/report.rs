@@ -1,7 +1,7 @@
 //! Checks the guest's report of its tests.
 //!
-//! Missing output is a failure: every suite must have ended with success and with the expected number of passed tests, and
-//! the guest's script must have ended.
+//! Missing output is a failure: every suite must have ended with success and with the expected number of passed tests,
+//! and the guest's script must have ended.
 
 use std::fmt::Write as _;
 

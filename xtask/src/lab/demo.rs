@@ -11,7 +11,8 @@ use memlb_tests::{Cluster, Probe, Report, probe::Request, wait_for};
 
 use crate::interrupt::Interrupt;
 
-/// Longest outage of a client when a worker's link is cut: `down_after`, and 100 ms for the change and the next request.
+/// Longest outage of a client when a worker's link is cut: `down_after`, and 100 ms for the change and the next
+/// request.
 const FAILOVER: Duration = DEFAULT_DOWN_AFTER.saturating_add(Duration::from_millis(100));
 
 /// Longest outage when no packet is lost; a busy machine may delay the client.
@@ -149,7 +150,8 @@ impl LabStep {
         })
     }
 
-    /// Returns the difference from the expected effect. From `moved_at` on, the client must get only the page of this step.
+    /// Returns the difference from the expected effect. From `moved_at` on, the client must get only the page of this
+    /// step.
     fn difference(&self, report: &Report, moved_at: Instant) -> Option<String> {
         let afterwards = report.since(moved_at);
         let (outage, failures, reliable) = match self.expected {

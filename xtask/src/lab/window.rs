@@ -12,7 +12,8 @@ use memlb_tests::Cluster;
 /// systemd's relay for sockets that it inherits.
 const RELAY: &str = "/lib/systemd/systemd-socket-proxyd";
 
-/// Relays a port of this machine to the page of `cluster`. Returns the page's URL; `None` if the manager serves no page.
+/// Relays a port of this machine to the page of `cluster`. Returns the page's URL; `None` if the manager serves no
+/// page.
 ///
 /// The socket is in this machine's network namespace. The relay runs in the manager's, so it ends with the lab.
 pub fn open(cluster: &Cluster) -> Result<Option<String>> {

@@ -1,5 +1,5 @@
-//! Tests whether KVM works on this machine. The device alone is no evidence: in some virtual machines it can be opened, but
-//! guests do not start.
+//! Tests whether KVM works on this machine. The device alone is no evidence: in some virtual machines it can be opened,
+//! but guests do not start.
 
 use std::{fs, path::Path, process::Command, time::Duration};
 

@@ -1,5 +1,6 @@
 //! The lab of scripts/vagrant on machines under QEMU: Debian 12 with its kernel, systemd and Docker from Debian's
-//! packages, without a Vagrant box, provisioned by the same scripts. A fourth machine can be the second manager of a pair.
+//! packages, without a Vagrant box, provisioned by the same scripts. A fourth machine can be the second manager of a
+//! pair.
 
 mod accelerator;
 mod client;
@@ -47,8 +48,8 @@ pub enum Machines {
         #[arg(long)]
         pair: bool,
     },
-    /// Runs smoke.sh, then memlb in front of the ports of Swarm's routing mesh; with a pair, a handover, then a crash and
-    /// reboot of the active manager
+    /// Runs smoke.sh, then memlb in front of the ports of Swarm's routing mesh; with a pair, a handover, then a crash
+    /// and reboot of the active manager
     Demo,
     /// Starts a shell on a machine, or runs a command there
     Ssh {
@@ -76,8 +77,8 @@ impl Machines {
     }
 }
 
-/// Boots the machines, runs the demo and removes the machines, first without and then with a pair of managers. The image
-/// stays.
+/// Boots the machines, runs the demo and removes the machines, first without and then with a pair of managers. The
+/// image stays.
 ///
 /// # Errors
 /// A step failed.

@@ -7,8 +7,8 @@ use memlb_tests::{Namespace, command::output};
 
 pub const NAMESPACE: &str = "memlb-machines";
 
-/// The bridges, each with this machine's address: one for SSH, as with Vagrant, and the lab's, where this machine is the
-/// client.
+/// The bridges, each with this machine's address: one for SSH, as with Vagrant, and the lab's, where this machine is
+/// the client.
 const BRIDGES: [(&str, &str); 2] = [("ssh", "10.56.0.1/24"), ("lab", "192.168.56.1/24")];
 
 /// Makes both networks, with a tap device for each card of each machine.

@@ -1,4 +1,5 @@
-//! The demo of a pair of managers under systemd and keepalived: a handover, a crash of the active manager, and its reboot.
+//! The demo of a pair of managers under systemd and keepalived: a handover, a crash of the active manager, and its
+//! reboot.
 
 use std::{
     net::{Ipv4Addr, SocketAddr},

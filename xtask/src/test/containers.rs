@@ -20,8 +20,8 @@ pub struct Containers {
 }
 
 impl Containers {
-    /// Boots them with the file system of the archive `debian` and the package in root's home, below the empty `folder`.
-    /// Needs a mount namespace of its own.
+    /// Boots them with the file system of the archive `debian` and the package in root's home, below the empty
+    /// `folder`. Needs a mount namespace of its own.
     pub fn boot(package: &Path, debian: &Path, folder: &Path) -> Result<Self> {
         run(Command::new("mount")
             .args(["--types=tmpfs", "tmpfs"])

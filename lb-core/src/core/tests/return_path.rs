@@ -1,4 +1,5 @@
-//! Mode `routed`: a worker whose answers do not pass the manager is not chosen; an event says why, and it is tried again.
+//! Mode `routed`: a worker whose answers do not pass the manager is not chosen; an event says why, and it is tried
+//! again.
 
 use super::*;
 

@@ -70,8 +70,8 @@ impl DsrTables {
         self.translations.insert(key, translation)
     }
 
-    /// Tracks the packets of a service's server, also while there is no route to the service. Otherwise the server would
-    /// answer connections that move here with the service's address from its own address.
+    /// Tracks the packets of a service's server, also while there is no route to the service. Otherwise the server
+    /// would answer connections that move here with the service's address from its own address.
     pub fn track_server(&mut self, service: Endpoint, port: u16) -> Result<()> {
         self.track_port(service_key(service).protocol, port.to_be_bytes(), true)
     }

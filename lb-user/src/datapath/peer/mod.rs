@@ -1,8 +1,8 @@
 //! Replication of connections: records of this manager's connections, intake of the peers' connections, and the maps by
 //! which the programs relay packets to peers.
 //!
-//! All of it works through the pins, outside the manager's main task. A kernel program writes the peers' connections, as
-//! it does for packets.
+//! All of it works through the pins, outside the manager's main task. A kernel program writes the peers' connections,
+//! as it does for packets.
 
 mod events;
 mod intake;

@@ -51,7 +51,8 @@ impl PeerTables {
     }
 
     /// Sets the peers that are alive, each with the index of the interface on whose network it is. The programs relay
-    /// packets of unknown connections to them, also for long if one is `incomplete`: it has not reported all connections.
+    /// packets of unknown connections to them, also for long if one is `incomplete`: it has not reported all
+    /// connections.
     ///
     /// # Errors
     ///

@@ -45,8 +45,8 @@ pub struct OrderEntry {
     pub subject: Subject,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub value: Option<OrderValue>,
-    /// Milliseconds since 1970, greater than that of the entry it replaces. Of two equal stamps, the one with the greater
-    /// `manager` wins.
+    /// Milliseconds since 1970, greater than that of the entry it replaces. Of two equal stamps, the one with the
+    /// greater `manager` wins.
     pub stamp: u64,
     /// The manager on which the subject was changed.
     pub manager: String,

@@ -150,8 +150,8 @@ impl Hello {
         }
     }
 
-    /// Decodes a complete hello, and verifies its signature with one of the keys that `keys_of` returns for the sender's
-    /// name. Returns the hello and that key.
+    /// Decodes a complete hello, and verifies its signature with one of the keys that `keys_of` returns for the
+    /// sender's name. Returns the hello and that key.
     ///
     /// # Errors
     ///
