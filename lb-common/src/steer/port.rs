@@ -19,7 +19,7 @@
 use super::{
     Step, Tables, client,
     flow::{idle_ns, is_over, is_reverse_of, uncount},
-    new_connection::PendingConnection,
+    pending_connection::PendingConnection,
     slot::{NO_SLOT, is_pending},
 };
 use crate::{
