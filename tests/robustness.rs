@@ -379,7 +379,7 @@ fn missing_pins_stop_nothing() {
     probe
         .wait_for_page("Worker2", Instant::now(), SOON)
         .unwrap();
-    cluster.kill_agent(1).unwrap();
+    cluster.memory[1].set_available_kb(100 * 1024).unwrap();
     probe
         .wait_for_page("Worker1", Instant::now(), SOON)
         .unwrap();

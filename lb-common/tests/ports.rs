@@ -10,7 +10,7 @@ use laboratory::{
 };
 use lb_common::{
     address::Address,
-    maps::{FlowKey, NONE_FREE, mode},
+    maps::{FlowKey, NO_PORT, PortPool, mode},
     steer::{Exit, PacketMeta, Tables},
     verdict::Verdict,
 };
@@ -50,7 +50,7 @@ fn what_a_client_has_reset_it_gets_again_at_once() {
             assert!(connects(&memory, client(9, 30_000 + number)).is_some());
         }
         assert_eq!(connects(&memory, client(8, 40_001)), None);
-        assert_eq!(next_free(&memory), NONE_FREE);
+        assert_eq!(pool(&memory).unwrap().next_free, NO_PORT);
         for number in 0..PORTS {
             _ = steer(&memory, &packet(RST), &client(9, 30_000 + number));
         }
@@ -69,7 +69,7 @@ fn a_client_gets_its_last_port_again_when_none_is_free() {
         let port = connects_and_ends(&memory, number);
         assert_eq!(port, given[usize::from(number)]);
     }
-    assert_eq!(next_free(&memory), NONE_FREE);
+    assert_eq!(pool(&memory).unwrap().next_free, NO_PORT);
     // Other clients get the ports that have waited for longest.
     assert_eq!(connects(&memory, client(8, 40_001)), Some(given[0]));
 }
@@ -118,6 +118,13 @@ fn handshakes_give_their_ports_up() {
             assert!(connects(&memory, client(9, 20_000 + number / 100)).is_some());
         }
     }
+    let PortPool {
+        next_free,
+        next_waiting,
+    } = pool(&memory).unwrap();
+    assert_eq!([next_free, next_waiting], [NO_PORT; 2]);
+    let port = connects_and_ends(&memory, 0);
+    assert_eq!(connects(&memory, client(8, 40_001)), Some(port));
 }
 
 /// A client that holds most ports and is silent for a minute loses some of them; no other client does.
@@ -226,9 +233,9 @@ fn lab() -> Memory {
     memory
 }
 
-/// Where the next search for a free port begins.
-fn next_free(memory: &Memory) -> u32 {
-    memory.pool(WORKER1).unwrap().next_free
+/// Where the next searches for a port of the selected worker begin.
+fn pool(memory: &Memory) -> Option<PortPool> {
+    memory.pool(WORKER1).map(|it| *it)
 }
 
 fn client(host: u8, port: u16) -> FlowKey {

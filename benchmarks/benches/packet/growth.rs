@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
 use crate::{
-    Case, Limit, NEW_FLOWS, Outcome,
+    Case, Limit, NEW_FLOWS, Outcome, Ports,
     headers::{Headers, REQUEST, SYN},
     rig::{BASELINE, Costs, Edge, Rig, Size},
 };
@@ -69,7 +69,7 @@ const SERIES: [Series; 4] = [
     Series {
         label: "new flow, services",
         packet: SYNS,
-        outcome: Outcome::Begins,
+        outcome: Outcome::Begins(Ports::Free),
         steps: [with(NEW_FLOWS, 1, 2), with(NEW_FLOWS, 1_024, 2), None, None],
     },
 ];

@@ -26,7 +26,7 @@ use nix::{
 };
 
 use crate::{
-    Case, Outcome,
+    Case, Outcome, Ports,
     headers::{
         BACKEND_PORT, CLIENT, FIRST_PORT, Headers, LINK, MANAGER, NAT_PORT, SERVICE_PORT, SYN,
         WORKER,
@@ -345,15 +345,13 @@ impl Rig {
         for bucket in 0..self.owner_tags.len() {
             self.owner_tags.set(bucket, OwnerTags::default(), 0)?;
         }
-        let ports = match case.outcome {
-            Outcome::BeginsInTimeWait => PortWord {
-                used: u64::MAX,
-                waiting: u64::MAX,
-            },
-            _ => PortWord::default(),
+        let [used, waiting] = match case.outcome {
+            Outcome::Begins(Ports::InTimeWait) => [u64::MAX; 2],
+            Outcome::Begins(Ports::Used) => [u64::MAX, 0],
+            _ => [0; 2],
         };
         for word in 0..DEFAULT_SOURCE_WORDS {
-            self.port_words.set(word, ports, 0)?;
+            self.port_words.set(word, PortWord { used, waiting }, 0)?;
         }
         self.port_pools.set(0, PortPool::default(), 0)?;
         clear(&mut self.tracked)?;
@@ -385,7 +383,7 @@ impl Rig {
         let count = |one: &Traffic| match outcome {
             Outcome::ToBackend | Outcome::Establishes => one.packets_in,
             Outcome::ToClient => one.packets_out,
-            Outcome::Begins | Outcome::BeginsInTimeWait | Outcome::Passes(_) => one.connections,
+            Outcome::Begins(_) | Outcome::Passes(_) => one.connections,
         };
         let mut sum = 0;
         for traffic in self.traffic.iter() {

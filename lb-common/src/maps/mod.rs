@@ -34,7 +34,7 @@ pub use peer::{
     PeerLinks, PeerSwitch, UNKNOWN_CLIENT_BYTES, UNKNOWN_FLOW_ENTRIES, UnknownFlow, record_kind,
 };
 pub use ports::{
-    DEFAULT_SOURCE_WORDS, MAX_NAT_SOURCES, NAT_SOURCES, NONE_FREE, PORT_WORDS, PORTS_PER_WORD,
+    DEFAULT_SOURCE_WORDS, MAX_NAT_SOURCES, NAT_SOURCES, NO_PORT, PORT_WORDS, PORTS_PER_WORD,
     PortPair, PortPool, PortWord, TIME_WAIT_NS, port_bit, port_word,
 };
 pub use service::{Policy, SPREAD, Service, ServiceKey, first_choice, policy, service_flag};

@@ -30,15 +30,15 @@ pub const PORT_WORDS: u32 = 4 * FIELD_WORDS;
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PortPool {
-    /// Position at which the search for a free port begins; [`NONE_FREE`] after a search that found none. The packet
+    /// Position at which the search for a free port begins; [`NO_PORT`] after a search that found none. The packet
     /// that frees a port sets it again.
     pub next_free: u32,
     /// The same for a port that the worker may hold in TIME_WAIT.
     pub next_waiting: u32,
 }
 
-/// [`PortPool::next_free`] of a pool without a free port.
-pub const NONE_FREE: u32 = u32::MAX;
+/// No position.
+pub const NO_PORT: u32 = u32::MAX;
 
 /// A value for each of two ports in turn: the kernel rounds each entry of an array up to 8 bytes.
 pub type PortPair = [u32; 2];

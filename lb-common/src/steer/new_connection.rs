@@ -6,12 +6,12 @@ use super::{
     client, decide_exit,
     flow::{keeps_flows, supersede_own},
     handshake::{forward_request, forwarding},
-    port::{self, NO_PORT, TimeWait},
+    port::{self, TimeWait},
     slot::{NO_SLOT, client_hash, find_free_slot, held, is_pending, set_owner_tag},
 };
 use crate::{
     address::Address,
-    maps::{Backend, FlowKey, Handshake, LOOPBACK, mode, progress, service_flag, state},
+    maps::{Backend, FlowKey, Handshake, LOOPBACK, NO_PORT, mode, progress, service_flag, state},
     verdict::Verdict,
 };
 

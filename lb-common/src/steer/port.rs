@@ -25,13 +25,10 @@ use super::{
 use crate::{
     address::Address,
     maps::{
-        FlowKey, MAX_NAT_SOURCES, NONE_FREE, PORTS_PER_WORD, ServiceKey, Settings, TIME_WAIT_NS,
+        FlowKey, MAX_NAT_SOURCES, NO_PORT, PORTS_PER_WORD, ServiceKey, Settings, TIME_WAIT_NS,
         direction, ended, mode,
     },
 };
-
-/// No port.
-pub(super) const NO_PORT: u32 = u32::MAX;
 
 /// Most ports in TIME_WAIT that a search compares.
 const WAITING_COMPARED: u32 = 8;
@@ -116,14 +113,18 @@ pub fn release<T: Tables>(
         TimeWait::None => {
             tables.clear_ports(word, PortState::Waiting, bit);
             tables.clear_ports(word, PortState::Used, bit);
-            if let Some(mut pool) = tables.pool(pool)
-                && pool.next_free == NONE_FREE
-            {
-                pool.next_free = position;
-            }
         }
         TimeWait::Possible => {
             tables.set_ports(word, PortState::Waiting, bit);
+        }
+    }
+    if let Some(mut pool) = tables.pool(pool) {
+        let next = match time_wait {
+            TimeWait::None => &mut pool.next_free,
+            TimeWait::Possible => &mut pool.next_waiting,
+        };
+        if *next == NO_PORT {
+            *next = position;
         }
     }
     position
@@ -179,7 +180,7 @@ pub fn allocate<T: Tables>(tables: &T, pool: u32) -> u32 {
 #[inline(never)]
 fn allocate_free<T: Tables>(tables: &T, settings: &Settings, pool: u32) -> u32 {
     let first = tables.pool(pool).map_or(0, |it| it.next_free);
-    if first == NONE_FREE {
+    if first == NO_PORT {
         return NO_PORT;
     }
     let mut search = FreeSearch {
@@ -190,13 +191,8 @@ fn allocate_free<T: Tables>(tables: &T, settings: &Settings, pool: u32) -> u32 {
     };
     // The first word is visited again at the end, for its positions before the first one.
     tables.repeat(settings.pool_words + 1, &mut search);
-    // A port that another processor frees meanwhile, behind the search, is found after the next one that becomes free.
-    let next = match search.found {
-        NO_PORT => NONE_FREE,
-        found => found + 1,
-    };
     if let Some(mut pool) = tables.pool(pool) {
-        pool.next_free = next;
+        pool.next_free = after(search.found);
     }
     if search.found == NO_PORT {
         return NO_PORT;
@@ -320,20 +316,24 @@ fn allocate_from_client<T: Tables>(
 
 #[inline(never)]
 fn allocate_waiting<T: Tables>(tables: &T, settings: &Settings, pool: u32) -> u32 {
+    let first = tables.pool(pool).map_or(0, |it| it.next_waiting);
+    if first == NO_PORT {
+        return NO_PORT;
+    }
     let mut search = WaitingSearch {
         longest_ns: tables.barrier_var(0).into(),
         pool,
-        first: tables.pool(pool).map_or(0, |it| it.next_waiting),
+        first,
         found: tables.barrier_var(NO_PORT),
         compared: tables.barrier_var(0),
     };
     tables.repeat(settings.pool_words + 1, &mut search);
     let found = search.found;
+    if let Some(mut pool) = tables.pool(pool) {
+        pool.next_waiting = after(found);
+    }
     if found == NO_PORT {
         return NO_PORT;
-    }
-    if let Some(mut pool) = tables.pool(pool) {
-        pool.next_waiting = found + 1;
     }
     let (word, bit) = word_and_bit(settings, pool, found);
     // Another processor may have allocated it meanwhile.
@@ -647,6 +647,13 @@ fn index(settings: &Settings, pool: u32, position: u32) -> u32 {
 fn word_and_bit(settings: &Settings, pool: u32, position: u32) -> (u32, u64) {
     let word = pool * settings.pool_words + position / PORTS_PER_WORD;
     (word, 1 << (position % PORTS_PER_WORD))
+}
+
+/// Where the next search begins after one that `found` a port, or [`NO_PORT`]. A port that another processor releases
+/// meanwhile, behind the search, is found after the next released one.
+#[inline(always)]
+fn after(found: u32) -> u32 {
+    if found == NO_PORT { NO_PORT } else { found + 1 }
 }
 
 /// The word of a pool at which the step `number` looks of a search that began at the position `first`.

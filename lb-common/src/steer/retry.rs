@@ -9,10 +9,10 @@ use super::{
     decide_exit,
     flow::supersede_own,
     handshake::{forwarding, handle_worker_packet},
-    port::{NO_PORT, TimeWait, record_handshake},
+    port::{TimeWait, record_handshake},
 };
 use crate::{
-    maps::{MAX_REFUSALS, mode},
+    maps::{MAX_REFUSALS, NO_PORT, mode},
     verdict::Verdict,
 };
 

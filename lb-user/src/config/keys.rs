@@ -145,9 +145,9 @@ sections! {
     /// A peer: another manager of the same services. It learns this manager's connections and sends its own, so that
     /// either can continue all of them. Repeat the table for more peers, at most 7. keepalived or a router decides
     /// which manager gets packets; docs/high-availability.md has the whole set-up. All managers need equal settings of
-    /// services, workers, policies, failover and heartbeats: `memlb check --shared` prints what is compared. `memlb
-    /// reload` changes peers and reads their keys again; adding the first peer and removing the last one need a restart
-    /// of the manager.
+    /// services, workers, policies, failover and heartbeats: `memlb check --shared` prints what is compared.
+    /// `memlb reload` changes peers and reads their keys again; adding the first peer and removing the last one need a
+    /// restart of the manager.
     pub struct Peer {
         /// The peer's manager.name. Required; unique.
         name: String = String::new(), Name, Live, required("\"manager2\"");

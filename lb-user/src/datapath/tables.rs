@@ -11,7 +11,7 @@ use lb_common::{
     address::V6,
     headers::{PROTOCOL_TCP, PROTOCOL_UDP},
     maps::{
-        self, Backend, DEFAULT_HANDSHAKES, Handshake, MAX_NAT_SOURCES, NONE_FREE, Neighbour,
+        self, Backend, DEFAULT_HANDSHAKES, Handshake, MAX_NAT_SOURCES, NO_PORT, Neighbour,
         PortPool, PortWord, SLOTS_PER_BUCKET, Service, ServiceKey, Traffic, mode, name, state,
     },
 };
@@ -98,14 +98,13 @@ impl Tables {
         }
         // With another range of ports, some may be free.
         for pool in self.pools.values().copied() {
-            let search = self.port_pools.get(pool)?;
-            if search.next_free == NONE_FREE {
-                let search = PortPool {
-                    next_free: 0,
-                    ..search
-                };
-                self.port_pools.set(pool, search)?;
+            let mut searches = self.port_pools.get(pool)?;
+            for next in [&mut searches.next_free, &mut searches.next_waiting] {
+                if *next == NO_PORT {
+                    *next = 0;
+                }
             }
+            self.port_pools.set(pool, searches)?;
         }
         let nanoseconds =
             |duration: std::time::Duration| u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
