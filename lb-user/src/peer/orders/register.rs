@@ -56,8 +56,8 @@ pub struct OrderEntry {
     /// Number of the change in these registers.
     #[serde(skip)]
     change: u64,
-    /// Whether the entry is not in force on this manager yet.
-    #[serde(skip)]
+    /// Whether the entry is not in force on this manager yet. A peer's value is ignored.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     is_pending: bool,
 }
 

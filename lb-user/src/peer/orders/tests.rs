@@ -94,6 +94,28 @@ fn the_last_change_wins_and_a_removal_is_one() {
 }
 
 #[test]
+fn an_entry_that_is_not_in_force_yet_is_no_change_after_a_restart() {
+    let one = OrderExchange::new(Registers::default());
+    let drained = in_force(&["worker1"], &[], &[]);
+    assert!(one.lock().record_changes(&drained, 1_000, "manager1"));
+    let mut other = Registers::default();
+    assert_eq!(send(&mut one.outbox(0), &mut other), 1);
+    let saved = serde_json::to_string(&other).unwrap();
+    let mut restarted: Registers = serde_json::from_str(&saved).unwrap();
+    assert_eq!(restarted.pending().len(), 1);
+    assert!(!restarted.record_changes(&OperatorState::default(), 1_001, "manager2"));
+    // The peer's own state of the entry does not count here.
+    let mut third = Registers::default();
+    assert!(third.merge(restarted.pending().remove(0), 0));
+    third
+        .pending()
+        .iter()
+        .for_each(|entry| third.applied(entry));
+    assert!(!third.merge(restarted.pending().remove(0), 0));
+    assert_eq!(third.pending(), []);
+}
+
+#[test]
 fn entries_are_bounded_and_checked() {
     let exchange = OrderExchange::new(Registers::default());
     let prefixes: Vec<String> = (0..900)
