@@ -84,6 +84,8 @@ impl Orders {
     }
 
     async fn receive(&mut self, frame: ReceivedOrders, in_force: &mut OperatorStateWatch) {
+        // Otherwise an older entry of the peer would replace a change that was made here just now.
+        self.record_changes(in_force);
         let entries: Vec<OrderEntry> = match serde_json::from_slice(&frame.json) {
             Ok(entries) => entries,
             // The frame is signed, so a memlb with other kinds of entries sent it.
@@ -110,5 +112,65 @@ impl Orders {
                 Err(error) => debug!("apply an order of {}: {error:#}", entry.manager),
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use lb_core::{AdminAction, AdminCommand, AdminOverrides};
+    use tokio::{
+        sync::watch,
+        time::{Duration, timeout},
+    };
+
+    use super::*;
+    use crate::{deny::DenyList, membership::Membership};
+
+    #[tokio::test]
+    async fn a_peers_older_order_replaces_no_order_that_was_given_here_just_now() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("peers.json");
+        let (manager, _requests) = ManagerHandle::without_manager();
+        let mut orders = Orders {
+            exchange: OrderExchange::new(Registers::default()),
+            manager,
+            own_name: "manager1".to_owned(),
+            file: StateFile::load(&path, "the orders", "").unwrap().0,
+        };
+        let (overrides, in_force) = watch::channel((0, AdminOverrides::default()));
+        let mut in_force = OperatorStateWatch {
+            overrides: in_force,
+            membership: watch::channel((0, Membership::default())).1,
+            denied: watch::channel((0, DenyList::default())).1,
+        };
+        orders.record_changes(&mut in_force);
+        let drained = serde_json::json!([{
+            "worker": "worker1", "service": null,
+            "state": { "value": "drain", "by": "root", "at_ms": 1 },
+        }]);
+        let drained = (1, serde_json::from_value(drained).unwrap());
+        overrides.send_replace(drained);
+        let weighted = AdminCommand {
+            worker: "worker1".to_owned(),
+            service: None,
+            action: AdminAction::Weight { percent: 50 },
+            by: "root".to_owned(),
+            at_ms: 1,
+            reason: None,
+        };
+        let entries = serde_json::json!([{
+            "subject": { "orders": "worker1" },
+            "value": { "orders": [weighted] },
+            "stamp": 1, "manager": "manager2",
+        }]);
+        let frame = ReceivedOrders {
+            peer: 0,
+            json: serde_json::to_vec(&entries).unwrap(),
+        };
+        // No manager applies orders in this test.
+        let received = orders.receive(frame, &mut in_force);
+        let received = timeout(Duration::from_secs(5), received).await;
+        assert!(received.is_ok(), "the older order is applied");
+        assert_eq!(orders.exchange.lock().pending(), []);
     }
 }
