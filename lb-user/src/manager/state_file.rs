@@ -51,7 +51,9 @@ pub struct StateFile<T> {
 struct FlushProgress {
     /// The last version on disk.
     version: u64,
-    /// The error of the last attempt to write a later version.
+    /// The version of the last attempt to write the file.
+    attempted: u64,
+    /// The error of that attempt.
     failure: Option<String>,
 }
 
@@ -127,7 +129,7 @@ pub struct Save {
 impl Save {
     /// Waits until the version is on disk; returns the failure if it is not.
     pub async fn failure(mut self) -> Option<String> {
-        let is_settled = |it: &FlushProgress| it.version >= self.version || it.failure.is_some();
+        let is_settled = |it: &FlushProgress| it.attempted >= self.version;
         match timeout(FLUSH_TIMEOUT, self.progress.wait_for(is_settled)).await {
             Ok(Ok(progress)) if progress.version >= self.version => None,
             Ok(Ok(progress)) => progress.failure.clone(),
@@ -168,7 +170,7 @@ async fn write_latest<T: Clone + Serialize + Send + Sync + 'static>(
                 if succeeded {
                     written.version = version;
                 }
-                written.failure = failure;
+                (written.attempted, written.failure) = (version, failure);
             });
             if succeeded {
                 break;
@@ -294,9 +296,8 @@ mod tests {
         let (file, _) = open(&path).unwrap();
         assert!(file.save(orders("worker1")).failure().await.is_some());
         fs::remove_dir(path.with_added_extension("draft")).unwrap();
-        let mut save = file.save(orders("worker2"));
-        let is_written = |it: &FlushProgress| it.version >= save.version;
-        save.progress.wait_for(is_written).await.unwrap();
+        // The failure of the former version is not that of this one.
+        assert_eq!(file.save(orders("worker2")).failure().await, None);
         assert_eq!(open(&path).unwrap().1, orders("worker2"));
     }
 
