@@ -19,7 +19,8 @@ use crate::{
     status::Status,
 };
 
-/// How often an unchanged list is sent again, so that the manager knows that the source is alive.
+/// How often an unchanged list is sent again, so that the manager knows that the source is alive. Also for a list that
+/// the manager refused.
 const REPEAT: Duration = Duration::from_secs(5);
 
 /// How often a list is sent again if the manager does not have it.
@@ -37,7 +38,7 @@ pub struct SourceClient {
     partial: bool,
     /// The list in force at the manager.
     sent: Option<WorkerList>,
-    /// The list that the manager refused. It would refuse it again.
+    /// The list that the manager refused. The manager accepts it when its own configuration has changed.
     refused: Option<WorkerList>,
     tried: Option<Instant>,
     /// The problem that was last logged.
@@ -59,13 +60,11 @@ impl SourceClient {
 
     /// Sends the list to the manager, if it has changed or was not sent for some time.
     ///
-    /// A failure is logged, and a later call sends the list again, unless the manager refused it.
+    /// A failure is logged, and a later call sends the list again.
     pub async fn publish(&mut self, list: &WorkerList) {
-        if self.refused.as_ref() == Some(list) {
-            return;
-        }
         let is_new = self.sent.as_ref() != Some(list);
         let pause = match (is_new, &self.problem) {
+            _ if self.refused.as_ref() == Some(list) => REPEAT,
             (_, Some(_)) => RETRY,
             (true, None) => Duration::ZERO,
             (false, None) => REPEAT,
@@ -162,5 +161,59 @@ fn log(reply: &WorkersReply) {
     }
     if let Some(problem) = &reply.not_saved {
         warn!("a restarted manager would not have these workers: {problem}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::{
+        io::{AsyncBufReadExt, AsyncWriteExt, BufReader},
+        net::UnixListener,
+    };
+
+    use super::*;
+    use crate::control::ErrorReply;
+
+    /// Answers requests with these lines, one after the other.
+    async fn answer(listener: UnixListener, replies: [String; 2]) {
+        for reply in replies {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let (reader, mut writer) = stream.split();
+            let mut request = String::new();
+            let mut reader = BufReader::new(reader);
+            reader.read_line(&mut request).await.unwrap();
+            writer.write_all(reply.as_bytes()).await.unwrap();
+            writer.write_all(b"\n").await.unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn a_refused_list_is_sent_again_because_the_manager_may_accept_it_later() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("manager.sock");
+        let refusal = ErrorReply {
+            error: "nothing was changed: there is no service \"web\"".to_owned(),
+            is_usage: true,
+        };
+        let replies = [
+            serde_json::to_string(&refusal).unwrap(),
+            serde_json::to_string(&WorkersReply::default()).unwrap(),
+        ];
+        let manager = answer(UnixListener::bind(&path).unwrap(), replies);
+        let manager = tokio::spawn(manager);
+        let mut source = SourceClient::new(ControlClient::new(path), "file".to_owned(), false);
+        let list = WorkerList::default();
+        for _ in 0..2 {
+            // The second call is too early.
+            source.publish(&list).await;
+            assert_eq!(source.refused.as_ref(), Some(&list));
+        }
+        source.tried = Instant::now().checked_sub(REPEAT);
+        source.publish(&list).await;
+        assert_eq!(
+            (source.sent.as_ref(), &source.refused),
+            (Some(&list), &None)
+        );
+        manager.await.unwrap();
     }
 }
