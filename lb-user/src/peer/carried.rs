@@ -24,7 +24,8 @@ struct ConnectionKey {
 #[derive(Debug, Clone, Copy)]
 struct CarriedConnection {
     backend: u32,
-    source: u16,
+    /// The number of the address towards the worker; `None` for the client's own.
+    source: Option<u16>,
     source_port: [u8; 2],
     created_ticks: u32,
     /// The peer that carries it, and the last refresh of that peer with the connection.
@@ -73,8 +74,13 @@ impl CarriedConnections {
             }
             return;
         }
-        let Some(source) = self.number((record.source, [0; 2])) else {
-            return;
+        // There may be more clients than numbers.
+        let source = match record.source == record.client {
+            true => None,
+            false => match self.number((record.source, [0; 2])) {
+                Some(number) => Some(number),
+                None => return,
+            },
         };
         let carried = CarriedConnection {
             backend: record.backend,
@@ -113,7 +119,7 @@ impl CarriedConnections {
                     service_address,
                     service_port,
                     protocol: key.protocol,
-                    source: endpoint(carried.source).0,
+                    source: carried.source.map_or(key.client, |it| endpoint(it).0),
                     source_port: carried.source_port,
                     backend: carried.backend,
                     created_ticks: carried.created_ticks,
@@ -210,5 +216,26 @@ mod tests {
         assert_eq!(clients, [7]);
         // A peer that is gone has no refreshes, and so its connections stay.
         assert_eq!(carried.end_refresh(1), []);
+    }
+
+    #[test]
+    fn connections_of_any_number_of_clients_with_their_own_addresses_are_tracked() {
+        const CLIENTS: u32 = 70_000;
+        let mut carried = CarriedConnections::default();
+        for client in 0..CLIENTS {
+            let mut address = [0; 16];
+            address[12..].copy_from_slice(&client.to_be_bytes());
+            let record = FlowRecord {
+                kind: record_kind::OPENED,
+                carried: 1,
+                client: address,
+                source: address,
+                ..FlowRecord::default()
+            };
+            carried.record(0, &record);
+        }
+        let forgotten: Vec<_> = (0..4).flat_map(|_| carried.end_refresh(0)).collect();
+        assert_eq!(forgotten.len(), CLIENTS as usize);
+        assert!(forgotten.iter().all(|it| it.source == it.client));
     }
 }
