@@ -59,7 +59,10 @@ impl PeerEvents {
         let mut events = Vec::new();
         for (reason, count) in &peer.refused_frames {
             let key = (peer.name.clone(), reason.clone());
-            let reported = self.refusals.get(&key).map_or(0, |it| it.reported);
+            // After a change of the peers, the counters begin again.
+            let known = self.refusals.get(&key);
+            let known = known.filter(|it| it.reported <= *count);
+            let reported = known.map_or(0, |it| it.reported);
             let is_due = |it: &RefusedFrames| now.duration_since(it.at) >= REFUSALS_INTERVAL;
             if *count <= reported || !self.refusals.get(&key).is_none_or(is_due) {
                 continue;
@@ -266,5 +269,6 @@ mod tests {
         assert_eq!(frames(5, 1), [0; 0]);
         assert_eq!(frames(9, 11), [7]);
         assert_eq!(frames(9, 30), [0; 0]);
+        assert_eq!(frames(1, 31), [1], "of the replaced peer");
     }
 }
