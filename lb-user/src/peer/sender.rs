@@ -31,7 +31,7 @@ use super::{
 /// How long a machine may take to answer a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(250);
 
-/// Pause between a failed attempt and the next one.
+/// Pause between a failed attempt and the next one, and the same after a session that was shorter.
 const RETRY: Duration = Duration::from_millis(200);
 
 /// The same after a refusal, whose cause an operator must remove.
@@ -61,6 +61,7 @@ pub async fn run(hub: Arc<Hub>, peer: usize, mut outbox: Outbox) {
     let remote = hub.remote(peer);
     let mut reported = String::new();
     loop {
+        let begun = Instant::now();
         let Err(error) = attempt(&hub, remote, &mut outbox).await;
         let peer_state = match &error {
             SessionError::Refused(_) | SessionError::Unanswered => PeerState::Refused,
@@ -82,11 +83,11 @@ pub async fn run(hub: Arc<Hub>, peer: usize, mut outbox: Outbox) {
             warn!("peer {name} at {}: {reason}", remote.settings.address);
             reported = reason;
         }
-        match (peer_state, was_connected) {
+        match peer_state {
             // The next attempt shows whether the machine is alive.
-            (_, true) => {}
-            (PeerState::Refused, false) => sleep(RETRY_REFUSED).await,
-            (_, false) => sleep(RETRY).await,
+            _ if was_connected && begun.elapsed() >= RETRY => {}
+            PeerState::Refused => sleep(RETRY_REFUSED).await,
+            _ => sleep(RETRY).await,
         }
     }
 }

@@ -520,3 +520,28 @@ async fn a_manager_of_another_protocol_gets_the_reason_of_no_session() {
     assert!(reason.contains("versions 2 to 4"), "{reason}");
     assert_eq!(one.refused("protocol"), 1);
 }
+
+#[tokio::test]
+async fn sessions_that_end_at_once_begin_again_after_a_pause() {
+    let listener = listen().await;
+    let one = Side::start(1, listen().await, listener.local_addr().unwrap(), 5);
+    let own = Hello {
+        name: "manager2".to_owned(),
+        ..one.hub.hello().unwrap()
+    };
+    let keys = keys(5);
+    let mut sessions = 0;
+    let accepted = async {
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            if session::accept(stream, &own, |_| Ok(&keys)).await.is_ok() {
+                sessions += 1;
+            }
+        }
+    };
+    assert!(timeout(Duration::from_secs(1), accepted).await.is_err());
+    assert!(
+        (1..=6).contains(&sessions),
+        "{sessions} sessions in a second"
+    );
+}
