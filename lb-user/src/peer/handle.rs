@@ -117,7 +117,8 @@ mod tests {
         let sent = |sequence, completes| SentFrame {
             sequence,
             bytes: 100,
-            at: now,
+            sent: now,
+            reported: now,
             has_records: true,
             dequeued: sequence,
             completes,
@@ -158,5 +159,31 @@ mod tests {
         state().record_sent(sent(2, Some(losses)));
         state().handle_acknowledgement(2, now);
         assert!(peers.flush(Duration::ZERO).await.is_err());
+    }
+
+    #[test]
+    fn a_record_that_waited_for_long_gets_the_whole_time_for_its_acknowledgement() {
+        let peers = Peers::new([PeerSettings {
+            name: "manager2".to_owned(),
+            address: ([127, 0, 0, 1], 1).into(),
+            keys: PeerKeys::single(SigningKey::new(KeyId(1), &Zeroizing::new([7; 32]))),
+        }]);
+        let remotes = peers.remotes();
+        let mut state = remotes[0].lock();
+        state.connected(1);
+        let sent = std::time::Instant::now();
+        let waited = Duration::from_secs(3);
+        state.record_sent(SentFrame {
+            sequence: 0,
+            bytes: 100,
+            sent,
+            reported: sent.checked_sub(waited).unwrap(),
+            has_records: true,
+            dequeued: 1,
+            completes: None,
+        });
+        assert_eq!(state.oldest_unacknowledged(), Some(sent));
+        drop(state);
+        assert!(remotes[0].status().lag_us >= Some(3_000_000));
     }
 }

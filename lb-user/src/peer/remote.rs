@@ -80,7 +80,10 @@ pub struct RemoteState {
 pub struct SentFrame {
     pub sequence: u64,
     pub bytes: usize,
-    pub at: Instant,
+    /// When it was sent.
+    pub sent: Instant,
+    /// When the oldest of its records was reported.
+    pub reported: Instant,
     /// Whether it holds records of the queue.
     pub has_records: bool,
     /// How many records had left the queue, including those of this frame.
@@ -273,7 +276,7 @@ impl RemoteState {
                 if self.delays.len() == DELAYS {
                     self.delays.pop_front();
                 }
-                self.delays.push_back(now - frame.at);
+                self.delays.push_back(now - frame.reported);
             }
         }
     }
@@ -285,7 +288,7 @@ impl RemoteState {
 
     /// When the oldest unacknowledged frame was sent.
     pub fn oldest_unacknowledged(&self) -> Option<Instant> {
-        self.unacknowledged.front().map(|it| it.at)
+        self.unacknowledged.front().map(|it| it.sent)
     }
 
     /// Counts the outcomes of the peer's records.
@@ -335,7 +338,7 @@ impl RemoteState {
             state_since_ms: lb_core::milliseconds(now - self.since),
             lag_us: self
                 .is_connected()
-                .then(|| oldest.map_or(0, |it| microseconds(now - it.at).max(1))),
+                .then(|| oldest.map_or(0, |it| microseconds(now - it.reported).max(1))),
             lag_p50_us: share(50),
             lag_p99_us: share(99),
             queue_records: self.queue.len() as u64,

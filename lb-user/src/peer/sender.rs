@@ -403,12 +403,13 @@ impl Transmitter<'_> {
 
     /// Adds a frame. `since`: when the oldest of its records from the queue was reported.
     fn add(&mut self, message: &Message, since: Option<Instant>, completes: Option<u64>) {
-        let begin = self.out.len();
+        let (begin, now) = (self.out.len(), Instant::now());
         let sequence = message.sign(&mut self.signer, &mut self.out);
         self.sent.push(SentFrame {
             sequence,
             bytes: self.out.len() - begin,
-            at: since.unwrap_or_else(Instant::now),
+            sent: now,
+            reported: since.unwrap_or(now),
             has_records: since.is_some(),
             dequeued: self.dequeued,
             completes,
