@@ -189,6 +189,13 @@ impl HeartbeatReceiver {
         changes
     }
 
+    /// Removes the figures of workers that are no longer configured.
+    pub fn retain_workers(&mut self, is_configured: impl Fn(&str) -> bool) {
+        self.workers.retain(|worker, _| is_configured(worker));
+        let unsigned = &mut self.counts.unsigned;
+        unsigned.retain(|worker, _| is_configured(worker));
+    }
+
     /// Returns a warning that names the workers whose heartbeats cannot count, because they have no key.
     pub fn missing_keys(&self, config: &Config) -> Option<String> {
         let names = self.without_key(config)?;
@@ -534,5 +541,68 @@ pub fn read_keys_of(config: &Config) -> Result<KeyRing> {
             }
             Ok(keys)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use lb_core::{BootId, WorkerState};
+
+    use super::*;
+    use crate::heartbeat::{Heartbeat, MemoryReport};
+
+    fn heartbeat(worker: &str) -> Vec<u8> {
+        let heartbeat = Heartbeat {
+            worker: worker.to_owned(),
+            boot: BootId(1),
+            seq: 1,
+            interval: Duration::from_millis(100),
+            memory: MemoryReport {
+                available_bytes: 1,
+                total_bytes: 2,
+                cgroup: None,
+                pressure: None,
+                stale_ms: None,
+            },
+            state: WorkerState::Ready,
+            healthy: true,
+            checked: false,
+            translates: Vec::new(),
+            version: "0.1.0".to_owned(),
+            pause: None,
+            nonce: None,
+        };
+        heartbeat.encode().unwrap()
+    }
+
+    #[tokio::test]
+    async fn figures_of_a_worker_end_with_its_configuration() {
+        let now = Instant::now();
+        let authentication = Authentication::Permissive;
+        let mut receiver = HeartbeatReceiver {
+            socket: HeartbeatSocket::bind("127.0.0.1:0".parse().unwrap()).unwrap(),
+            authenticator: Authenticator::new(authentication, false, KeyRing::default(), now)
+                .unwrap(),
+            counts: Heartbeats::default(),
+            workers: BTreeMap::new(),
+            refusals: BTreeMap::new(),
+            unsigned: RateLimiter::default(),
+            events: VecDeque::new(),
+        };
+        for number in 0..100 {
+            let name = format!("worker{number}");
+            let path = DatagramPath::example(1_000 + number);
+            match receiver.handle_datagram(&heartbeat(&name), path, now) {
+                Received::Heartbeat(it) => receiver.handle_outcome(&it, HeartbeatOutcome::Accepted),
+                other => panic!("{other:?}"),
+            }
+            // The former worker is replaced by this one.
+            receiver.retain_workers(|worker| worker == name);
+        }
+        assert_eq!(
+            (receiver.workers.len(), receiver.counts.unsigned.len()),
+            (1, 1)
+        );
+        assert_eq!(receiver.counts.accepted, 100);
     }
 }

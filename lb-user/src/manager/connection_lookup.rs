@@ -91,6 +91,11 @@ impl ConnectionLookup {
         }
     }
 
+    /// Removes the agents of workers that are no longer configured.
+    pub fn retain_agents(&mut self, is_configured: impl Fn(&str) -> bool) {
+        self.agents.retain(|worker, _| is_configured(worker));
+    }
+
     /// Records the address of an agent with a DSR translator.
     pub fn record_agent(&mut self, heartbeat: &ReceivedHeartbeat) {
         let report = &heartbeat.report;

@@ -185,6 +185,9 @@ impl Manager {
         let links = self.datapath.worker_routes();
         self.core
             .reconfigure(settings.clone(), &links, Instant::now());
+        let is_configured = |worker: &str| self.core.has_worker(worker);
+        self.receiver.retain_workers(is_configured);
+        self.connection_lookup.retain_agents(is_configured);
         self.apply_outputs();
         if let Err(error) = self.datapath.publish_services(&settings) {
             self.map_write_failed(&error);
