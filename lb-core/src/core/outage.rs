@@ -64,6 +64,25 @@ impl Core {
         }
     }
 
+    /// Gives workers that stay up without heartbeats their deadline again, if the settings no longer let them stay up.
+    pub(super) fn end_disabled_outage(&mut self) {
+        for index in 0..self.workers.len() {
+            let may_stay_up = self.panic_percent.is_some()
+                && self.workers[index].agent
+                && self.has_passive_checks(index);
+            self.workers[index].heartbeats_missing &= may_stay_up;
+        }
+        if !self.workers.iter().any(|it| it.heartbeats_missing) {
+            self.outage_since = None;
+        }
+    }
+
+    fn has_passive_checks(&self, index: usize) -> bool {
+        let services = self.workers[index].backends.iter();
+        let mut services = services.map(|at| &self.services[at.service]);
+        services.any(|service| service.failing_settings(&self.failing).after > 0)
+    }
+
     /// Whether packets of a worker arrived long after its last heartbeat. Only services with passive checks count:
     /// without heartbeats, nothing else would detect that the worker is dead.
     fn sends_packets(&self, index: usize) -> bool {

@@ -71,6 +71,7 @@ impl Core {
             service.update_routes(routes);
         }
         self.inherit_ejections();
+        self.end_disabled_outage();
         for index in 0..self.workers.len() {
             self.apply_admin_states(index);
             self.propagate(index);

@@ -116,3 +116,44 @@ fn without_panic_threshold_or_passive_checks_heartbeats_alone_decide() {
         assert_eq!(states(&harness), [Health::Down; 3]);
     }
 }
+
+#[test]
+fn a_worker_that_stays_up_without_heartbeats_is_down_when_the_settings_no_longer_allow_that() {
+    let settings = || {
+        let mut settings = lab(Threshold::Bytes(64 * MIB));
+        settings.services = vec![service(0, 1, &WORKERS, Threshold::Bytes(64 * MIB))];
+        settings
+    };
+    type Change = fn(&mut CoreSettings);
+    let changes: [(Change, Health); 5] = [
+        (|_| (), Health::Up),
+        (|settings| settings.panic_percent = None, Health::Down),
+        (|settings| settings.failing.after = 0, Health::Down),
+        (
+            |settings| settings.services[0].passive_checks = false,
+            Health::Down,
+        ),
+        (
+            |settings| {
+                let backends = settings.services[0].backends.iter_mut();
+                backends.for_each(|it| it.agent = false);
+            },
+            Health::Up,
+        ),
+    ];
+    for (number, (change, expected)) in changes.into_iter().enumerate() {
+        let (mut harness, mut counted) = harness(&WORKERS, |_| ());
+        harness.agents.clear();
+        advance_with_answers(&mut harness, &mut counted, ms(3_000), &[1, 2, 3]);
+        assert_eq!(states(&harness), [Health::Up; 3]);
+        let mut changed = settings();
+        change(&mut changed);
+        harness.reconfigure(changed);
+        assert_eq!(states(&harness), [expected; 3], "change {number}");
+        let problem = harness.core.snapshot(harness.now).services[0]
+            .problem
+            .clone();
+        let is_outage = problem.is_some_and(|it| it.contains("stay up because their packets"));
+        assert_eq!(is_outage, number == 0, "change {number}");
+    }
+}
