@@ -111,7 +111,7 @@ pub async fn run(settings: AgentSettings) -> Result<()> {
     let mut watchdog = Watchdog::start();
     systemd::ready();
     loop {
-        agent.healthy = healthy.borrow_and_update().unwrap_or(false);
+        agent.healthy = healthy.borrow().unwrap_or(false);
         tokio::select! {
             _ = ticks.tick() => agent.send_all(WorkerState::Ready),
             Ok(()) = healthy.changed() => {
