@@ -218,7 +218,7 @@ impl RemoteState {
         if theirs < serving {
             return Some(format!(
                 "{name} has {theirs} usable backends, and this manager {serving}: it has no heartbeat of every worker \
-                 yet, or has no route to one (memlb status on that machine)"
+                 yet, or no route to one, or one fails there (memlb status on that machine)"
             ));
         }
         let missing = reported.saturating_sub(self.acknowledged);
