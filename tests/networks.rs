@@ -147,6 +147,23 @@ fn serves_a_worker_as_a_client(attach: &str) {
     }
 }
 
+/// A switch sends frames to all ports if it does not know their station, such as a peer that was disconnected just now.
+#[root_test(tc, xdp)]
+fn ignores_frames_to_another_station(attach: &str) {
+    let cluster = start(attach, Shape::OneArm);
+    let client = &cluster.topology.client;
+    let manager = cluster.topology.manager.address().to_string();
+    let neighbour = |arguments: &[&str]| {
+        let arguments = [&["neigh"], arguments, &["dev", "eth1"]].concat();
+        client.run("ip", &arguments).unwrap()
+    };
+    neighbour(&["replace", &manager, "lladdr", "02:00:00:00:00:99"]);
+    let refused = Connection::open(client, cluster.service(), Duration::from_millis(500));
+    assert!(refused.is_err());
+    neighbour(&["delete", &manager]);
+    assert_eq!(cluster.page_at(client).unwrap(), "Worker1");
+}
+
 #[root_test(tc, xdp)]
 fn resolves_unknown_link_addresses_of_workers(attach: &str) {
     let cluster = start(attach, Shape::OneArm);

@@ -8,9 +8,9 @@ use lb_common::{
     maps::{
         Backend, Counter, DSR_LAYOUT_VERSION, DSR_MAPS, Flow, FlowEvent, FlowKey, FlowRecord,
         Handshake, IntakeHeader, LAYOUT_VERSION, MANAGER_MAPS, Mac, MapKind, MapLayout, Neighbour,
-        PeerLink, PeerLinks, PeerSwitch, Policy, PortPool, PortWord, Service, ServiceKey, Settings,
-        TraceConfig, TraceCounts, TraceEvent, Traffic, UnknownFlow, direction, ended, mode, name,
-        state,
+        OwnLink, PeerLink, PeerLinks, PeerSwitch, Policy, PortPool, PortWord, Service, ServiceKey,
+        Settings, TraceConfig, TraceCounts, TraceEvent, Traffic, UnknownFlow, direction, ended,
+        mode, name, state,
     },
     verdict::Verdict,
 };
@@ -32,7 +32,7 @@ macro_rules! assert_layout {
 }
 
 #[test]
-fn the_layout_of_version_6_is_as_pinned() {
+fn the_layout_of_version_7_is_as_pinned() {
     assert_eq!(LAYOUT_VERSION, 7, "pin the new layout here");
     assert_layout!(
         Settings, 88,
@@ -53,6 +53,7 @@ fn the_layout_of_version_6_is_as_pinned() {
     );
     assert_layout!(Policy, 16, kind 0, generation 4, slots 8, fallback 12);
     assert_layout!(Neighbour, 16, worker 0, manager 8);
+    assert_layout!(OwnLink, 16, interface 0, reserved 4, address 8);
     assert_layout!(
         FlowKey, 16,
         source 0, destination 4, source_port 8, destination_port 10, protocol 12
@@ -200,6 +201,7 @@ fn the_maps_of_version_7_are_as_pinned() {
             ("choices", Array, 4, 4, None),
             ("backends", Array, 4, 96, None),
             ("neighbours", Array, 4, 16, None),
+            ("own_links", Array, 4, 16, Some(256)),
             ("ports", Array, 4, 8, Some(4096)),
             ("source_filter", Hash, 16, 4, Some(4096)),
             ("endpoints", Hash, 20, 4, None),

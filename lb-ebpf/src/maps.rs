@@ -14,10 +14,11 @@ use lb_common::{
     maps::{
         Backend, COUNTED_CLIENTS, Counter, DEFAULT_BACKENDS, DEFAULT_FLOW_ENTRIES,
         DEFAULT_HANDSHAKES, DEFAULT_SERVICES, DEFAULT_SOURCE_WORDS, DENIED_PREFIXES, Flow,
-        FlowEvent, FlowKey, FlowRecord, Handshake, Mac, NAT_SOURCES, NO_ID, Neighbour, OwnerTags,
-        PORT_WORDS, PORTS_PER_WORD, PeerLinks, PeerSwitch, Policy, PortPair, PortPool, PortWord,
-        SERVICE_CHOICES, SLOTS_PER_BUCKET, SOURCE_FILTER_ENTRIES, Service, ServiceKey,
-        ServiceRefusals, Settings, TraceEvent, Traffic, UnknownFlow, port_bit, port_word, ticks,
+        FlowEvent, FlowKey, FlowRecord, Handshake, Mac, NAT_SOURCES, NO_ID, Neighbour, OWN_LINKS,
+        OwnLink, OwnerTags, PORT_WORDS, PORTS_PER_WORD, PeerLinks, PeerSwitch, Policy, PortPair,
+        PortPool, PortWord, SERVICE_CHOICES, SLOTS_PER_BUCKET, SOURCE_FILTER_ENTRIES, Service,
+        ServiceKey, ServiceRefusals, Settings, TraceEvent, Traffic, UnknownFlow, own_link,
+        port_bit, port_word, ticks,
     },
     packet::{IpAddress, Syn},
     steer::{
@@ -54,6 +55,9 @@ static BACKENDS: Array<Backend, { DEFAULT_BACKENDS as usize }> = Array::new();
 
 #[btf_map(name = "neighbours")]
 static NEIGHBOURS: Array<Neighbour, { DEFAULT_BACKENDS as usize }> = Array::new();
+
+#[btf_map(name = "own_links")]
+static LINKS: Array<OwnLink, { OWN_LINKS as usize }> = Array::new();
 
 /// Source addresses and the only interface on which packets from them may arrive; 0: none.
 #[btf_map(name = "source_filter")]
@@ -807,6 +811,14 @@ impl<A: Family> Maps<A> {
 pub fn syn<A: Family>(slot: u32) -> Option<&'static mut Syn> {
     // SAFETY: array elements live as long as the map. `Syn::is_of` and checksums detect concurrent writes.
     A::syns().get_ptr_mut(slot).map(|syn| unsafe { &mut *syn })
+}
+
+/// Whether a frame that arrives at `interface` is addressed to another station, or to a group.
+#[inline(always)]
+pub fn is_for_other_station(interface: u32, destination: Mac) -> bool {
+    LINKS
+        .get(own_link(interface))
+        .is_some_and(|own| own.interface == interface && !own.address.is_same_station(destination))
 }
 
 /// Counts a packet under its verdict.

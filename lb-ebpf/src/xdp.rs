@@ -14,7 +14,7 @@ use lb_common::{
         ETHERNET_LEN, ETHERTYPE_SERVICE_VLAN, ETHERTYPE_VLAN, EthernetHeader, Ipv4Header,
         Ipv6Header, PROTOCOL_TCP,
     },
-    maps::Neighbour,
+    maps::{Mac, Neighbour},
     packet::{Extent, FrameBytes, IcmpError, IpHeader, Segment, TcpFrame},
     steer::{Decision, Exit, Hook, PacketMeta, steer_established, undo_accounting},
     trace::HEAD,
@@ -23,7 +23,7 @@ use lb_common::{
 use lb_ebpf::packet_bytes::{PacketBytes, segment};
 
 use crate::{
-    maps::{Family, Maps, count},
+    maps::{Family, Maps, count, is_for_other_station},
     packet::{HookContext, decide, is_unrelated},
     packet_scratch::{PacketScratch, Parsed},
     retry, too_large,
@@ -35,7 +35,7 @@ use crate::{
 static XDP_REDIRECTS: u8 = 0;
 
 /// Steers one packet. Passes packets to the TC program if the next hop's link address is unknown, for the loopback
-/// interface, or with a VLAN tag.
+/// interface, with a VLAN tag, or to another station.
 #[inline(always)]
 pub fn run(ctx: &XdpContext) -> u32 {
     let verdict = match packet_bytes(ctx.ctx).at::<EthernetHeader>(0) {
@@ -45,6 +45,11 @@ pub fn run(ctx: &XdpContext) -> u32 {
             }
             Ipv6Header::ETHERTYPE if is_unrelated::<V6>(packet_bytes(ctx.ctx), Hook::Ingress) => {
                 Verdict::NotOurs
+            }
+            Ipv4Header::ETHERTYPE | Ipv6Header::ETHERTYPE
+                if is_for_other_station(interface(ctx.ctx), Mac::read(&ethernet.destination)) =>
+            {
+                Verdict::HandedOver
             }
             Ipv4Header::ETHERTYPE => {
                 return match fast_path(ctx.ctx) {
@@ -326,8 +331,7 @@ fn parse_context(ctx: *mut xdp_md) -> (HookContext, Extent) {
     let hook_context = HookContext {
         hook: Hook::Ingress,
         in_driver: true,
-        // SAFETY: the kernel hands a valid context to the program.
-        interface: unsafe { (*ctx).ingress_ifindex },
+        interface: interface(ctx),
         packets: 1,
         bytes: length(ctx),
         tag: 0,
@@ -337,6 +341,13 @@ fn parse_context(ctx: *mut xdp_md) -> (HookContext, Extent) {
         coalesced: false,
     };
     (hook_context, extent)
+}
+
+/// The index of the interface at which the packet arrives.
+#[inline(always)]
+fn interface(ctx: *mut xdp_md) -> u32 {
+    // SAFETY: the kernel hands a valid context to the program.
+    unsafe { (*ctx).ingress_ifindex }
 }
 
 #[inline(always)]

@@ -21,10 +21,10 @@ use lb_common::{
     headers::{PROTOCOL_TCP, PROTOCOL_UDP},
     maps::{
         Backend, DEFAULT_SOURCE_WORDS, FlowRecord, LAYOUT_VERSION, MAX_NAT_SOURCES, Neighbour,
-        PORTS_PER_WORD, PeerLink, PeerLinks, PeerSwitch, Policy, PortPool, PortWord,
+        OwnLink, PORTS_PER_WORD, PeerLink, PeerLinks, PeerSwitch, Policy, PortPool, PortWord,
         SLOTS_PER_BUCKET, SPREAD, Service, ServiceKey, Settings, TraceConfig, TraceCounts,
-        TraceEvent, Traffic, first_choice, mode, policy, port_bit, port_word, service_flag, state,
-        ticks,
+        TraceEvent, Traffic, first_choice, mode, own_link, policy, port_bit, port_word,
+        service_flag, state, ticks,
     },
     verdict::Verdict,
 };
@@ -175,6 +175,7 @@ impl Bench {
     /// Forgets every flow and every change but the settings.
     pub fn reset(&mut self) {
         self.datapath.maps.flows.clear();
+        self.own_link(lan::ETH1, None);
         self.forgets_peers();
         let homes: Vec<_> = self
             .datapath
@@ -452,6 +453,20 @@ impl Bench {
 
     pub fn neighbour(&mut self, id: u32, neighbour: Neighbour) {
         self.datapath.maps.neighbours.set(id, neighbour, 0).unwrap();
+    }
+
+    /// Sets the link address of an interface, which XDP compares with the frames' destinations; `None`: unknown.
+    pub fn own_link(&mut self, interface: u32, address: Option<Mac>) {
+        let link = address.map(|address| OwnLink {
+            interface,
+            reserved: 0,
+            address: address.into(),
+        });
+        let maps = &mut self.datapath.maps;
+        let entry = own_link(interface);
+        maps.own_links
+            .set(entry, link.unwrap_or_default(), 0)
+            .unwrap();
     }
 
     /// Says by which interface alone an address comes; by 0, none.

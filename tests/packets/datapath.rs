@@ -15,9 +15,9 @@ use aya::{
 use lb_common::{
     address::V6,
     maps::{
-        Backend, Counter, DEFAULT_SOURCE_WORDS, FlowKey, Neighbour, PORTS_PER_WORD, PeerLinks,
-        PeerSwitch, Policy, PortPool, PortWord, SLOTS_PER_BUCKET, Service, ServiceKey, Settings,
-        TRACE_SECTION, TraceConfig, TraceCounts, Traffic, UnknownFlow, name,
+        Backend, Counter, DEFAULT_SOURCE_WORDS, FlowKey, Neighbour, OwnLink, PORTS_PER_WORD,
+        PeerLinks, PeerSwitch, Policy, PortPool, PortWord, SLOTS_PER_BUCKET, Service, ServiceKey,
+        Settings, TRACE_SECTION, TraceConfig, TraceCounts, Traffic, UnknownFlow, name,
     },
 };
 use memlb::datapath::Intake;
@@ -52,6 +52,7 @@ pub struct Maps {
     pub selection: Array<MapData, u32>,
     pub backends: Array<MapData, Backend>,
     pub neighbours: Array<MapData, Neighbour>,
+    pub own_links: Array<MapData, OwnLink>,
     pub homes: HashMap<MapData, [u8; 16], u32>,
     pub flows: Flows,
     pub handshakes: Handshakes,
@@ -297,6 +298,7 @@ impl Maps {
             selection: map(name::SELECTION).try_into()?,
             backends: map(name::BACKENDS).try_into()?,
             neighbours: map(name::NEIGHBOURS).try_into()?,
+            own_links: map(name::OWN_LINKS).try_into()?,
             homes: map(name::SOURCE_FILTER).try_into()?,
             flows: Flows {
                 v4: map(name::FLOWS).try_into()?,

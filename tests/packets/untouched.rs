@@ -10,7 +10,7 @@ use crate::{
     call::Call,
     frame::{ACK, CUSTOMER_TAG, Family, PSH, SERVICE_TAG, at, tagged, with},
     ipv4, ipv6,
-    lan::{CLIENT, MANAGER, OTHER_CLIENT, SERVICE_PORT, WORKER1},
+    lan::{CLIENT, ETH1, MANAGER, OTHER_CLIENT, SERVICE_PORT, WORKER1},
     outcome::Action,
     segment::Segment,
 };
@@ -267,9 +267,15 @@ fn contradicting_datagrams(datagrams: &Call) -> Vec<Row> {
     ]
 }
 
-#[packet_test(at_edge(Edge::Tc))]
+/// XDP leaves it to the TC program.
+#[packet_test(at_both_edges)]
 fn a_frame_to_another_station_is_not_for_us(bench: &mut Bench) {
     let call = bench.call(CLIENT, 40_000).connected(bench, WORKER1);
+    bench.own_link(ETH1, Some(MANAGER.mac));
+    let verdict = match bench.edge {
+        Edge::Tc => Verdict::NotForUs,
+        Edge::Xdp => Verdict::HandedOver,
+    };
     for segment in [
         call.syn(),
         call.ack(),
@@ -277,8 +283,9 @@ fn a_frame_to_another_station_is_not_for_us(bench: &mut Bench) {
         call.syn().in_udp(),
     ] {
         let frame = with(segment.frame(), at::DESTINATION_MAC, &OTHER_CLIENT.mac);
-        bench.receives(frame).passes(Verdict::NotForUs);
+        bench.receives(frame).passes(verdict);
     }
+    call.requests(bench, WORKER1, &call.ack());
 }
 
 #[packet_test(at_both_edges)]

@@ -63,6 +63,26 @@ pub mod mode {
     pub const ROUTED: u8 = 3;
 }
 
+/// Value of `own_links`, indexed by [`own_link`]: an interface with the XDP program, and its link address. XDP leaves
+/// frames to another station to the TC program, whose kernel marks them. An interface without an entry, whose `interface`
+/// is another one's, is not checked.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct OwnLink {
+    pub interface: u32,
+    pub reserved: u32,
+    pub address: Mac,
+}
+
+/// Entries of `own_links`.
+pub const OWN_LINKS: u32 = 256;
+
+/// The entry of an interface in `own_links`.
+#[inline(always)]
+pub fn own_link(interface: u32) -> u32 {
+    interface % OWN_LINKS
+}
+
 /// Value of `neighbours`, indexed by backend id: link addresses learned from the worker's replies.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -4,9 +4,9 @@ use core::fmt;
 
 use super::{
     Backend, Counter, DENIED_PREFIXES, DsrClient, Flow, FlowKey, Handshake, MAX_DSR_CLIENTS,
-    MAX_NEW_DSR_CLIENTS, MAX_TRANSLATIONS, NAT_SOURCES, Neighbour, OwnerTags, PEER_ADDRESSES,
-    PEER_INTERFACES, PORT_WORDS, PeerLinks, PeerSwitch, Policy, PortPair, PortPool, PortWord,
-    SOURCE_FILTER_ENTRIES, Service, ServiceKey, ServiceRefusals, Settings, TRACE_BYTES,
+    MAX_NEW_DSR_CLIENTS, MAX_TRANSLATIONS, NAT_SOURCES, Neighbour, OWN_LINKS, OwnLink, OwnerTags,
+    PEER_ADDRESSES, PEER_INTERFACES, PORT_WORDS, PeerLinks, PeerSwitch, Policy, PortPair, PortPool,
+    PortWord, SOURCE_FILTER_ENTRIES, Service, ServiceKey, ServiceRefusals, Settings, TRACE_BYTES,
     TraceConfig, TraceCounts, Traffic, Translation, UNKNOWN_CLIENT_BYTES, UNKNOWN_FLOW_ENTRIES,
     UnknownFlow, dsr_name, name,
 };
@@ -115,6 +115,7 @@ pub const MANAGER_MAPS: &[MapLayout] = &[
     MapLayout::array::<u32>(name::CHOICES),
     MapLayout::array::<Backend>(name::BACKENDS),
     MapLayout::array::<Neighbour>(name::NEIGHBOURS),
+    MapLayout::fixed_array::<OwnLink>(name::OWN_LINKS, OWN_LINKS),
     MapLayout::fixed_array::<u64>(name::PORTS, PORT_WORDS),
     MapLayout::new::<V6, u32>(
         name::SOURCE_FILTER,

@@ -16,7 +16,7 @@ mod ports;
 mod service;
 mod trace;
 
-pub use backend::{ALL_DIRECT, Backend, Neighbour, mode, state};
+pub use backend::{ALL_DIRECT, Backend, Neighbour, OWN_LINKS, OwnLink, mode, own_link, state};
 pub use counters::{Counter, ServiceRefusals, Traffic};
 pub use dsr::{
     DSR_LAYOUT_VERSION, DsrClient, MAX_DSR_CLIENTS, MAX_NEW_DSR_CLIENTS, MAX_TRANSLATIONS,
@@ -57,6 +57,7 @@ pub mod name {
     pub const CHOICES: &str = "choices";
     pub const BACKENDS: &str = "backends";
     pub const NEIGHBOURS: &str = "neighbours";
+    pub const OWN_LINKS: &str = "own_links";
     pub const SOURCE_FILTER: &str = "source_filter";
     pub const FLOWS: &str = "flows";
     pub const FLOWS6: &str = "flows6";
@@ -172,6 +173,7 @@ const _: () = {
     assert!(size_of::<PortWord>() == 16 && align_of::<PortWord>() == 8);
     assert!(size_of::<Backend>() == 96 && align_of::<Backend>() == 8);
     assert!(size_of::<Neighbour>() == 16);
+    assert!(size_of::<OwnLink>() == 16);
     assert!(size_of::<FlowKey>() == 16 && align_of::<FlowKey>() == 8);
     assert!(size_of::<FlowKey<V6>>() == 40 && align_of::<FlowKey<V6>>() == 8);
     assert!(size_of::<Flow>() == 64 && align_of::<Flow>() == 8);
@@ -208,6 +210,7 @@ mod pod {
         IntakeHeader,
         Mac,
         Neighbour,
+        OwnLink,
         PeerLinks,
         PeerSwitch,
         Policy,

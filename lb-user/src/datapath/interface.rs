@@ -1,6 +1,11 @@
 //! Network interfaces: index and present name.
 
-use nix::net::if_::{if_indextoname, if_nametoindex};
+use std::collections::HashMap;
+
+use nix::{
+    ifaddrs::getifaddrs,
+    net::if_::{if_indextoname, if_nametoindex},
+};
 
 /// An interface with its present name.
 #[derive(Debug, Clone, Copy)]
@@ -39,6 +44,19 @@ pub fn name_of(index: u32) -> Option<String> {
     let name = if_indextoname(index).ok()?.into_string().ok()?;
     // nix returns an empty name for the C library's null pointer.
     (!name.is_empty()).then_some(name)
+}
+
+/// Returns the link address of each interface, by the interface's present name.
+///
+/// # Errors
+///
+/// The kernel's error.
+pub fn link_addresses() -> nix::Result<HashMap<String, [u8; 6]>> {
+    let link = getifaddrs()?.filter_map(|it| {
+        let mac = it.address?.as_link_addr()?.addr()?;
+        Some((it.interface_name, mac))
+    });
+    Ok(link.collect())
 }
 
 #[cfg(test)]

@@ -30,6 +30,7 @@ pub(crate) mod named_map;
 mod netlink;
 mod netlink_query;
 mod object;
+mod own_links;
 mod peer;
 mod pins;
 mod pool_layout;
@@ -50,7 +51,7 @@ pub use deny_map::end_connections;
 pub use flows::{Connection, ConnectionState, read_connections};
 pub use foreign_programs::{ForeignPrograms, conflicts, foreign_programs};
 pub use interface::Interface;
-pub(crate) use interface::name_of;
+pub(crate) use interface::{link_addresses, name_of};
 pub use layout::LayoutError;
 pub use links::Links;
 pub use map_batch::lookup_batch;
@@ -79,7 +80,7 @@ use lb_core::{
     BackendId, CoreSettings, Event, Health, MapUpdate, Mode, ReplyCounters, ServiceId,
     ServiceSettings, TrafficCounters, WorkerRoute,
 };
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use crate::{
     addresses,
@@ -93,6 +94,7 @@ pub(crate) use clock::monotonic_ns;
 use deny_map::DenyMap;
 pub(crate) use family::{from_mapped, mapped};
 use foreign_programs::announced_conflict;
+use own_links::OwnLinks;
 pub(crate) use protocol::{protocol_number, protocol_of};
 use source_filter::expected_interfaces;
 use tables::{PersistentSettings, Tables};
@@ -107,6 +109,7 @@ pub struct Datapath {
     /// The workers' counters when they were read last.
     sampled: BTreeMap<BackendId, Traffic>,
     attachments: Attachments,
+    own_links: OwnLinks,
     pin_path: PathBuf,
     rollback: RollbackGuard,
     deny: DenyMap,
@@ -233,6 +236,8 @@ impl Datapath {
         for attachment in attachments.interfaces() {
             info!("{attachment}");
         }
+        let mut own_links = OwnLinks::from_ebpf(&mut ebpf)?;
+        own_links.update(attachments.interfaces())?;
         let backends = initial_backends(settings);
         Ok(Self {
             ebpf,
@@ -240,6 +245,7 @@ impl Datapath {
             backends,
             sampled: BTreeMap::new(),
             attachments,
+            own_links,
             pin_path,
             rollback,
             deny,
@@ -508,15 +514,16 @@ impl Datapath {
         for id in self.backends.keys().copied().collect::<Vec<_>>() {
             outcome = outcome.and(self.apply_route(id, routes));
         }
-        outcome.and(self.update_source_filter(routes))
+        outcome.and(self.update_source_filter())
     }
 
-    /// Writes the manager's own addresses, and the interfaces of the routes to workers.
-    fn update_source_filter(&mut self, routes: &Routes) -> Result<()> {
+    /// Writes the manager's own addresses, and the interfaces of the routes to all workers.
+    fn update_source_filter(&mut self) -> Result<()> {
         let own = addresses::sent_by_this_host_only()?;
-        self.tables
-            .source_filter
-            .replace(&expected_interfaces(&own, routes))
+        let workers = self.workers();
+        let routes = workers.map(|it| (it.address.ip(), it.route.clone()));
+        let expected = expected_interfaces(&own, &routes.collect());
+        self.tables.source_filter.replace(&expected)
     }
 
     /// Logs changed routes to workers.
@@ -572,7 +579,12 @@ impl Datapath {
 
     /// Attaches missing programs. Returns each change once.
     pub fn reconcile_attachments(&mut self) -> Vec<Event> {
-        self.attachments.reconcile(&mut self.ebpf)
+        let changes = self.attachments.reconcile(&mut self.ebpf);
+        // TC checks the frames of an interface with another link address.
+        if let Err(error) = self.own_links.update(self.attachments.interfaces()) {
+            debug!("{error:#}");
+        }
+        changes
     }
 
     /// The attachments to report.

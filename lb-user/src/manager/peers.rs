@@ -3,7 +3,6 @@
 use std::collections::HashMap;
 
 use anyhow::Result;
-use nix::ifaddrs::getifaddrs;
 use tokio::sync::{mpsc, watch};
 use tracing::warn;
 
@@ -14,7 +13,7 @@ use super::{
 };
 use crate::{
     config::Config,
-    datapath::{Datapath, PeerTables},
+    datapath::{Datapath, PeerTables, link_addresses},
     peer::{
         self, OrderExchange, OwnInterface, PeerListener, PeerSettings, Registers, Replication,
         Topology,
@@ -143,7 +142,10 @@ impl Manager {
 }
 
 fn topology(config: &Config, datapath: &Datapath, serving: u16) -> Topology {
-    let macs = link_addresses();
+    let macs = link_addresses().unwrap_or_else(|error| {
+        warn!("list the link addresses of this machine: {error}");
+        HashMap::new()
+    });
     let interface = |(name, index): (&str, Option<u32>)| OwnInterface {
         index: index.unwrap_or_default(),
         mac: macs.get(name).copied().unwrap_or_default().into(),
@@ -155,20 +157,4 @@ fn topology(config: &Config, datapath: &Datapath, serving: u16) -> Topology {
         digest: config.digest().0,
         serving,
     }
-}
-
-/// Returns the link address of each interface.
-fn link_addresses() -> HashMap<String, [u8; 6]> {
-    let interfaces = match getifaddrs() {
-        Ok(interfaces) => interfaces,
-        Err(error) => {
-            warn!("list the link addresses of this machine: {error}");
-            return HashMap::new();
-        }
-    };
-    let link = interfaces.filter_map(|it| {
-        let mac = it.address?.as_link_addr()?.addr()?;
-        Some((it.interface_name, mac))
-    });
-    link.collect()
 }
