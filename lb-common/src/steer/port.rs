@@ -13,8 +13,8 @@
 //!    handshake. If there is none: the port of the oldest handshake, or of the connection idle for longest of
 //!    a client that holds most ports.
 //!
-//! A search begins where the last one ended, so that a port rests for as long as possible. The bits are hints:
-//! [`inspect`] looks up whether a port is in use.
+//! A search begins where the last one ended, so that a port rests for as long as possible. After one that found none,
+//! there is no other before a packet releases a port. The bits are hints: [`inspect`] looks up whether a port is in use.
 
 use super::{
     Step, Tables, client,
