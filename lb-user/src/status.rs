@@ -1,7 +1,7 @@
 //! The status of a manager: the core's snapshot with the datapath's counters.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt,
     path::PathBuf,
     time::{Duration, SystemTime},
@@ -243,10 +243,13 @@ impl Status {
         let services = snapshot.services.into_iter();
         let services: Vec<ServiceStatus> = services.map(|it| it.map_backends(backend)).collect();
         let mut verdicts = with_owned_names(&stats.verdicts);
-        for BackendStatus { seen, traffic } in services.iter().flat_map(|service| &service.backends)
-        {
+        let backends = services.iter().flat_map(|service| &service.backends);
+        let fallbacks = backends.filter(|it| it.seen.name == MANAGER);
+        let fallbacks: BTreeSet<u32> = fallbacks.map(|it| it.seen.backend_id.0).collect();
+        // Also those of removed workers, because these counters never decrease.
+        for (id, traffic) in &stats.backends {
             let [to_backend, to_client, to_manager, from_manager] = FORWARDED;
-            let (inward, outward) = if seen.name == MANAGER {
+            let (inward, outward) = if fallbacks.contains(id) {
                 (to_manager, from_manager)
             } else {
                 (to_backend, to_client)
@@ -377,4 +380,57 @@ pub fn format_time(ms: u64) -> String {
 pub fn format_seconds(milliseconds: u64) -> String {
     let rounded = Duration::from_secs(milliseconds / 1000);
     humantime::format_duration(rounded).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use lb_core::Core;
+
+    use super::*;
+    use crate::config::{Config, Overrides, PinnedIds};
+
+    #[test]
+    fn packets_of_a_removed_worker_stay_in_the_counters_of_verdicts() {
+        let config = Config::example(&Overrides::default(), None).unwrap();
+        let now = Instant::now();
+        let core = Core::new(config.settings(&PinnedIds::default()), now);
+        let services = core.snapshot(now).services;
+        let backends = services[0].backends.iter();
+        let ids: Vec<u32> = backends.map(|it| it.backend_id.0).collect();
+        let fallback = services[0]
+            .backends
+            .iter()
+            .position(|it| it.name == MANAGER);
+        let traffic = |packets_in| BackendTraffic {
+            packets_in,
+            ..BackendTraffic::default()
+        };
+        let removed = ids.iter().max().unwrap() + 1;
+        let worker = ids[usize::from(fallback == Some(0))];
+        let counted = [
+            (worker, traffic(10)),
+            (ids[fallback.unwrap()], traffic(200)),
+            (removed, traffic(3000)),
+        ];
+        let stats = Stats {
+            backends: counted.into(),
+            ..Stats::default()
+        };
+        let snapshot = ManagerSnapshot {
+            uptime_ms: 0,
+            config_file: None,
+            interfaces: Vec::new(),
+            services,
+            kernel_selections: Vec::new(),
+            heartbeats: Heartbeats::default(),
+            denied_prefixes: 0,
+            sources: Vec::new(),
+        };
+        let verdicts = Status::new(snapshot, &stats).verdicts;
+        let packets = |verdict: Verdict| verdicts[verdict.name()].packets;
+        assert_eq!(packets(Verdict::ToBackend), 3010);
+        assert_eq!(packets(Verdict::ToManager), 200);
+    }
 }
