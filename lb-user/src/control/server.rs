@@ -14,7 +14,7 @@ use nix::{
     unistd::{Uid, User},
 };
 use tokio::{
-    io::{AsyncBufReadExt, AsyncReadExt, BufReader},
+    io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, BufReader},
     net::{UnixListener, UnixStream, unix::WriteHalf},
     sync::{Semaphore, broadcast::error::RecvError},
     task::spawn_blocking,
@@ -147,7 +147,7 @@ async fn serve_client(
         }) => match selector(filter, &manager).await {
             Ok(selector) => {
                 let stream = manager.event_stream();
-                return events(&mut writer, stream, limit, follow, &selector).await;
+                return events(&mut reader, &mut writer, stream, limit, follow, &selector).await;
             }
             Err(error) => Err(error),
         },
@@ -207,6 +207,7 @@ async fn selector(
 }
 
 async fn events(
+    reader: &mut (impl AsyncRead + Unpin),
     writer: &mut WriteHalf<'_>,
     stream: &EventStream,
     limit: Option<usize>,
@@ -227,7 +228,13 @@ async fn events(
         return Ok(());
     }
     loop {
-        match live.recv().await {
+        let mut rest = [0];
+        let entry = tokio::select! {
+            // A client sends nothing after its request: this is the end of the connection.
+            _ = reader.read(&mut rest) => return Ok(()),
+            entry = live.recv() => entry,
+        };
+        match entry {
             Ok(entry) if selector.matches(&entry) => send(writer, &line_of(&*entry)?).await?,
             Ok(_) => {}
             Err(RecvError::Lagged(count)) => {
@@ -261,6 +268,17 @@ mod tests {
         assert!(path.exists(), "a socket without a listener");
         drop(ControlServer::bind(&path).await.unwrap());
         assert!(!path.exists());
+    }
+
+    /// Otherwise it would occupy one of the connections until the next event.
+    #[tokio::test]
+    async fn a_client_that_follows_events_and_closes_the_connection_is_served_no_longer() {
+        let (client, mut stream) = UnixStream::pair().unwrap();
+        let (mut reader, mut writer) = stream.split();
+        let (published, selector) = (EventStream::default(), EventSelector::default());
+        let served = events(&mut reader, &mut writer, &published, None, true, &selector);
+        drop(client);
+        timeout(TIMEOUT, served).await.unwrap().unwrap();
     }
 
     #[test]
