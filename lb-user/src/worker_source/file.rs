@@ -35,25 +35,41 @@ pub fn read(path: &Path) -> Result<WorkerList> {
 pub async fn watch(mut source: SourceClient, path: &Path) {
     let mut ticks = interval(INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut seen = None;
-    let mut content = None;
+    let mut file = WatchedFile::default();
     loop {
         ticks.tick().await;
-        let version = version(path);
-        if content.is_none() || version.is_none() || version != seen {
-            content = Some(read(path).map_err(|error| format!("{error:#}")));
-            seen = version;
-        }
-        match &content {
-            Some(Ok(list)) => source.publish(list).await,
-            Some(Err(problem)) => source.report_problem(problem).await,
-            None => {}
+        match file.content(path) {
+            Ok(list) => source.publish(list).await,
+            Err(problem) => source.report_problem(problem).await,
         }
     }
 }
 
+/// A file's content, and the version that it was read from.
+#[derive(Debug, Default)]
+struct WatchedFile {
+    seen: Option<FileVersion>,
+    content: Option<Result<WorkerList, String>>,
+}
+
+impl WatchedFile {
+    /// Returns the content, or why there is none. Reads the file again if it has changed, or if it could not be read:
+    /// other permissions do not change the version.
+    fn content(&mut self, path: &Path) -> &Result<WorkerList, String> {
+        let version = version(path);
+        let is_current = version.is_some() && version == self.seen;
+        let known = self.content.take().filter(|it| is_current && it.is_ok());
+        self.seen = version;
+        let read = || read(path).map_err(|error| format!("{error:#}"));
+        self.content.insert(known.unwrap_or_else(read))
+    }
+}
+
+/// Inode, length and time of a file.
+type FileVersion = (u64, u64, i64, i64);
+
 /// Changes when the file is written or replaced.
-fn version(path: &Path) -> Option<(u64, u64, i64, i64)> {
+fn version(path: &Path) -> Option<FileVersion> {
     let metadata = fs::metadata(path).ok()?;
     Some((
         metadata.ino(),
@@ -108,6 +124,26 @@ mod tests {
                 "{text:?}"
             );
         }
+    }
+
+    #[test]
+    fn a_file_that_could_not_be_read_is_read_again_though_its_version_is_the_same() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("workers.toml");
+        let modified = std::time::SystemTime::UNIX_EPOCH + Duration::from_secs(1);
+        let write = |text: &str| {
+            fs::write(&path, text).unwrap();
+            let file = fs::File::options().write(true).open(&path).unwrap();
+            file.set_modified(modified).unwrap();
+        };
+        let mut file = WatchedFile::default();
+        write("workers = [}");
+        assert!(file.content(&path).is_err());
+        write("workers = []");
+        assert_eq!(file.content(&path), &Ok(WorkerList::default()));
+        // An unchanged file is not read.
+        write("workers = [}");
+        assert!(file.content(&path).is_ok());
     }
 
     #[test]
