@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::Context;
+use anyhow::{Context, bail, ensure};
 use lb_core::{AdminAction, AdminState, check_reason, counted, milliseconds};
 use memlb::{
     control::{AdminReply, ClientError, ControlClient, ErrorReply, Request},
@@ -322,7 +322,7 @@ async fn wait(
     let mut interrupts = signal(SignalKind::interrupt()).context("catch SIGINT")?;
     loop {
         let status: Status = client.request(&Request::Status).await?;
-        let left = connections(&status, target);
+        let left = connections(&status, target)?;
         let remaining = deadline.map(|deadline| deadline.saturating_sub(start.elapsed()));
         if left == 0 || remaining == Some(Duration::ZERO) {
             progress.clear();
@@ -479,14 +479,29 @@ fn silent_sentence(silent: &[SilentConnection]) -> String {
     )
 }
 
-fn connections(status: &Status, target: &WorkerSelector) -> u64 {
+/// Returns the number of the worker's connections.
+///
+/// # Errors
+///
+/// Says why the manager does not count them.
+fn connections(status: &Status, target: &WorkerSelector) -> anyhow::Result<u64> {
+    let worker = &target.worker;
+    if let Some(problem) = &status.counters_problem {
+        bail!("the connections of {worker} cannot be counted: {problem}");
+    }
     let wanted = |name: &str| target.service.as_deref().is_none_or(|it| it == name);
     let services = status.services.iter().filter(|it| wanted(&it.name));
-    services
-        .flat_map(|service| &service.backends)
-        .filter(|backend| backend.seen.name == target.worker)
-        .map(|backend| backend.traffic.flows + backend.traffic.half_open)
-        .sum()
+    let backends = services.flat_map(|service| &service.backends);
+    let backends = backends.filter(|backend| backend.seen.name == *worker);
+    let counts: Vec<u64> = backends
+        .map(|it| it.traffic.flows + it.traffic.half_open)
+        .collect();
+    ensure!(
+        !counts.is_empty(),
+        "{worker} is no longer configured, so that its connections are not counted; open ones continue, and `memlb \
+         flows` lists them as those of a removed worker"
+    );
+    Ok(counts.iter().sum())
 }
 
 fn finish(remote: &Remote, ordered: AdminReply, left: Option<u64>, terminated: bool) -> CliResult {
@@ -528,6 +543,29 @@ mod tests {
                 "{text}"
             );
         }
+    }
+
+    #[test]
+    fn connections_that_the_manager_does_not_count_are_not_none() {
+        let mut status = crate::cli::top::tests::status(2, 0, Instant::now());
+        let target = WorkerSelector::in_all_services("worker1".to_owned(), None);
+        let backends = &mut status.services[0].backends;
+        let place = backends.iter().position(|it| it.seen.name == "worker1");
+        let worker = &mut backends[place.unwrap()].traffic;
+        (worker.flows, worker.half_open) = (3, 1);
+        assert_eq!(connections(&status, &target).unwrap(), 4);
+
+        status.counters_problem = Some("they have layout 4".to_owned());
+        let said = connections(&status, &target).unwrap_err().to_string();
+        assert!(
+            said.contains("cannot be counted: they have layout 4"),
+            "{said}"
+        );
+
+        status.counters_problem = None;
+        status.services[0].backends.remove(place.unwrap());
+        let said = connections(&status, &target).unwrap_err().to_string();
+        assert!(said.contains("worker1 is no longer configured"), "{said}");
     }
 
     #[test]
