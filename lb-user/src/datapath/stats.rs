@@ -192,23 +192,32 @@ impl Stats {
             }
         }
 
-        let longest = clock.settings.half_open_idle_ns;
-        let mut present = 0;
-        for handshake in half_open.iter().filter_map(Result::ok) {
-            let idle = clock.now_ns.saturating_sub(handshake.syn_ns);
-            if handshake.is_valid() && idle <= longest {
-                present += 1;
-                self.occupied.insert(handshake.backend);
-                let backend = self.backends.entry(handshake.backend).or_default();
-                backend.half_open += 1;
-            }
-        }
+        let handshakes = half_open.iter().filter_map(Result::ok);
+        let present = handshakes
+            .filter(|it| self.add_handshake(it, clock))
+            .count();
         let fill = MapFill {
-            entries: present,
+            entries: present as u64,
             capacity: half_open.len().into(),
         };
         self.maps.insert(A::HALF_OPEN, fill);
         Ok(())
+    }
+
+    /// Adds a handshake to its backend; returns whether it counts as half open. In mode `dsr`, one that is acknowledged
+    /// may be an idle connection, which keeps its backend occupied for longer.
+    fn add_handshake<A: Family>(&mut self, handshake: &Handshake<A>, clock: &FlowClock) -> bool {
+        if !handshake.is_valid() || !clock.is_pending(handshake) {
+            return false;
+        }
+        self.occupied.insert(handshake.backend);
+        let idle_ns = clock.now_ns.saturating_sub(handshake.syn_ns);
+        let is_half_open = idle_ns <= clock.settings.half_open_idle_ns;
+        if is_half_open {
+            let backend = self.backends.entry(handshake.backend).or_default();
+            backend.half_open += 1;
+        }
+        is_half_open
     }
 }
 
@@ -223,4 +232,43 @@ fn nat_ports(settings: &Settings, backend: &Backend) -> u64 {
         settings.nat_sources,
         is_ipv4,
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use lb_common::maps::progress;
+
+    use super::*;
+
+    #[test]
+    fn idle_connection_of_mode_dsr_whose_handshake_was_acknowledged_occupies_its_backend() {
+        let clock = FlowClock {
+            now_ns: 100_000_000_000,
+            settings: Settings {
+                half_open_idle_ns: 30_000_000_000,
+                established_idle_ns: 3_600_000_000_000,
+                ..Settings::default()
+            },
+        };
+        let handshake = |backend, age_s: u64, progress| {
+            let mut handshake = Handshake::<V4> {
+                backend,
+                syn_ns: clock.now_ns - age_s * 1_000_000_000,
+                progress,
+                ..Handshake::FREE
+            };
+            handshake.integrity_tag = handshake.compute_integrity_tag();
+            handshake
+        };
+        let mut stats = Stats::default();
+        let half_open = [
+            handshake(1, 29, progress::NONE),
+            handshake(2, 31, progress::NONE),
+            handshake(3, 31, progress::CLIENT),
+        ]
+        .map(|it| stats.add_handshake(&it, &clock));
+        assert_eq!(half_open, [true, false, false]);
+        assert_eq!(stats.occupied, BTreeSet::from([1, 3]));
+        assert_eq!(stats.backends.len(), 1);
+    }
 }
