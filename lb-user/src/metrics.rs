@@ -1,10 +1,11 @@
 //! Counters and histograms of the manager's task, for `/metrics`.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use lb_core::{Event, Health};
 use prometheus::{
-    Histogram, HistogramOpts, IntCounter, IntCounterVec, Opts, Registry, proto::MetricFamily,
+    Histogram, HistogramOpts, IntCounter, IntCounterVec, Opts, Registry, core::Collector,
+    proto::MetricFamily,
 };
 use serde::Serialize;
 use serde_json::Value;
@@ -190,6 +191,23 @@ impl Metrics {
         self.map_write_failures.inc();
     }
 
+    /// Removes the counters of other workers.
+    pub fn retain_workers(&self, is_configured: impl Fn(&str) -> bool) {
+        for family in self.state_changes.collect() {
+            let workers = family.get_metric().iter().flat_map(|it| it.get_label());
+            let workers = workers.filter(|it| it.name() == "worker");
+            let workers: BTreeSet<&str> = workers.map(|it| it.value()).collect();
+            for worker in workers.into_iter().filter(|it| !is_configured(it)) {
+                for state in STATES {
+                    // It may never have been in this state.
+                    _ = self
+                        .state_changes
+                        .remove_label_values(&[worker, state.name()]);
+                }
+            }
+        }
+    }
+
     pub fn gather(&self) -> Vec<MetricFamily> {
         self.registry.gather()
     }
@@ -237,5 +255,27 @@ mod tests {
         ] {
             assert!(text.lines().any(|seen| seen == line), "no {line} in {text}");
         }
+    }
+
+    #[test]
+    fn counters_of_removed_workers_are_removed() {
+        let config = Config::example(&Overrides::default(), None).unwrap();
+        let metrics = Metrics::new(&config).unwrap();
+        metrics.count(&Event::WorkerUnhealthy {
+            worker: "joined".to_owned(),
+            was: Health::Up,
+            expected: false,
+        });
+        metrics.retain_workers(|worker| worker != "worker1");
+        let workers = |name: &str| {
+            let families = metrics.state_changes.collect();
+            let metrics = families.iter().flat_map(|it| it.get_metric());
+            let labels = metrics.flat_map(|it| it.get_label());
+            labels.filter(|it| it.value() == name).count()
+        };
+        assert_eq!(workers("worker1"), 0);
+        assert_eq!((workers("worker2"), workers("joined")), (STATES.len(), 1));
+        metrics.retain_workers(|worker| worker == "worker2");
+        assert_eq!((workers("worker2"), workers("joined")), (STATES.len(), 0));
     }
 }

@@ -188,6 +188,7 @@ impl Manager {
         let is_configured = |worker: &str| self.core.has_worker(worker);
         self.receiver.retain_workers(is_configured);
         self.connection_lookup.retain_agents(is_configured);
+        self.emitter.metrics.retain_workers(is_configured);
         self.apply_outputs();
         if let Err(error) = self.datapath.publish_services(&settings) {
             self.map_write_failed(&error);
