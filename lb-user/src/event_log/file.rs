@@ -36,11 +36,12 @@ impl LogFile {
     }
 
     pub(super) fn write(&mut self, line: &[u8]) -> Result<()> {
-        if self.bytes >= ROTATE_AT_BYTES {
-            self.rotate()?;
-        }
+        // First, because another writer may have rotated a file that was closed.
         if self.file.is_none() {
             self.reopen()?;
+        }
+        if self.bytes >= ROTATE_AT_BYTES {
+            self.rotate()?;
         }
         let file = self.file.as_mut().context("no file")?;
         if let Err(error) = file.write_all(line) {
@@ -94,6 +95,22 @@ mod tests {
             assert_eq!(fs::read_to_string(&path).unwrap(), lines[1]);
         }
         assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 2);
+    }
+
+    #[test]
+    fn a_log_that_the_former_writer_has_rotated_is_not_rotated_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("events.jsonl");
+        let mut former = LogFile::open(&path).unwrap();
+        let mut next = LogFile::open(&path).unwrap();
+        former.write(b"first\n").unwrap();
+        (former.bytes, next.bytes) = (ROTATE_AT_BYTES, ROTATE_AT_BYTES);
+        former.write(b"second\n").unwrap();
+        next.close();
+        next.write(b"third\n").unwrap();
+        let old = fs::read_to_string(directory.path().join("events.jsonl.1")).unwrap();
+        assert_eq!(old, "first\n");
+        assert_eq!(fs::read_to_string(&path).unwrap(), "second\nthird\n");
     }
 
     #[test]
