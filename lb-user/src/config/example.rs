@@ -193,6 +193,23 @@ mod tests {
         }
     }
 
+    #[test]
+    fn unusual_characters_of_a_path_are_written_as_toml() {
+        let parse = |text: &str| Config::parse(text, "memlb.toml", &Overrides::default(), None);
+        let mut config = parse(Config::example_text()).unwrap();
+        for name in [
+            "cafe\u{301}",
+            "a\u{200b}b",
+            "a\u{0}\u{1b}\u{7f}\u{85}b",
+            "a\"b\\c",
+            "\u{301}",
+        ] {
+            config.manager.event_log = Some(format!("/var/log/{name}").into());
+            let text = config.to_toml();
+            assert_eq!(parse(&text).as_ref(), Ok(&config), "{text}");
+        }
+    }
+
     /// Run with MEMLB_UPDATE=1 to write the file.
     #[test]
     fn the_example_file_follows_from_the_declaration() {

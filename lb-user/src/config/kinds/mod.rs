@@ -63,8 +63,19 @@ pub(super) trait Kind {
     }
 }
 
+/// Returns a text as a string of TOML, whose escapes differ from those of Rust.
 fn quoted(text: impl AsRef<str>) -> String {
-    format!("{:?}", text.as_ref())
+    let mut quoted = String::from('"');
+    for character in text.as_ref().chars() {
+        match character {
+            '"' | '\\' => quoted.extend(['\\', character]),
+            _ if character.is_control() => {
+                quoted += &format!("\\u{:04X}", u32::from(character));
+            }
+            _ => quoted.push(character),
+        }
+    }
+    quoted + "\""
 }
 
 pub(super) fn list<T: ToString>(items: &[T]) -> String {
