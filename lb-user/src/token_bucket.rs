@@ -1,6 +1,9 @@
 //! A token bucket: limits a rate, and allows bursts.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+/// In a second.
+const NANOSECONDS: u128 = 1_000_000_000;
 
 /// Tokens that fill up steadily.
 #[derive(Debug, Clone)]
@@ -36,13 +39,39 @@ impl TokenBucket {
 
     /// Returns the number of tokens.
     pub fn left(&mut self, now: Instant) -> u32 {
-        let waited = now.saturating_duration_since(self.filled).as_millis();
-        let gained = waited * u128::from(self.per_second) / 1_000;
+        let waited = now.saturating_duration_since(self.filled).as_nanos();
+        let per_second = u128::from(self.per_second);
+        let gained = waited * per_second / NANOSECONDS;
         if gained > 0 {
+            // The rest of the time counts towards the next token.
+            let rest = waited * per_second % NANOSECONDS / per_second;
+            let rest = Duration::from_nanos(u64::try_from(rest).unwrap_or(0));
             let gained = u32::try_from(gained).unwrap_or(self.burst);
             self.left = self.left.saturating_add(gained).min(self.burst);
-            self.filled = now;
+            self.filled = now.checked_sub(rest).unwrap_or(now);
         }
         self.left
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fills_at_its_rate_however_often_it_is_read() {
+        let start = Instant::now();
+        for interval_us in [900, 1_700, 9_900] {
+            let mut bucket = TokenBucket::with_burst(200, 1_000, start);
+            assert!(bucket.try_acquire(1_000, start));
+            let mut left = 0;
+            for at_us in (0..=1_000_000).step_by(interval_us) {
+                left = bucket.left(start + Duration::from_micros(at_us as u64));
+            }
+            assert!(
+                (198..=200).contains(&left),
+                "every {interval_us} us: {left}"
+            );
+        }
     }
 }
