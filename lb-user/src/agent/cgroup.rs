@@ -35,11 +35,19 @@ impl Cgroup {
             .or_else(|_| path.strip_prefix("/"))
             .ok()?;
         let directory = mount.mount_point.join(below);
-        Self::from(if directory.is_dir() {
-            directory
+        Self::nearest(if directory.is_dir() {
+            &directory
         } else {
-            mount.mount_point
+            &mount.mount_point
         })
+    }
+
+    /// Returns the cgroup at `directory`, or the nearest one above it with a memory controller. One without it is under
+    /// the limits of those above it.
+    fn nearest(directory: &Path) -> Option<Self> {
+        directory
+            .ancestors()
+            .find_map(|it| Self::from(it.to_owned()))
     }
 
     /// Returns the cgroup at `directory`.
@@ -104,6 +112,23 @@ mod tests {
         fs::write(directory.join("memory.current"), format!("{current}\n")).unwrap();
         let stat = format!("anon 5\nfile 9\ninactive_anon 1\ninactive_file {inactive_file}\n");
         fs::write(directory.join("memory.stat"), stat).unwrap();
+    }
+
+    #[test]
+    fn limit_above_a_cgroup_without_memory_controller_counts() {
+        let root = tempfile::tempdir().unwrap();
+        let unit = root.path().join("agent.service");
+        write(&unit, "1000", 500, 50);
+        let part = unit.join("part");
+        fs::create_dir(&part).unwrap();
+        let (directory, memory) = {
+            let cgroup = Cgroup::nearest(&part).unwrap();
+            let (directory, memory) = cgroup.tightest().unwrap();
+            (directory.to_owned(), memory)
+        };
+        assert_eq!((directory, memory.limit_bytes), (unit, 1000));
+        assert!(Cgroup::at(&part).is_err());
+        assert!(Cgroup::nearest(root.path()).is_none());
     }
 
     #[test]
