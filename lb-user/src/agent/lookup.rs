@@ -97,10 +97,14 @@ async fn look_up(name: &str) -> Result<SocketAddr> {
         .context("no answer to the lookup of its name")?
         .context("look up its name")?
         .collect();
+    preferred_address(&found).context("its name has no address")
+}
+
+/// Returns the address of a name to which the agent sends.
+pub fn preferred_address(found: &[SocketAddr]) -> Option<SocketAddr> {
     // A manager listens on IPv4 by default.
     let ipv4 = found.iter().find(|address| address.is_ipv4());
-    let address = ipv4.or(found.first());
-    address.copied().context("its name has no address")
+    ipv4.or(found.first()).copied()
 }
 
 #[cfg(test)]

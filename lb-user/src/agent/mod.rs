@@ -28,6 +28,7 @@ use crate::{
 };
 pub use announcement::announce_pause;
 pub use check::{CheckTarget, HealthCheck, parse_status};
+pub use lookup::preferred_address;
 pub use manager::{PORT, with_port};
 pub use memory::{MemorySources, memory_now};
 

@@ -146,10 +146,16 @@ async fn manager(name: &str, worker: &ExaminedAgent, key: Option<&Key>) -> Exami
 
 async fn resolve(name: &str) -> Result<SocketAddr, String> {
     let found = timeout(LOOKUP_TIMEOUT, lookup_host(name)).await;
-    let mut found = found
+    let found = found
         .map_err(|_| "no answer to the lookup of its name".to_owned())?
         .map_err(|error| error.to_string())?;
-    found.next().ok_or("its name has no address".to_owned())
+    address_of_agent(found)
+}
+
+/// Returns that of the found addresses to which the agent sends its heartbeats.
+fn address_of_agent(found: impl Iterator<Item = SocketAddr>) -> Result<SocketAddr, String> {
+    let found: Vec<SocketAddr> = found.collect();
+    agent::preferred_address(&found).ok_or("its name has no address".to_owned())
 }
 
 /// Sends pings, which a manager answers but does not accept as heartbeats.
@@ -435,6 +441,14 @@ mod tests {
             managers: vec![manager],
         };
         findings(&worker(), &facts)
+    }
+
+    #[test]
+    fn examines_the_address_to_which_the_agent_sends() {
+        let [v4, v6] = ["192.0.2.1:9999", "[2001:db8::1]:9999"].map(|it| it.parse().unwrap());
+        assert_eq!(address_of_agent([v6, v4].into_iter()), Ok(v4));
+        assert_eq!(address_of_agent([v6].into_iter()), Ok(v6));
+        assert!(address_of_agent([].into_iter()).is_err());
     }
 
     #[test]
