@@ -14,7 +14,7 @@ use nix::{
     unistd::{Uid, User},
 };
 use tokio::{
-    io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, BufReader},
+    io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, BufReader, Interest},
     net::{UnixListener, UnixStream, unix::WriteHalf},
     sync::{Semaphore, broadcast::error::RecvError},
     task::spawn_blocking,
@@ -227,11 +227,19 @@ async fn events(
     if !follow {
         return Ok(());
     }
+    let mut may_read = true;
     loop {
         let mut rest = [0];
         let entry = tokio::select! {
-            // A client sends nothing after its request: this is the end of the connection.
-            _ = reader.read(&mut rest) => return Ok(()),
+            // A client sends nothing after its request. It may close its own direction only.
+            _ = reader.read(&mut rest), if may_read => {
+                let state = writer.as_ref().ready(Interest::WRITABLE).await?;
+                if state.is_write_closed() {
+                    return Ok(());
+                }
+                may_read = false;
+                continue;
+            }
             entry = live.recv() => entry,
         };
         match entry {
@@ -247,6 +255,8 @@ async fn events(
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::AsyncWriteExt;
+
     use super::*;
 
     #[tokio::test]
@@ -279,6 +289,16 @@ mod tests {
         let served = events(&mut reader, &mut writer, &published, None, true, &selector);
         drop(client);
         timeout(TIMEOUT, served).await.unwrap().unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_client_that_follows_events_and_closes_its_own_direction_is_served() {
+        let (mut client, mut stream) = UnixStream::pair().unwrap();
+        let (mut reader, mut writer) = stream.split();
+        let (published, selector) = (EventStream::default(), EventSelector::default());
+        let served = events(&mut reader, &mut writer, &published, None, true, &selector);
+        client.shutdown().await.unwrap();
+        assert!(timeout(Duration::from_millis(200), served).await.is_err());
     }
 
     #[test]
